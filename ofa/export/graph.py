@@ -1,0 +1,156 @@
+"""A plain network as an ONNX graph: traced by torch.fx, batch norm folded, one small function per operator.
+
+Written directly, since it takes milliseconds where torch.onnx.export takes seconds (3 s and more for each net), and keeps
+the global pools whole, for which ONNX Runtime has int8 kernels.  C, H, W: channels and sides of the input.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from torch import fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from ofa.errors import UserError
+
+OPSET = 17
+IR_VERSION = 8
+INPUT, OUTPUT = "input", "output"
+
+
+class Writer:
+    """Nodes and weights gathered so far; every `emit` and `weight` returns the name of the tensor it made."""
+
+    def __init__(self) -> None:
+        self.nodes: list[onnx.NodeProto] = []
+        self.weights: list[onnx.TensorProto] = []
+
+    def emit(self, op: str, name: str, *inputs: str, **attributes: Any) -> str:
+        """Add one node, whose only output carries its name."""
+        self.nodes.append(helper.make_node(op, list(inputs), [name], name=name, **attributes))
+        return name
+
+    def weight(self, name: str, value: torch.Tensor) -> str:
+        """Add one constant."""
+        self.weights.append(numpy_helper.from_array(np.ascontiguousarray(value.detach().cpu().numpy()), name))
+        return name
+
+
+def _conv(w: Writer, name: str, m: nn.Conv2d, x: str) -> str:
+    if isinstance(m.padding, str) or m.padding_mode != "zeros":
+        raise UserError(f"{name} pads by {m.padding!r} ({m.padding_mode}); ONNX export needs zeros and numbers")
+    tensors = [w.weight(f"{name}.{key}", value) for key, value in m.named_parameters()]
+    sizes = {"kernel_shape": m.kernel_size, "strides": m.stride, "dilations": m.dilation, "pads": m.padding * 2}
+    return w.emit("Conv", name, x, *tensors, group=m.groups, **sizes)
+
+
+def _linear(w: Writer, name: str, m: nn.Linear, x: str) -> str:
+    tensors = [w.weight(f"{name}.{key}", value) for key, value in m.named_parameters()]
+    return w.emit("Gemm", name, x, *tensors, transB=1)
+
+
+def _pool(w: Writer, name: str, m: nn.AdaptiveAvgPool2d, x: str) -> str:
+    if m.output_size not in (1, (1, 1)):
+        raise UserError(f"{name} pools to {m.output_size}; only global pools (1) can be exported")
+    return w.emit("GlobalAveragePool", name, x)
+
+
+def _relu6(w: Writer, name: str, m: nn.ReLU6, x: str) -> str:
+    limits = [w.weight(f"{name}.{key}", torch.tensor(value)) for key, value in (("low", 0.0), ("high", 6.0))]
+    return w.emit("Clip", name, x, *limits)
+
+
+def _flatten(w: Writer, name: str, x: str, start: int = 0, end: int = -1) -> str:
+    if (start, end) != (1, -1):
+        raise UserError(f"{name} flattens dimensions {start} to {end}; only 1 to -1 can be exported")
+    return w.emit("Flatten", name, x)
+
+
+MODULES: dict[type, Callable[..., str]] = {
+    nn.Conv2d: _conv,
+    nn.Linear: _linear,
+    nn.AdaptiveAvgPool2d: _pool,
+    nn.ReLU: lambda w, name, m, x: w.emit("Relu", name, x),
+    nn.ReLU6: _relu6,
+    nn.Hardswish: lambda w, name, m, x: w.emit("HardSwish", name, x),
+    nn.Hardsigmoid: lambda w, name, m, x: w.emit("HardSigmoid", name, x, alpha=1 / 6, beta=0.5),
+    nn.Flatten: lambda w, name, m, x: _flatten(w, name, x, m.start_dim, m.end_dim),
+    nn.Identity: lambda w, name, m, x: x,
+    nn.Dropout: lambda w, name, m, x: x,
+}
+FUNCTIONS: dict[Any, Callable[..., str]] = {
+    operator.add: lambda w, name, a, b: w.emit("Add", name, a, b),
+    operator.mul: lambda w, name, a, b: w.emit("Mul", name, a, b),
+    torch.flatten: _flatten,
+    "flatten": _flatten,
+}
+
+
+def onnx_model(net: nn.Module, shape: tuple[int, int, int]) -> onnx.ModelProto:
+    """The network in evaluation mode as ONNX: input "input" (batch, *shape), output "output" (batch, classes), float32.
+
+    net: modules of `MODULES` joined by `FUNCTIONS`; batch norm must follow a convolution, which takes it in.
+    Raises UserError, naming it, for any other operator.
+    """
+    traced = fx.symbolic_trace(net)
+    modules = _fold_batch_norms(traced)
+    writer, names = Writer(), {}
+    for node in traced.graph.nodes:
+        if node.op == "placeholder":
+            names[node] = INPUT
+        elif node.op == "output":
+            writer.emit("Identity", OUTPUT, names[node.args[0]])
+        else:
+            args = [names[a] if isinstance(a, fx.Node) else a for a in node.args]
+            names[node] = _emit(writer, node, modules, args)
+    return _model(writer, shape, classes=_width(writer))
+
+
+def _emit(writer: Writer, node: fx.Node, modules: dict[str, nn.Module], args: list[Any]) -> str:
+    if node.op == "call_module":
+        module = modules[str(node.target)]
+        emit, what = MODULES.get(type(module)), type(module).__name__
+        args = [module, *args]
+    else:
+        emit, what = FUNCTIONS.get(node.target), str(node.target)
+    if emit is None:
+        known = ", ".join(sorted(kind.__name__ for kind in MODULES))
+        raise UserError(f"{node.name} is a {what}, which cannot be exported; use {known}, add, multiply, flatten")
+    return emit(writer, node.name, *args, **node.kwargs)
+
+
+def _fold_batch_norms(traced: fx.GraphModule) -> dict[str, nn.Module]:
+    """Modules by name, in which each convolution has taken in the batch norm behind it, now an Identity."""
+    modules = dict(traced.named_modules())
+    for node in traced.graph.nodes:
+        bn = modules.get(str(node.target))
+        if node.op != "call_module" or not isinstance(bn, nn.BatchNorm2d):
+            continue
+        before = node.args[0]
+        conv = modules.get(str(before.target))
+        if isinstance(conv, nn.Conv2d) and len(before.users) == 1:
+            modules[str(before.target)] = fuse_conv_bn_eval(conv.eval(), bn.eval())
+            modules[str(node.target)] = nn.Identity()
+    return modules
+
+
+def _width(writer: Writer) -> int:
+    """Channels that the last layer with weights gives."""
+    last = next(node for node in reversed(writer.nodes) if node.op_type in ("Conv", "Gemm"))
+    return next(tensor.dims[0] for tensor in writer.weights if tensor.name == last.input[1])
+
+
+def _model(writer: Writer, shape: tuple[int, int, int], classes: int) -> onnx.ModelProto:
+    image = helper.make_tensor_value_info(INPUT, TensorProto.FLOAT, ["batch", *shape])
+    logits = helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, ["batch", classes])
+    graph = helper.make_graph(writer.nodes, "network", [image], [logits], writer.weights)
+    opsets = [helper.make_opsetid("", OPSET)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="ofa-nas")
+    onnx.checker.check_model(model, full_check=True)
+    return model

@@ -1,0 +1,154 @@
+"""Elastic layers: each holds the weights of its largest form and runs as whatever a Unit asks for.
+
+N images, C channels, H x H pixels, K kernel size.  Nothing is written by forward.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ofa.spec import Unit
+from ofa.static import ConvBN, SqueezeExcite, activation
+
+
+def crop_kernel(weight: Tensor, size: int, stride: int) -> Tensor:
+    """Taps of a kernel (C, 1, K, K) that an image of `size` pixels can reach.
+
+    At stride 1 a tap further than size - 1 from the centre only ever meets padding, so leaving it out is exact.
+    """
+    radius = weight.shape[-1] // 2
+    cut = radius - min(radius, max(size - 1, 0)) if stride == 1 else 0
+    return weight[:, :, cut : weight.shape[-1] - cut, cut : weight.shape[-1] - cut] if cut else weight
+
+
+class ElasticBatchNorm(nn.Module):
+    """Batch norm over the first C of its channels.
+
+    Training normalises by the batch and keeps no statistics, since those of one subnet are wrong for the next;
+    evaluation uses the stored ones, as of an imported checkpoint.  Extracted nets get their own.
+    """
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
+        self.running_mean: Tensor
+        self.running_var: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        c = x.shape[1]
+        weight, bias = self.weight[:c], self.bias[:c]
+        if self.training:
+            return F.batch_norm(x, None, None, weight, bias, True)
+        return F.batch_norm(x, self.running_mean[:c], self.running_var[:c], weight, bias)
+
+    def copy_to(self, bn: nn.BatchNorm2d) -> None:
+        """Copy the leading channels into a plain batch norm."""
+        for name in ("weight", "bias", "running_mean", "running_var"):
+            target = getattr(bn, name)
+            target.data.copy_(getattr(self, name)[: len(target)])
+        assert bn.num_batches_tracked is not None
+        bn.num_batches_tracked.zero_()
+
+
+class ElasticConv(nn.Module):
+    """Convolution over the first channels in and out, with optional batch norm and activation."""
+
+    def __init__(self, unit: Unit, *, act: str | None = None):
+        super().__init__()
+        self.conv = nn.Conv2d(unit.cin, unit.cout, unit.kernel, unit.stride, unit.kernel // 2, bias=False)
+        self.bn = ElasticBatchNorm(unit.cout) if unit.bn else nn.Identity()
+        self.act = activation(unit.act if act is None else act)
+
+    def forward(self, x: Tensor, cout: int) -> Tensor:
+        weight = self.conv.weight[:cout, : x.shape[1]]
+        return self.act(self.bn(F.conv2d(x, weight, None, self.conv.stride, self.conv.padding)))
+
+    def copy_to(self, plain: ConvBN) -> None:
+        """Copy the leading channels into a plain convolution."""
+        cout, cin = plain.conv.weight.shape[:2]
+        plain.conv.weight.data.copy_(self.conv.weight[:cout, :cin])
+        if isinstance(self.bn, ElasticBatchNorm):
+            assert isinstance(plain.bn, nn.BatchNorm2d)
+            self.bn.copy_to(plain.bn)
+
+
+class ElasticDepthwise(nn.Module):
+    """Depthwise convolution of elastic width and kernel.
+
+    A smaller kernel is the centre of the next larger one times a learned matrix, shared by all channels of the layer and
+    the identity at first (Cai et al. 2020, sec. 3.3).
+    """
+
+    def __init__(self, unit: Unit, kernels: tuple[int, ...]):
+        super().__init__()
+        self.kernels, self.stride = tuple(sorted(kernels)), unit.stride
+        self.weight = nn.Parameter(torch.empty(unit.mid, 1, unit.kernel, unit.kernel))
+        nn.init.kaiming_normal_(self.weight, mode="fan_out")
+        self.transforms = nn.ParameterDict({str(k): nn.Parameter(torch.eye(k * k)) for k in self.kernels[:-1]})
+        self.bn = ElasticBatchNorm(unit.mid)
+        self.act = activation(unit.act)
+
+    def kernel(self, channels: int, kernel: int) -> Tensor:
+        """The weights (channels, 1, kernel, kernel) of a smaller layer."""
+        weight = self.weight[:channels]
+        for smaller in reversed(self.kernels[:-1]):
+            if smaller < kernel:
+                break
+            cut = (weight.shape[-1] - smaller) // 2
+            centre = weight[:, :, cut : cut + smaller, cut : cut + smaller].reshape(channels, -1)
+            weight = F.linear(centre, self.transforms[str(smaller)]).view(channels, 1, smaller, smaller)
+        return weight
+
+    def forward(self, x: Tensor, kernel: int) -> Tensor:
+        weight = crop_kernel(self.kernel(x.shape[1], kernel), min(x.shape[-2:]), self.stride)
+        return self.act(self.bn(F.conv2d(x, weight, None, self.stride, weight.shape[-1] // 2, groups=x.shape[1])))
+
+    def copy_to(self, plain: ConvBN) -> None:
+        """Copy the transformed kernels of the leading channels into a plain depthwise convolution."""
+        channels, _, kernel, _ = plain.conv.weight.shape
+        plain.conv.weight.data.copy_(self.kernel(channels, kernel))
+        assert isinstance(plain.bn, nn.BatchNorm2d)
+        self.bn.copy_to(plain.bn)
+
+
+class ElasticSE(nn.Module):
+    """Squeeze-excite over the first channels."""
+
+    def __init__(self, unit: Unit):
+        super().__init__()
+        self.reduce, self.expand = nn.Conv2d(unit.mid, unit.se, 1), nn.Conv2d(unit.se, unit.mid, 1)
+
+    def forward(self, x: Tensor, reduced: int) -> Tensor:
+        c = x.shape[1]
+        y = x.mean((2, 3), keepdim=True)
+        y = F.relu(F.conv2d(y, self.reduce.weight[:reduced, :c], self.reduce.bias[:reduced]))  # type: ignore[index]
+        return x * F.hardsigmoid(F.conv2d(y, self.expand.weight[:c, :reduced], self.expand.bias[:c]))  # type: ignore[index]
+
+    def copy_to(self, plain: SqueezeExcite) -> None:
+        """Copy the leading channels into a plain squeeze-excite."""
+        for mine, other in ((self.reduce, plain.reduce), (self.expand, plain.expand)):
+            cout, cin = other.weight.shape[:2]
+            other.weight.data.copy_(mine.weight[:cout, :cin])
+            assert mine.bias is not None and other.bias is not None
+            other.bias.data.copy_(mine.bias[:cout])
+
+
+class ElasticLinear(nn.Module):
+    """The classifier over the first features."""
+
+    def __init__(self, unit: Unit):
+        super().__init__()
+        self.linear = nn.Linear(unit.cin, unit.cout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.flatten(1)
+        return F.linear(x, self.linear.weight[:, : x.shape[1]], self.linear.bias)
+
+    def copy_to(self, plain: nn.Linear) -> None:
+        """Copy the leading features into a plain linear layer."""
+        plain.weight.data.copy_(self.linear.weight[:, : plain.in_features])
+        plain.bias.data.copy_(self.linear.bias)

@@ -1,0 +1,166 @@
+"""What a run folder tells the report.  Every file may be absent: the report shows what exists and names what is missing.
+
+Accuracies are fractions 0..1, sizes bytes, times as their names say.  Optional keys are in [brackets].
+
+    command.json        {"command", ["experiment"], ["data": {"name", "classes", "train", "val", "test"} (image counts)],
+                         ["versions": {package: version, "commit"}], ["machine": {"cpu", ...}]}
+    timings.json        {stage: seconds}
+    train/log.jsonl     {"phase", "epoch" (over all phases, from 1), "epochs" (of all phases), "loss", "lr", "seconds",
+                         "images_per_s", "val": {"largest": accuracy, "smallest": ..., "random_0": ...}}
+    fit/fit.json        {"accuracy": {"model", "n_fit", "tau": {"mean", "std"}, "rmse": {"mean", "std"}, "n_heldout",
+                                      ["curve": [{"n", "tau", "tau_std", "rmse"}]]},
+                         "latency":  {"tau", "mape", "within_10_percent", "n_heldout", "shapes", "device": {...}}}
+    fit/predictions.parquet                       kind ("accuracy" | "latency"), predicted, measured; held-out nets only
+    search/<device>/<agent>/evaluations.parquet   a column per metric, feasible (bool); other columns are not looked at
+    search/<device>/<agent>/result.json           {"agent", "evaluations", "objectives": {metric: +1 | -1}, "limits",
+                         "hypervolume", "hypervolume_curve": [[evaluations, hypervolume]], "front": [{"arch", "metrics"}],
+                         "chosen": {"arch", "metrics"} | null, "seconds"}
+    search/<device>/chosen.json      {"device": {"name", "description", "limits"}, "agent", "arch", "predicted"}
+    specialize/<device>/result.json  its presence is all that counts
+    export/<device>/result.json      {"device", "arch", "spec": NetSpec, "models": {"float" | "pruned" | "int8":
+                         {"accuracy", "macs", "params", "peak_memory_bytes", "file_bytes", "latency_ms",
+                          "latency_spread_ms", "parity_max_abs"}}, "predicted", "budget": [{"limit", "value", "max",
+                         "met"}], "met", ["shipped": the model that the budget is checked on]}
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from ofa.errors import UserError
+from ofa.files import read_json, read_jsonl
+
+STAGES = ("train", "measure", "fit", "search", "specialize", "export")
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """What one agent found for one device."""
+
+    agent: str
+    result: dict[str, Any]
+    evaluations: pd.DataFrame
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """One budget, and how far the run has come for it; dicts are empty where a stage has not written yet."""
+
+    name: str
+    description: str
+    limits: dict[str, float]
+    searches: tuple[Search, ...]
+    chosen: dict[str, Any]
+    specialized: bool
+    export: dict[str, Any]
+
+    @property
+    def arch(self) -> dict[str, Any]:
+        """The chosen architecture."""
+        return self.export.get("arch") or self.chosen.get("arch") or {}
+
+    @property
+    def predicted(self) -> dict[str, float]:
+        """Metrics of the chosen architecture as the search saw them."""
+        return self.export.get("predicted") or self.chosen.get("predicted") or {}
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Everything that the report shows."""
+
+    folder: Path
+    info: dict[str, Any]
+    timings: dict[str, float]
+    log: list[dict[str, Any]]
+    fit: dict[str, Any]
+    predictions: pd.DataFrame
+    devices: tuple[Device, ...]
+    done: frozenset[str]
+
+    @property
+    def name(self) -> str:
+        """The experiment's name."""
+        return str(self.info.get("experiment") or self.folder.name)
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """Stages that have not finished, in order."""
+        return tuple(stage for stage in STAGES if stage not in self.done)
+
+    def command(self, stage: str) -> str:
+        """The shell line that runs one stage of this run ("run" for all of them)."""
+        options = str(self.info.get("command", "")).partition(" ")[2] or f"run={self.folder}"
+        return f"ofa-{stage} {options}"
+
+
+def load_run(folder: str | Path) -> Run:
+    """Read a run folder; raises UserError where the folder is absent or one of its files is broken."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"run folder {folder} does not exist; start the run with ofa-run run={folder}")
+    names = {path.name for stage in ("search", "export") for path in folder.glob(f"{stage}/*") if path.is_dir()}
+    devices = [_device(folder, name) for name in names]
+    log, fit = read_jsonl(folder / "train/log.jsonl"), _json(folder / "fit/fit.json")
+    return Run(
+        folder=folder,
+        info=_json(folder / "command.json"),
+        timings=_json(folder / "timings.json"),
+        log=log,
+        fit=fit,
+        predictions=_parquet(folder / "fit/predictions.parquet", ["kind", "predicted", "measured"]),
+        devices=tuple(sorted(devices, key=lambda device: (device.limits.get("macs", float("inf")), device.name))),
+        done=_done(folder, devices),
+    )
+
+
+def _device(folder: Path, name: str) -> Device:
+    chosen = _json(folder / "search" / name / "chosen.json")
+    export = _json(folder / "export" / name / "result.json")
+    results = sorted((folder / "search" / name).glob("*/result.json"))
+    searches = tuple(
+        Search(path.parent.name, _json(path), _parquet(path.parent / "evaluations.parquet", ["feasible"]))
+        for path in results
+    )
+    about = export.get("device") or chosen.get("device") or {}
+    limits = about.get("limits") or next((search.result.get("limits") for search in searches), None) or {}
+    specialized = (folder / "specialize" / name / "result.json").exists()
+    return Device(name, about.get("description", ""), limits, searches, chosen, specialized, export)
+
+
+def _done(folder: Path, devices: list[Device]) -> frozenset[str]:
+    """Stages that have finished.  A later stage's result proves the earlier ones, even where their files were deleted."""
+    some = bool(devices)
+    finished = {
+        "train": (folder / "train/supernet.safetensors").exists(),
+        "measure": "measure" in _json(folder / "timings.json"),
+        "fit": (folder / "fit/fit.json").exists(),
+        "search": some and all(device.chosen for device in devices),
+        "specialize": some and all(device.specialized for device in devices),
+        "export": some and all(device.export for device in devices),
+    }
+    last = max((i for i, stage in enumerate(STAGES) if finished[stage]), default=-1)
+    return frozenset(STAGES[: last + 1])
+
+
+def _json(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise UserError(f"{path} must hold a JSON object, not a {type(value).__name__}; run its stage again")
+    return value
+
+
+def _parquet(path: Path, columns: list[str]) -> pd.DataFrame:
+    """The table in `path`, an empty one with `columns` where it is absent."""
+    if not path.exists():
+        return pd.DataFrame(columns=columns)
+    try:
+        return pd.read_parquet(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is not a readable Parquet file ({error}); delete it and run its stage again") from None

@@ -1,0 +1,158 @@
+"""The main table: what each device's net costs and how good it is; as rows, as JSON and in the terminal."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from ofa.report.load import Device, Run, load_run
+
+MODELS = ("float", "pruned", "int8")
+LABELS = {
+    "accuracy": "accuracy",
+    "macs": "MACs",
+    "params": "parameters",
+    "peak_memory_bytes": "peak memory",
+    "file_bytes": "size on disk",
+    "weight_bytes": "weights",
+    "latency_ms": "latency",
+}
+COLUMNS = ("accuracy", "macs", "params", "peak_memory_bytes", "file_bytes", "latency_ms")
+
+
+def summary_table(run: str | Path | Run) -> list[dict[str, Any]]:
+    """One row per device and model ("predicted", "float", "pruned", "int8"), plain numbers, None where not known.
+
+    Keys: device, model, accuracy (fraction), macs, params, peak_memory_bytes, file_bytes (predicted: of the weights
+    alone), latency_ms, latency_spread_ms, parity_max_abs (largest difference between ONNX Runtime and PyTorch).
+    """
+    run = run if isinstance(run, Run) else load_run(run)
+    return [row for device in run.devices for row in device_rows(device)]
+
+
+def device_rows(device: Device) -> list[dict[str, Any]]:
+    """The rows of one device; a model that has not been exported has none."""
+    predicted = {"file_bytes": device.predicted.get("weight_bytes")} | device.predicted
+    models = {"predicted": predicted if device.predicted else {}} | device.export.get("models", {})
+    keys = (*COLUMNS, "latency_spread_ms", "parity_max_abs")
+    order = [name for name in ("predicted", *MODELS) if models.get(name)]
+    order += [name for name in models if name not in order and models[name]]
+    return [
+        {"device": device.name, "model": name, **{key: models[name].get(key) for key in keys}}
+        for name in order
+    ]
+
+
+def summary(run: Run) -> dict[str, Any]:
+    """The content of report/summary.json."""
+    return {
+        "experiment": run.name,
+        "devices": [
+            {
+                "device": device.name,
+                "description": device.description,
+                "arch": device.arch,
+                "models": device_rows(device),
+                "budget": device.export.get("budget", []),
+                "met": device.export.get("met"),
+            }
+            for device in run.devices
+        ],
+        "timings": run.timings,
+        "missing": list(run.missing),
+        "next": run.command(run.missing[0]) if run.missing else None,
+    }
+
+
+def print_summary(console: Console, run: str | Path | Run) -> None:
+    """Print, for each device, the net, its rows and its budget; fits 100 columns."""
+    run = run if isinstance(run, Run) else load_run(run)
+    for device in run.devices:
+        console.print(f"\n[bold]{escape(device.name)}[/]  {_verdict(device)}  [dim]{escape(device.description)}[/]")
+        console.print(f"[dim]net[/]     {escape(arch_text(device.arch))}", highlight=False)
+        for i, limit in enumerate(device.export.get("budget", [])):
+            console.print(f"[dim]{'' if i else 'budget':6}[/]  {_limit(limit)}", highlight=False)
+        console.print(_table(device))
+    if run.missing:
+        missing = f"not there yet: {', '.join(run.missing)}; next: {run.command(run.missing[0])}"
+        console.print(missing, style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+
+def show(metric: str, value: float | None, spread: float | None = None) -> str:
+    """A value with its unit: 5.12 M, 64.3 kB (kB: 1,000 bytes), 0.812 ms, 93.06 %; – where it is not known."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    factor, unit = scale(metric, value)
+    if metric == "accuracy":
+        return f"{value / factor:.2f} %"
+    digits = _digits(value / factor)
+    around = f" ± {spread / factor:.{digits}f}" if spread is not None else ""
+    return f"{value / factor:.{digits}f}{around} {unit}".rstrip()
+
+
+def scale(metric: str, largest: float) -> tuple[float, str]:
+    """(what to divide by, the unit's name) for values of a metric up to `largest`."""
+    if metric == "accuracy":
+        return 0.01, "%"
+    if metric.endswith("_ms"):
+        return 1.0, "ms"
+    unit = "B" if metric.endswith("_bytes") else ""
+    for factor, prefix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(largest) >= factor:
+            return factor, prefix + ("B" if unit else "")
+    return 1.0, unit
+
+
+def label(metric: str) -> str:
+    """The reader's name of a metric."""
+    return LABELS.get(metric, metric.replace("_", " "))
+
+
+def arch_text(arch: dict[str, Any]) -> str:
+    """An architecture in one line: "24 px, depth 2-3: k3e4 k5e6 / k3e3 k7e6 k3e4"; k kernel, e expand ratio."""
+    if not arch:
+        return "none chosen yet"
+    depth, kernels, expands = (list(arch.get(key, ())) for key in ("depth", "kernel", "expand"))
+    width = [w for w in arch.get("width", ()) if w != 1]
+    head = f"{arch.get('resolution')} px" + (f", width {'-'.join(f'{w:g}' for w in width)}" if width else "")
+    if sum(depth) != len(kernels) or len(kernels) != len(expands):
+        return f"{head}, depth {depth}, kernel {kernels}, expand {expands}"
+    blocks = [f"k{k}e{e:g}" for k, e in zip(kernels, expands, strict=True)]
+    ends = [sum(depth[: i + 1]) for i in range(len(depth))]
+    stages = [" ".join(blocks[end - d : end]) for d, end in zip(depth, ends, strict=True)]
+    return f"{head}, depth {'-'.join(map(str, depth))}: {' / '.join(stages)}"
+
+
+def _digits(value: float) -> int:
+    """Decimals that show three significant digits, none beyond the fourth decimal."""
+    return min(4, max(0, 2 - math.floor(math.log10(abs(value))))) if value else 0
+
+
+def _verdict(device: Device) -> str:
+    met = device.export.get("met")
+    if met is None:
+        return "[yellow]not measured yet[/]"
+    return "[bold green]budget met[/]" if met else "[bold red]budget NOT met[/]"
+
+
+def _limit(limit: dict[str, Any]) -> str:
+    """One limit in rich's markup."""
+    name, value, largest = limit["limit"], show(limit["limit"], limit["value"]), show(limit["limit"], limit["max"])
+    answer = "[green]yes[/]" if limit["met"] else "[bold red]NO[/]"
+    return f"{escape(label(name)):12} {value:>10} of at most {largest:>8}  {answer}"
+
+
+def _table(device: Device) -> Table:
+    table = Table("model", box=box.SIMPLE_HEAD, pad_edge=False)
+    for metric in COLUMNS:
+        table.add_column(label(metric), justify="right", overflow="fold", min_width=len(label(metric)))
+    for row in device_rows(device):
+        shown = [show(metric, row[metric]) for metric in COLUMNS[:-1]]
+        table.add_row(escape(row["model"]), *shown, show("latency_ms", row["latency_ms"], row["latency_spread_ms"]))
+    return table

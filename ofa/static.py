@@ -1,0 +1,114 @@
+"""The plain network that ships: built from a NetSpec, no elastic code.  N images, C channels, H, W pixels, K classes."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from ofa.space import Arch, Space
+from ofa.spec import NetSpec, Unit
+from ofa.table import space_spec
+
+
+def activation(name: str) -> nn.Module:
+    """The module of an activation's name."""
+    return {
+        "none": nn.Identity,
+        "relu": nn.ReLU,
+        "relu6": nn.ReLU6,
+        "h_swish": nn.Hardswish,
+    }[name]()
+
+
+class ConvBN(nn.Module):
+    """Convolution without bias, batch norm, activation."""
+
+    def __init__(self, cin: int, cout: int, kernel: int, stride: int, *, act: str, groups: int = 1, bn: bool = True):
+        super().__init__()
+        self.conv = nn.Conv2d(cin, cout, kernel, stride, kernel // 2, groups=groups, bias=False)
+        self.bn = nn.BatchNorm2d(cout) if bn else nn.Identity()
+        self.act = activation(act)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.bn(self.conv(x)))
+
+
+class SqueezeExcite(nn.Module):
+    """Channel gate: pool, reduce, ReLU, expand, hard sigmoid (Hu et al. 2018; Howard et al. 2019)."""
+
+    def __init__(self, channels: int, reduced: int):
+        super().__init__()
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.reduce = nn.Conv2d(channels, reduced, 1)
+        self.relu = nn.ReLU()
+        self.expand = nn.Conv2d(reduced, channels, 1)
+        self.gate = nn.Hardsigmoid()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gate(self.expand(self.relu(self.reduce(self.pool(x)))))
+
+
+class MBConv(nn.Module):
+    """Inverted residual: [expand 1x1] - depthwise - [squeeze-excite] - project 1x1 [+ input] (Sandler et al. 2018)."""
+
+    def __init__(self, unit: Unit):
+        super().__init__()
+        self.expand = ConvBN(unit.cin, unit.mid, 1, 1, act=unit.act) if unit.expand else None
+        self.depthwise = ConvBN(unit.mid, unit.mid, unit.kernel, unit.stride, act=unit.act, groups=unit.mid)
+        self.se = SqueezeExcite(unit.mid, unit.se) if unit.se else None
+        self.project = ConvBN(unit.mid, unit.cout, 1, 1, act="none")
+        self.shortcut = unit.shortcut
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x if self.expand is None else self.expand(x)
+        y = self.depthwise(y)
+        y = y if self.se is None else self.se(y)
+        y = self.project(y)
+        return x + y if self.shortcut else y
+
+
+def _unit(unit: Unit) -> nn.Module:
+    if unit.kind == "mbconv":
+        return MBConv(unit)
+    if unit.kind == "conv":
+        return ConvBN(unit.cin, unit.cout, unit.kernel, unit.stride, act=unit.act, bn=unit.bn)
+    return nn.AdaptiveAvgPool2d(1) if unit.kind == "pool" else nn.Linear(unit.cin, unit.cout)
+
+
+class StaticNet(nn.Module):
+    """The network of a NetSpec: images (N, C, H, W) to logits (N, K)."""
+
+    def __init__(self, spec: NetSpec):
+        super().__init__()
+        self.spec = spec
+        self.units = nn.ModuleList([_unit(unit) for unit in spec.units])
+
+    def forward(self, x: Tensor) -> Tensor:
+        for unit in self.units:
+            x = unit(x.flatten(1) if isinstance(unit, nn.Linear) else x)
+        return x
+
+
+def build_spec(spec: NetSpec) -> StaticNet:
+    """A freshly initialised network of a spec, channels last."""
+    from torch import channels_last
+
+    net = StaticNet(spec)
+    initialise(net)
+    return net.to(memory_format=channels_last)  # type: ignore[call-overload]
+
+
+def build(space: Space, arch: Arch) -> StaticNet:
+    """A freshly initialised plain network of an architecture; raises UserError where it is not in the space."""
+    return build_spec(space_spec(space, arch))
+
+
+def initialise(net: nn.Module) -> None:
+    """He initialisation by fan-out for convolutions, unit batch norm, small linear weights, in place."""
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, 0, 0.01)
+            nn.init.zeros_(module.bias)
