@@ -230,7 +230,9 @@ class Space:
         for row, arch in zip(genes, archs, strict=True):
             if len(arch.depth) != len(self.stages):
                 raise UserError(f"depth {arch.depth} has {len(arch.depth)} entries; {self.name} has {len(self.stages)}")
-            for column, value in self._assignments(arch):
+            for column, value in enumerate((arch.resolution, arch.width[0], *arch.depth)):
+                row[column] = self._index(column, value)
+            for column, value in self._block_values(arch):
                 row[column] = self._index(column, value)
         return self.canonical(genes)
 
@@ -247,10 +249,9 @@ class Space:
             picked[dimension] = tuple(_number(v) for v in values[columns][used[columns]])
         return Arch(int(picked["resolution"][0]), picked["depth"], picked["kernel"], picked["expand"], picked["width"])
 
-    def _assignments(self, arch: Arch) -> list[tuple[int, float]]:
-        """Pairs (column, value) that an architecture sets; skipped blocks are left out."""
-        pairs: list[tuple[int, float]] = [(0, arch.resolution), (1, arch.width[0])]
-        pairs += [(2 + s, depth) for s, depth in enumerate(arch.depth)]
+    def _block_values(self, arch: Arch) -> list[tuple[int, float]]:
+        """Pairs (column, value) of the kernels and expand ratios of active blocks."""
+        pairs: list[tuple[int, float]] = []
         kept = [i for i, (s, b) in enumerate(self.blocks) if b < arch.depth[s]]
         for dimension, given in (("kernel", arch.kernel), ("expand", arch.expand)):
             first = self.columns(dimension).start

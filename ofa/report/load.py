@@ -1,25 +1,25 @@
-"""What a run folder tells the report.  Every file may be absent: the report shows what exists and names what is missing.
+"""What a run folder tells the report.  Any file may be absent: the report shows what exists and names what is missing.
 
 Accuracies are fractions 0..1, sizes bytes, times as their names say.  Optional keys are in [brackets].
 
-    command.json        {"command", ["experiment"], ["data": {"name", "classes", "train", "val", "test"} (image counts)],
-                         ["versions": {package: version, "commit"}], ["machine": {"cpu", ...}]}
+    command.json        {"command", ["experiment"], ["versions": {package: version, "commit"}], ["machine": {...}],
+                         ["data": {"name", "classes": [name], "images": {"train", "val", "test"}}]}
     timings.json        {stage: seconds}
     train/log.jsonl     {"phase", "epoch" (over all phases, from 1), "epochs" (of all phases), "loss", "lr", "seconds",
                          "images_per_s", "val": {"largest": accuracy, "smallest": ..., "random_0": ...}}
     fit/fit.json        {"accuracy": {"model", "n_fit", "tau": {"mean", "std"}, "rmse": {"mean", "std"}, "n_heldout",
-                                      ["curve": [{"n", "tau", "tau_std", "rmse"}]]},
-                         "latency":  {"tau", "mape", "within_10_percent", "n_heldout", "shapes", "device": {...}}}
+                                      ["repeats": random splits], ["curve": [{"n", "tau", "tau_std", "rmse"}]]},
+                         "latency":  {"tau", "mape", "within_10_percent", "n_heldout", "shapes", "device": {...},
+                                      ["slope", "intercept_ms": the correction of the sum over layers]}}
     fit/predictions.parquet                       kind ("accuracy" | "latency"), predicted, measured; held-out nets only
-    search/<device>/<agent>/evaluations.parquet   a column per metric, feasible (bool); other columns are not looked at
-    search/<device>/<agent>/result.json           {"agent", "evaluations", "objectives": {metric: +1 | -1}, "limits",
-                         "hypervolume", "hypervolume_curve": [[evaluations, hypervolume]], "front": [{"arch", "metrics"}],
-                         "chosen": {"arch", "metrics"} | null, "seconds"}
-    search/<device>/chosen.json      {"device": {"name", "description", "limits"}, "agent", "arch", "predicted"}
+    search/<device>/<agent>/evaluations.parquet   a column per metric, violation (0: within the budget), front (bool)
+    search/<device>/<agent>/result.json           {"seed", "evaluations", "objectives": {metric: +1 | -1}, "limits":
+                         {metric: number}, "hypervolume", "curve": [[evaluations, hypervolume]], "seconds"}
+    search/<device>/chosen.json      {"device": {"name", "description"}, "agent", "arch", "predicted"}
     specialize/<device>/result.json  its presence is all that counts
     export/<device>/result.json      {"device", "arch", "spec": NetSpec, "models": {"float" | "pruned" | "int8":
                          {"accuracy", "macs", "params", "peak_memory_bytes", "file_bytes", "latency_ms",
-                          "latency_spread_ms", "parity_max_abs"}}, "predicted", "budget": [{"limit", "value", "max",
+                          "latency_spread_ms" (90th minus 10th percentile), "parity_max_abs"}}, "predicted", "budget": [{"limit", "value", "max",
                          "met"}], "met", ["shipped": the model that the budget is checked on]}
 """
 
@@ -48,9 +48,13 @@ class Search:
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """One budget, and how far the run has come for it; dicts are empty where a stage has not written yet."""
+    """One budget, and how far the run has come for it; dicts are empty where a stage has not written yet.
+
+    name: of its folders; title: what people call it.
+    """
 
     name: str
+    title: str
     description: str
     limits: dict[str, float]
     searches: tuple[Search, ...]
@@ -123,17 +127,24 @@ def _device(folder: Path, name: str) -> Device:
     export = _json(folder / "export" / name / "result.json")
     results = sorted((folder / "search" / name).glob("*/result.json"))
     searches = tuple(
-        Search(path.parent.name, _json(path), _parquet(path.parent / "evaluations.parquet", ["feasible"]))
+        Search(path.parent.name, _json(path), _parquet(path.parent / "evaluations.parquet", ["violation", "front"]))
         for path in results
     )
     about = export.get("device") or chosen.get("device") or {}
-    limits = about.get("limits") or next((search.result.get("limits") for search in searches), None) or {}
-    specialized = (folder / "specialize" / name / "result.json").exists()
-    return Device(name, about.get("description", ""), limits, searches, chosen, specialized, export)
+    return Device(
+        name=name,
+        title=about.get("name", name),
+        description=about.get("description", ""),
+        limits=searches[0].result.get("limits", {}) if searches else {},
+        searches=searches,
+        chosen=chosen,
+        specialized=(folder / "specialize" / name / "result.json").exists(),
+        export=export,
+    )
 
 
 def _done(folder: Path, devices: list[Device]) -> frozenset[str]:
-    """Stages that have finished.  A later stage's result proves the earlier ones, even where their files were deleted."""
+    """Stages that have finished; a later stage's result proves the earlier ones, even where their files are gone."""
     some = bool(devices)
     finished = {
         "train": (folder / "train/supernet.safetensors").exists(),

@@ -43,10 +43,7 @@ def device_rows(device: Device) -> list[dict[str, Any]]:
     keys = (*COLUMNS, "latency_spread_ms", "parity_max_abs")
     order = [name for name in ("predicted", *MODELS) if models.get(name)]
     order += [name for name in models if name not in order and models[name]]
-    return [
-        {"device": device.name, "model": name, **{key: models[name].get(key) for key in keys}}
-        for name in order
-    ]
+    return [{"device": device.name, "model": name, **{key: models[name].get(key) for key in keys}} for name in order]
 
 
 def summary(run: Run) -> dict[str, Any]:
@@ -74,7 +71,7 @@ def print_summary(console: Console, run: str | Path | Run) -> None:
     """Print, for each device, the net, its rows and its budget; fits 100 columns."""
     run = run if isinstance(run, Run) else load_run(run)
     for device in run.devices:
-        console.print(f"\n[bold]{escape(device.name)}[/]  {_verdict(device)}  [dim]{escape(device.description)}[/]")
+        console.print(f"\n[bold]{escape(device.title)}[/]  {_verdict(device)}  [dim]{escape(device.description)}[/]")
         console.print(f"[dim]net[/]     {escape(arch_text(device.arch))}", highlight=False)
         for i, limit in enumerate(device.export.get("budget", [])):
             console.print(f"[dim]{'' if i else 'budget':6}[/]  {_limit(limit)}", highlight=False)
@@ -84,6 +81,12 @@ def print_summary(console: Console, run: str | Path | Run) -> None:
         console.print(missing, style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
+def cell(row: dict[str, Any], metric: str) -> str:
+    """One cell of the main table; a latency comes with half the span of its middle 80 %."""
+    spread = row["latency_spread_ms"] if metric == "latency_ms" else None
+    return show(metric, row[metric], None if spread is None else spread / 2)
+
+
 def show(metric: str, value: float | None, spread: float | None = None) -> str:
     """A value with its unit: 5.12 M, 64.3 kB (kB: 1,000 bytes), 0.812 ms, 93.06 %; – where it is not known."""
     if value is None or not math.isfinite(value):
@@ -91,9 +94,15 @@ def show(metric: str, value: float | None, spread: float | None = None) -> str:
     factor, unit = scale(metric, value)
     if metric == "accuracy":
         return f"{value / factor:.2f} %"
-    digits = _digits(value / factor)
+    digits = max(_digits(value / factor), _digits(spread / factor, 1) if spread else 0)
     around = f" ± {spread / factor:.{digits}f}" if spread is not None else ""
     return f"{value / factor:.{digits}f}{around} {unit}".rstrip()
+
+
+def bound(metric: str, value: float) -> str:
+    """A limit with its unit, in full: 3 M, 65.536 kB."""
+    factor, unit = scale(metric, value)
+    return f"{value / factor:.6g} {unit}".rstrip()
 
 
 def scale(metric: str, largest: float) -> tuple[float, str]:
@@ -129,9 +138,9 @@ def arch_text(arch: dict[str, Any]) -> str:
     return f"{head}, depth {'-'.join(map(str, depth))}: {' / '.join(stages)}"
 
 
-def _digits(value: float) -> int:
-    """Decimals that show three significant digits, none beyond the fourth decimal."""
-    return min(4, max(0, 2 - math.floor(math.log10(abs(value))))) if value else 0
+def _digits(value: float, significant: int = 3) -> int:
+    """Decimals that show so many significant digits, none beyond the fourth decimal."""
+    return min(4, max(0, significant - 1 - math.floor(math.log10(abs(value))))) if value else 0
 
 
 def _verdict(device: Device) -> str:
@@ -143,7 +152,7 @@ def _verdict(device: Device) -> str:
 
 def _limit(limit: dict[str, Any]) -> str:
     """One limit in rich's markup."""
-    name, value, largest = limit["limit"], show(limit["limit"], limit["value"]), show(limit["limit"], limit["max"])
+    name, value, largest = limit["limit"], show(limit["limit"], limit["value"]), bound(limit["limit"], limit["max"])
     answer = "[green]yes[/]" if limit["met"] else "[bold red]NO[/]"
     return f"{escape(label(name)):12} {value:>10} of at most {largest:>8}  {answer}"
 
@@ -151,8 +160,7 @@ def _limit(limit: dict[str, Any]) -> str:
 def _table(device: Device) -> Table:
     table = Table("model", box=box.SIMPLE_HEAD, pad_edge=False)
     for metric in COLUMNS:
-        table.add_column(label(metric), justify="right", overflow="fold", min_width=len(label(metric)))
+        table.add_column(label(metric), justify="right", overflow="fold")
     for row in device_rows(device):
-        shown = [show(metric, row[metric]) for metric in COLUMNS[:-1]]
-        table.add_row(escape(row["model"]), *shown, show("latency_ms", row["latency_ms"], row["latency_spread_ms"]))
+        table.add_row(escape(row["model"]), *(cell(row, metric) for metric in COLUMNS))
     return table

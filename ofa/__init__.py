@@ -1,0 +1,36 @@
+"""Once-for-all networks: spaces, elastic layers, training, extraction, compression, export.
+
+Public names load when first used (PEP 562), so that `ofa.space` needs no torch.
+"""
+
+from importlib import import_module
+from typing import Any
+
+_HOMES = {
+    "Arch": "space",
+    "Space": "space",
+    "load_space": "space",
+    "NetSpec": "spec",
+    "Unit": "spec",
+    "layer_table": "table",
+    "spec_table": "table",
+    "space_spec": "table",
+    "Supernet": "supernet",
+    "StaticNet": "static",
+    "build": "static",
+    "build_spec": "static",
+    "extract": "extract",
+    "recalibrate": "extract",
+    "Phase": "schedule",
+    "Schedule": "schedule",
+    "Trainer": "train",
+    "UserError": "errors",
+}
+__all__ = list(_HOMES)  # noqa: PLE0605
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name from its home."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'ofa' has no attribute {name!r}")
+    return getattr(import_module(f"ofa.{_HOMES[name]}"), name)

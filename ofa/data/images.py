@@ -1,0 +1,208 @@
+"""Labelled images and the batches drawn from them.  N images, C channels, S x S stored pixels, R x R asked for.
+
+Images are uint8 in memory wherever they fit; cropping, flipping and resizing then work on whole batches of bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ofa.data.decode import Encoded
+from ofa.errors import UserError
+
+SPLITS = ("train", "val", "test")
+STATISTICS_IMAGES = 5000  # of encoded data: the mean is then known to 0.004
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Split:
+    """Images, uint8 (N, C, S, S) channels_last or still encoded, and their labels, int64 (N,)."""
+
+    images: Tensor | Encoded
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def read(self, batches: Sequence[NDArray[np.int64]]) -> Iterator[Tensor]:
+        """Images of each batch of indices, uint8 (n, C, S, S) channels_last."""
+        if isinstance(self.images, Encoded):
+            yield from self.images.stream(batches)
+            return
+        pixels = self.images.permute(0, 2, 3, 1)
+        rows = pixels.reshape(len(self), -1)
+        for index in batches:
+            yield rows.index_select(0, torch.from_numpy(index)).view(-1, *pixels.shape[1:]).permute(0, 3, 1, 2)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ImageData:
+    """A data set, and how it is augmented.
+
+    mean, std: of each channel of train, for pixels from 0 to 1.  flip: whether training mirrors images.  shift: stored
+    pixels by which training moves images at most, each way; zeros fill the gap.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    train: Split
+    val: Split
+    test: Split
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    flip: bool = False
+    shift: int = 0
+
+    @property
+    def channels(self) -> int:
+        """Channels of each image: 1 or 3."""
+        return len(self.mean)
+
+    @property
+    def side(self) -> int:
+        """Height and width of the stored images, in pixels."""
+        images = self.train.images
+        return images.form.side if isinstance(images, Encoded) else images.shape[-1]
+
+    def split(self, name: str) -> Split:
+        """The split of that name."""
+        if name not in SPLITS:
+            raise UserError(f"split {name!r} is not known; choose from {', '.join(SPLITS)}")
+        return getattr(self, name)
+
+    def size(self, split: str) -> int:
+        """Number of images of a split."""
+        return len(self.split(split))
+
+    def batches(
+        self,
+        split: str,
+        batch_size: int,
+        resolution: int | Callable[[int], int],
+        *,
+        rng: np.random.Generator | None,
+        limit: int | None = None,
+        drop_last: bool = False,
+        start: int = 0,
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Normalised images, float32 (n, C, R, R) channels_last, and labels, int64 (n,).
+
+        resolution: R, or a function from the number of the batch to R.  rng: shuffles and augments, the same way for
+        the same generator; None: in order, as they are.  limit: at most so many images, spread evenly over the split
+        where there is no rng.  drop_last: leave out a batch that is not full.  start: number of the first batch given.
+        """
+        images = self.split(split)
+        order = _order(len(images), limit, rng)
+        if drop_last:
+            order = order[: len(order) // batch_size * batch_size]
+        if batch_size < 1 or not len(order):
+            raise UserError(f"batches of {batch_size} cannot be drawn from {len(images)} images; change batch_size")
+        parts = np.split(order, range(batch_size, len(order), batch_size))
+        moves = [_draw_moves(len(part), self.shift, self.flip, rng) for part in parts] if rng else None
+        return self._batches(images, parts, moves, resolution, start)
+
+    def _batches(
+        self,
+        split: Split,
+        parts: list[NDArray[np.int64]],
+        moves: list[Moves] | None,
+        resolution: int | Callable[[int], int],
+        start: int,
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        for i, x in enumerate(split.read(parts[start:]), start):
+            if moves:
+                x = _move(x, moves[i], self.shift)
+            x = resize(x, resolution(i) if callable(resolution) else resolution)
+            yield self.normalise(x), split.labels[torch.from_numpy(parts[i])]
+
+    def calibration(self, split: str, images: int, resolution: int, *, batch_size: int = 256) -> Iterator[Tensor]:
+        """Images alone, spread evenly over a split, for batch-norm statistics and quantization ranges."""
+        for x, _ in self.batches(split, min(batch_size, images), resolution, rng=None, limit=images):
+            yield x
+
+    def normalise(self, x: Tensor) -> Tensor:
+        """From uint8 to float32, each channel with mean 0 and standard deviation 1; (n, C, R, R) channels_last."""
+        mean, std = torch.tensor([self.mean, self.std], dtype=torch.float64)[:, None, :, None, None]
+        scale, offset = _planes(1 / (255 * std), x), _planes(-mean / std, x)
+        return x.contiguous(memory_format=torch.channels_last).float().mul_(scale).add_(offset)
+
+    def describe(self) -> dict[str, Any]:
+        """What a model's card says about its data; JSON."""
+        sizes = {name: self.size(name) for name in SPLITS}
+        numbers = {"side": self.side, "mean": list(self.mean), "std": list(self.std)}
+        return {"name": self.name, "classes": list(self.classes), "images": sizes} | numbers
+
+
+@dataclass(frozen=True, slots=True)
+class Moves:
+    """How one batch is augmented: crop offsets (n,) from 0 to twice the shift, and how many images are mirrored."""
+
+    down: Tensor
+    right: Tensor
+    flips: int
+
+
+def resize(x: Tensor, side: int) -> Tensor:
+    """Images (n, C, S, S), uint8 or float, at `side` pixels: bilinear, antialiased; equal to Pillow's on uint8."""
+    return x if x.shape[-1] == side else F.interpolate(x, (side, side), mode="bilinear", antialias=True)
+
+
+def statistics(train: Split) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel, from 0 to 1; over some evenly spread images if they are encoded."""
+    order = _order(len(train), STATISTICS_IMAGES if isinstance(train.images, Encoded) else None, None)
+    counts = sum(_histograms(x) for x in train.read(np.split(order, range(256, len(order), 256))))
+    assert isinstance(counts, Tensor)
+    levels = torch.arange(256, dtype=torch.float64) / 255
+    mean = counts @ levels / counts.sum(1)
+    variance = counts @ levels.square() / counts.sum(1) - mean.square()
+    return tuple(mean.tolist()), tuple(variance.sqrt().clamp_min(1 / 255).tolist())
+
+
+def _histograms(x: Tensor) -> Tensor:
+    """How often each channel takes each level: (C, 256)."""
+    return torch.stack([torch.bincount(c.flatten(), minlength=256) for c in x.unbind(1)]).double()
+
+
+def _order(n: int, limit: int | None, rng: np.random.Generator | None) -> NDArray[np.int64]:
+    count = n if limit is None else min(n, limit)
+    return rng.permutation(n)[:count] if rng else np.arange(count) * n // max(count, 1)
+
+
+def _draw_moves(n: int, shift: int, flip: bool, rng: np.random.Generator) -> Moves:
+    down, right = torch.from_numpy(rng.integers(0, 2 * shift + 1, (2, n)))
+    return Moves(down, right, int(rng.binomial(n, 0.5)) if flip else 0)
+
+
+def _move(x: Tensor, moves: Moves, shift: int) -> Tensor:
+    """Shifted and mirrored images.  Their order is random already: mirroring the first few mirrors a random few."""
+    x = _crop(x, moves, shift) if shift else x
+    return torch.cat([x[: moves.flips].flip(3), x[moves.flips :]]) if moves.flips else x
+
+
+def _crop(x: Tensor, moves: Moves, shift: int) -> Tensor:
+    """Crops at the offsets of `moves` of the images in a frame of zeros.
+
+    The bytes of a crop's row lie side by side in the framed batch, so a crop is S of all its overlapping runs of S
+    pixels: one `index_select` of rows, ten times faster than indexing pixels.
+    """
+    n, c, side, _ = x.shape
+    framed = side + 2 * shift
+    frame = x.new_zeros(n, framed, framed, c)
+    frame[:, shift : shift + side, shift : shift + side] = x.permute(0, 2, 3, 1)
+    runs = frame.as_strided((n * framed**2 - side + 1, side * c), (c, 1))
+    rows = torch.arange(n)[:, None] * framed + moves.down[:, None] + torch.arange(side)
+    crops = runs.index_select(0, (rows * framed + moves.right[:, None]).flatten())
+    return crops.view(n, side, side, c).permute(0, 3, 1, 2)
+
+
+def _planes(values: Tensor, x: Tensor) -> Tensor:
+    """Values (1, C, 1, 1) over a whole image: ten times faster than broadcasting over the innermost channels."""
+    return values.float().expand(1, *x.shape[1:]).contiguous(memory_format=torch.channels_last)

@@ -1,0 +1,157 @@
+"""Accuracy of subnets, learned from measured ones.  N architectures, G genes, F features."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ofa.errors import UserError
+from ofa.files import read_json, write_json
+from ofa.space import Genes, Space, load_space
+from predictors.features import Features
+from predictors.models import Model, make_model
+from predictors.scores import score
+
+Float = NDArray[np.float64]
+FOLDS = 5
+FEWEST = 2 * FOLDS
+AUTO = ("gp", "ridge", "svr", "boosting")
+
+
+class Accuracy:
+    """Predicts accuracy, in the unit it was fitted with, from measured subnets: genes (N, G) to (N,) float64.
+
+    model: a name in `predictors.models.MODELS`, or "auto" for the one of `candidates` with the best cross-validation.
+    Everything is deterministic for a seed: the samples and the name of the model are the whole state (`to_dict`).
+    """
+
+    name = "accuracy"
+
+    def __init__(
+        self,
+        space: Space,
+        model: str = "auto",
+        *,
+        candidates: Sequence[str] = AUTO,
+        seed: int = 0,
+        unit: str = "top-1",
+    ) -> None:
+        self.space, self.seed, self.unit = space, seed, unit
+        self.candidates = tuple(candidates) if model == "auto" else (model,)
+        self._features = Features(space)
+        for candidate in self.candidates:
+            self._make(candidate)
+        self.chosen: str | None = None
+        self.cross_validation: dict[str, dict[str, float]] = {}
+
+    def fit(self, genes: Genes, accuracy: ArrayLike) -> Accuracy:
+        """Learn from genes (N, G) and measured accuracies (N,), N >= 10; chooses the model by cross-validation."""
+        self._genes, self._accuracy = self.space.canonical(genes), np.asarray(accuracy, dtype=np.float64)
+        self._check()
+        features = self._features(self._genes)
+        held_out = {name: self._out_of_fold(name, features) for name in self.candidates}
+        self.cross_validation = {
+            name: score(mean, self._accuracy, ("kendall_tau", "rmse")) for name, (mean, _) in held_out.items()
+        }
+        self.chosen = min(self.candidates, key=self._rank)
+        mean, std = held_out[self.chosen]
+        self._calibration = float(np.sqrt(np.mean(((self._accuracy - mean) / std) ** 2)))
+        self._fitted = _Scaled(self._make(self.chosen)).fit(features, self._accuracy)
+        return self
+
+    def predict(self, genes: Genes) -> tuple[Float, Float]:
+        """Mean and standard deviation, (N,) each; the deviations match the errors of the cross-validation."""
+        if self.chosen is None:
+            raise UserError("this accuracy predictor has learned nothing yet; call fit(genes, accuracy) first")
+        self.space.validate(genes)
+        if not len(genes):
+            return np.empty(0), np.empty(0)
+        mean, std = self._fitted.predict(self._features(genes))
+        return mean, std * self._calibration
+
+    def __call__(self, genes: Genes) -> Float:
+        """Expected accuracy of each architecture, (N,)."""
+        return self.predict(genes)[0]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Samples and chosen model as plain JSON values; `from_dict` fits the same predictor again."""
+        if self.chosen is None:
+            raise UserError("this accuracy predictor has learned nothing yet; call fit(genes, accuracy) first")
+        samples = {"genes": self._genes.tolist(), "accuracy": self._accuracy.tolist()}
+        options = {"model": self.chosen, "seed": self.seed, "unit": self.unit}
+        return options | {"cross_validation": self.cross_validation, "space": self.space.to_dict(), **samples}
+
+    @staticmethod
+    def from_dict(values: Mapping[str, Any]) -> Accuracy:
+        """Fit the predictor that `to_dict` describes."""
+        try:
+            space, genes = load_space(values["space"]), np.array(values["genes"], dtype=np.int8)
+            predictor = Accuracy(space, values["model"], seed=values["seed"], unit=values["unit"])
+            predictor.fit(genes, values["accuracy"])
+        except KeyError as error:
+            raise UserError(f"a stored accuracy predictor lacks {error}; fit and save it again") from None
+        predictor.cross_validation = dict(values["cross_validation"])
+        return predictor
+
+    def save(self, path: str | Path) -> None:
+        """Write `to_dict` as JSON, atomically."""
+        write_json(path, self.to_dict())
+
+    @staticmethod
+    def load(path: str | Path) -> Accuracy:
+        """Read what `save` wrote and fit again."""
+        return Accuracy.from_dict(read_json(path))
+
+    def _make(self, name: str) -> Model:
+        return make_model(name, [group.columns for group in self._features.groups], self.seed)
+
+    def _out_of_fold(self, name: str, features: Float) -> tuple[Float, Float]:
+        """Mean and standard deviation of every sample, predicted by a model that did not see it."""
+        mean, std = np.empty(len(features)), np.empty(len(features))
+        fold = np.random.default_rng(self.seed).permutation(len(features)) % FOLDS
+        for i in range(FOLDS):
+            train, test = fold != i, fold == i
+            model = _Scaled(self._make(name)).fit(features[train], self._accuracy[train])
+            mean[test], std[test] = model.predict(features[test])
+        return mean, std
+
+    def _rank(self, name: str) -> tuple[float, float]:
+        """Best first: by Kendall tau to two decimals, then by RMSE."""
+        found = self.cross_validation[name]
+        return -round(found["kendall_tau"], 2), found["rmse"]
+
+    def _check(self) -> None:
+        self.space.validate(self._genes)
+        if self._accuracy.shape != (len(self._genes),) or not np.isfinite(self._accuracy).all():
+            raise UserError(
+                f"accuracy must hold one finite number for each of {len(self._genes)} architectures, "
+                f"not {self._accuracy.shape}"
+            )
+        if len(self._genes) < FEWEST:
+            raise UserError(f"{len(self._genes)} measured subnets are too few to learn from; measure at least {FEWEST}")
+
+
+class _Scaled:
+    """A model between standardised features and targets and the given ones."""
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+
+    def fit(self, x: Float, y: Float) -> _Scaled:
+        self.x_mean, self.x_std = x.mean(axis=0), _positive(x.std(axis=0))
+        self.y_mean, self.y_std = y.mean(), _positive(y.std())
+        self.model.fit((x - self.x_mean) / self.x_std, (y - self.y_mean) / self.y_std)
+        return self
+
+    def predict(self, x: Float) -> tuple[Float, Float]:
+        mean, std = self.model.predict((x - self.x_mean) / self.x_std)
+        return mean * self.y_std + self.y_mean, np.maximum(std, 1e-6) * self.y_std
+
+
+def _positive(std: Any) -> Any:
+    """Standard deviations, 1 where a feature is constant."""
+    return np.where(std > 1e-9, std, 1.0)

@@ -1,0 +1,86 @@
+"""Fit the learned predictors and score them honestly: on networks that the fit never saw."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from ofa.space import Genes
+from predictors.accuracy import FEWEST, Accuracy
+from predictors.latency import Latency
+from predictors.scores import held_out, sample_curve, score
+
+Float = NDArray[np.float64]
+
+
+def fit_accuracy(
+    make: Callable[..., Accuracy],
+    genes: Genes,
+    accuracy: Float,
+    *,
+    share: float = 0.25,
+    repeats: int = 5,
+    seed: int = 0,
+) -> tuple[Accuracy, dict[str, Any], pd.DataFrame]:
+    """The predictor fitted on all networks (N, G), its scores, and its predictions for one held-out part.
+
+    make: builds an unfitted predictor (`make(seed=...)`, and `make(model=..., seed=...)`).  share: of the networks held
+    out in each of `repeats` random splits; every split chooses its model anew.
+    """
+    fit_on = min(len(genes) - 2, round(len(genes) * (1 - share)))
+    split = held_out(lambda s: make(seed=s), genes, accuracy, fit_on=fit_on, repeats=repeats, seed=seed)
+    predictor = make(seed=seed).fit(genes, accuracy)
+    sizes = [n for n in np.unique(np.linspace(FEWEST, fit_on, 4).astype(int)) if n < len(genes) - 1]
+    options = {"sizes": sizes, "repeats": repeats, "seed": seed}
+    curve = sample_curve(lambda s: make(model=predictor.chosen, seed=s), genes, accuracy, **options)
+    report = {
+        "model": predictor.chosen,
+        "n_fit": fit_on,
+        "n_heldout": split["held_out"],
+        "repeats": repeats,
+        "tau": {"mean": split["kendall_tau"], "std": split["kendall_tau_std"]},
+        "rmse": {"mean": split["rmse"], "std": split["rmse_std"]},
+        "curve": [
+            {"n": c["fit_on"], "tau": c["kendall_tau"], "tau_std": c["kendall_tau_std"], "rmse": c["rmse"]}
+            for c in curve
+        ],
+        "cross_validation": predictor.cross_validation,
+    }
+    order = np.random.default_rng((seed, 0)).permutation(len(genes))
+    train, test = order[:fit_on], order[fit_on:]
+    return predictor, report, _frame("accuracy", make(seed=0).fit(genes[train], accuracy[train]), genes[test], accuracy[test])
+
+
+def fit_latency(latency: Latency, genes: Genes, measured: Float) -> tuple[Latency, dict[str, Any], pd.DataFrame]:
+    """The look-up with its correction fitted on all networks (N, G), its scores, and predictions for the held-out half.
+
+    The scores hold for a correction fitted on every other network and tested on the rest.
+    """
+    latency.fit(genes[::2], measured[::2])
+    predictions = _frame("latency", latency, genes[1::2], measured[1::2])
+    found = score(predictions["predicted"], predictions["measured"])
+    latency.fit(genes, measured)
+    report = {
+        "tau": found["kendall_tau"],
+        "mape": found["mape"],
+        "within_10_percent": found["within_10_percent"],
+        "n_heldout": found["n"],
+        "shapes": len(latency.table.times),
+        "intercept_ms": latency.intercept,
+        "slope": latency.slope,
+        "device": latency.table.device,
+    }
+    return latency, report, predictions
+
+
+def join(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """Predictions of several predictors in one table."""
+    return pd.concat(frames, ignore_index=True)
+
+
+def _frame(kind: str, predictor: Callable[[Genes], Float], genes: Genes, measured: Float) -> pd.DataFrame:
+    return pd.DataFrame({"kind": kind, "predicted": predictor(genes), "measured": measured})

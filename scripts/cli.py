@@ -1,0 +1,189 @@
+"""What every command shares: Hydra's configuration, help, and mistakes answered in one line.
+
+    @stage_command("data", "space", "schedule")
+    def main(cfg: DictConfig) -> None:
+        \"""Train the supernet.\"""
+
+makes `main()` the command and leaves `main(cfg)` a plain call.  Exit status: 0 done, 1 the run cannot go on, 2 the
+command line or a YAML file is wrong, 130 interrupted.  OFA_DEBUG=1 shows the traceback of a mistake too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import importlib.metadata
+import inspect
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+from hydra import version
+from hydra._internal.utils import _run_hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from ofa.errors import UserError
+from scripts.mistakes import UsageError, chain, explain
+from scripts.options import check_type, help_text
+from scripts.stage import next_command, plain
+
+Function = Callable[[DictConfig], None]
+FLAGS = {
+    "--help,-h": "print this text for the options given beside it",
+    "--cfg,-c job": "print the whole configuration and stop",
+    "--resolve": "with --cfg: print values in place of ${...}",
+    "--package,-p": "with --cfg: print one section alone",
+    "--multirun,-m": "one run per value, each in a folder of its own, as in -m seed=0,1,2",
+    "--config-dir,-cd FOLDER": "more YAML files, such as FOLDER/device/mine.yaml for device=mine",
+    "--shell-completion,-sc": 'the Tab key completes options after eval "$(ofa-run -sc install=bash)"',
+    "--info,-i": "print where the configuration comes from",
+    "--hydra-help": "print Hydra's own options",
+    "--version": "print the version and stop",
+}
+
+
+def stage_command(*sections: str) -> Callable[[Function], Callable[..., None]]:
+    """Turn a function of the configuration into a command; `sections` are the parts of it that --help explains."""
+
+    def decorate(function: Function) -> Callable[..., None]:
+        @functools.wraps(function)
+        def main(cfg: DictConfig | None = None) -> None:
+            if cfg is None:
+                _command(function, sections)
+            else:
+                function(cfg)
+
+        return main
+
+    return decorate
+
+
+def _command(function: Function, sections: tuple[str, ...]) -> None:
+    stage = Path(inspect.getfile(function)).stem
+    command, ran = f"ofa-{stage}", False
+
+    @functools.wraps(function)
+    def job(cfg: DictConfig) -> None:
+        nonlocal ran
+        with one_line_errors(command):
+            prepare(cfg)
+            function(cfg)
+        ran = True
+
+    with one_line_errors(command):
+        _register_help(command, inspect.getdoc(function) or "", sections)
+        _run(job, _parser(command))
+    if ran and (line := next_command(stage)):
+        print(f"next: {line}")
+
+
+def _run(job: Function, parser: argparse.ArgumentParser) -> None:
+    """Hydra's entry point with a parser that Python 3.14 accepts; errors reach the caller instead of the screen."""
+    version.setbase("1.3")
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        _run_hydra(parser.parse_args(), parser, job, "pkg://conf", "config")
+    except SystemExit as end:
+        if end.code:
+            raise
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}; --help lists the flags")
+
+
+def _parser(command: str) -> argparse.ArgumentParser:
+    """Hydra's flags, those that make sense here."""
+    parser = _Parser(command, add_help=False, allow_abbrev=False)
+    installed = importlib.metadata.version("ofa-nas")
+    kinds: dict[str, dict[str, Any]] = {
+        "--version": {"action": "version", "version": f"ofa-nas {installed}"},
+        "--cfg": {"choices": ["job", "hydra", "all"]},
+        "--config-dir": {},
+        "--package": {},
+        "--info": {"nargs": "?", "const": "all"},
+    }
+    parser.add_argument("overrides", nargs="*", help="name=value")
+    for names, text in FLAGS.items():
+        flag, *short = names.split(" ")[0].split(",")
+        parser.add_argument(flag, *short, help=text, **kinds.get(flag, {"action": "store_true"}))
+    parser.set_defaults(run=False, config_path=None, config_name=None)
+    return parser
+
+
+def _register_help(command: str, about: str, sections: tuple[str, ...]) -> None:
+    def text(*, _root_: DictConfig) -> str:
+        config: Any = OmegaConf.to_container(_root_, resolve=False)
+        return help_text(command, about, sections, config, FLAGS).replace("$", "$$")
+
+    OmegaConf.register_new_resolver("ofa_help", text, replace=True)
+
+
+def prepare(cfg: DictConfig) -> None:
+    """Check the values given on the command line, give each job of a sweep its own run folder, set the threads."""
+    hydra = HydraConfig.get()
+    given = [override for override in hydra.overrides.task if not override.startswith(("+", "~"))]
+    for name in (override.partition("=")[0] for override in given):
+        if OmegaConf.select(cfg, name) is not None:
+            check_type(name, OmegaConf.select(cfg, name))
+    swept = [override.replace("/", "_") for override in given if override not in sys.argv]
+    if hydra.mode == RunMode.MULTIRUN and swept and not any(override.startswith("run=") for override in given):
+        cfg.run = str(Path(cfg.run, ",".join(swept)))
+    if not isinstance(cfg.seed, int) or cfg.seed < 0:
+        raise UserError(f"seed={cfg.seed} must be a whole number, 0 or more")
+    use_threads(cfg.threads)
+
+
+def use_threads(threads: int | None) -> None:
+    """Limit the CPU threads of libraries that load from now on, and of PyTorch if it is there already."""
+    if threads is None:
+        return
+    if not isinstance(threads, int) or threads < 1:
+        raise UserError(f"threads={threads} must be at least 1, or null for all cores")
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(threads)
+
+
+def make(cfg: Mapping[str, Any] | DictConfig, *arguments: Any, **options: Any) -> Any:
+    """Call what a section of the configuration names as its `_target_`, with its options as plain Python values.
+
+    `arguments` and `options` are added untouched; Hydra would turn a dataclass among them into a dict.
+    """
+    from hydra.utils import instantiate
+
+    plain(cfg)  # raises for an option that has no value, which Hydra would leave out
+    try:
+        return instantiate(cfg, _convert_="all", _partial_=True)(*arguments, **options)
+    except TypeError as error:
+        wrong = [key for key in map(str, cfg) if f"unexpected keyword argument '{key}'" in str(error)]
+        if not wrong:
+            raise
+        target = cfg["_target_"]
+        raise UserError(f"{target} has no option {wrong[0]!r}; remove it from the YAML file or command line") from error
+
+
+@contextmanager
+def one_line_errors(command: str) -> Iterator[None]:
+    """Answer a user's mistake with one line and an exit status; let every other error through."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        stop(command, "stopped; start the same command again to continue", 130)
+    except Exception as error:
+        message = explain(error)
+        if message is None or os.environ.get("OFA_DEBUG") == "1":
+            raise
+        stop(command, message, 1 if any(isinstance(cause, UserError) for cause in chain(error)) else 2)
+
+
+def stop(command: str, message: str, status: int) -> NoReturn:
+    """End the process with one line on stderr."""
+    print(f"{command}: {' '.join(message.split())}", file=sys.stderr)
+    raise SystemExit(status)

@@ -1,0 +1,111 @@
+"""ofa-export: ONNX files, float, pruned and int8, run in ONNX Runtime and checked against the device's budget."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig
+
+from scripts.cli import make, stage_command
+from scripts.parts import load_parts, plain
+from scripts.specialize import READS
+from scripts.stage import open_stage
+
+if TYPE_CHECKING:
+    from ofa.data import ImageData
+    from ofa.export.card import Card
+
+SHIPPED = "int8"
+UNITS = {"accuracy": "share of right first classes", "latency_ms": "ms", "macs": "MACs", "params": "parameters"}
+
+
+@stage_command("export", "compress", "device")
+def main(cfg: DictConfig) -> None:
+    """Export each device's network, run the files, prove that the budget is met.  Writes <run>/export/<device>."""
+    from ofa.files import read_json, write_json
+
+    data, _ = load_parts(cfg)
+    for device, settings in plain(cfg.device).items():
+        reads = (*READS, "compress.quantization", "export", f"device.{device}")
+        with open_stage(cfg, f"export/{device}", reads, needs=("specialize",)) as stage:
+            if stage.done:
+                continue
+            chosen = read_json(Path(cfg.run, "search", device, "chosen.json"))
+            models = _export(cfg, Path(cfg.run, "specialize", device), stage.folder, data)
+            budget = _budget(settings["limits"], models[SHIPPED])
+            met = all(row["met"] for row in budget)
+            spec = read_json(stage.folder / f"{SHIPPED}.json")["spec"]
+            result = {"device": settings, "arch": chosen["arch"], "spec": spec, "models": models, "budget": budget}
+            result |= {"predicted": chosen["predicted"], "met": met, "shipped": SHIPPED}
+            write_json(stage.folder / "result.json", result)
+            over = [f"{row['limit']} {row['value']:g} > {row['max']:g}" for row in budget if not row["met"]]
+            print(f"{device}: budget {'met' if met else 'exceeded: ' + ', '.join(over)}")
+
+
+def _export(cfg: DictConfig, source: Path, folder: Path, data: ImageData) -> dict[str, dict[str, Any]]:
+    """Write float.onnx, pruned.onnx and int8.onnx with their cards; what was measured on each."""
+    from ofa.compress.quantize import quantize
+    from ofa.export.card import load_card, rebuild
+    from ofa.export.latency import measure_models
+    from ofa.export.onnx import export, verify
+
+    nets = {name: rebuild(source / f"{name}.json") for name in ("float", "pruned")}
+    cards = {name: load_card(source / f"{name}.json") for name in nets}
+    nets[SHIPPED], cards[SHIPPED] = nets["pruned"], cards["pruned"]
+    resolution = nets[SHIPPED].spec.resolution
+    for name in ("float", "pruned"):
+        export(nets[name], folder / f"{name}.onnx")
+    settings = make(cfg.compress).quantization
+    images = data.calibration("val", settings.images, resolution)
+    quantize(folder / "pruned.onnx", folder / f"{SHIPPED}.onnx", images, settings)
+    files = {name: folder / f"{name}.onnx" for name in nets}
+    timed = measure_models(files, threads=cfg.measure.threads)
+    probe = next(data.batches("test", cfg.export.parity_images, resolution, rng=None))[0]
+    found = {}
+    for name, file in files.items():
+        parity = verify(file, nets[name], probe)
+        found[name] = _measure(file, cards[name], data, timed[name], bits=8 if name == SHIPPED else 32)
+        found[name] |= {"parity_max_abs": parity.max_abs, "sqnr_db": parity.sqnr_db, "agreement": parity.agreement}
+        if name != SHIPPED and parity.agreement < cfg.export.least_agreement:
+            raise RuntimeError(f"{file} agrees with PyTorch on {parity.agreement:.1%} of the images only")
+        _save_card(file, cards[name], found[name])
+    return found
+
+
+def _measure(file: Path, card: Card, data: ImageData, timed: dict[str, Any], *, bits: int) -> dict[str, Any]:
+    """Test accuracy, exact costs, size and latency of one file."""
+    from ofa.export.onnx import accuracy_onnx
+    from predictors.spec import spec_costs
+
+    batches = data.batches("test", 256, card.spec.resolution, rng=None)
+    return spec_costs(card.spec, bits=bits) | {
+        "accuracy": accuracy_onnx(file, batches),
+        "file_bytes": file.stat().st_size,
+        "latency_ms": timed["median_ms"],
+        "latency_spread_ms": timed["p90_ms"] - timed["p10_ms"],
+    }
+
+
+def _save_card(file: Path, card: Card, values: dict[str, Any]) -> None:
+    from ofa.export.card import Metric, save_card
+
+    metrics = {name: Metric(value, UNITS.get(name, "bytes")) for name, value in values.items() if name in UNITS or "bytes" in name}
+    save_card(file.with_suffix(".json"), replace(card, metrics=metrics), [file])
+
+
+def _budget(limits: dict[str, Any], values: dict[str, Any]) -> list[dict[str, Any]]:
+    """Each limit beside the value of the shipped model; the file on disk counts as its weight bytes."""
+    from search.limits import parse_limits
+
+    measured = values | {"weight_bytes": values["file_bytes"]}
+    bounds = parse_limits(limits, measured)
+    return [
+        {"limit": name, "value": measured[name], "max": most, "met": measured[name] <= most}
+        for name, most in bounds.items()
+    ]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+"""ofa-fit: predictors of accuracy and latency, with their honest scores."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from scripts.cli import stage_command
+from scripts.parts import plain, FIT, load_parts
+from scripts.stage import open_stage
+
+
+@stage_command("predictor", "fit")
+def main(cfg: DictConfig) -> None:
+    """Fit predictors of accuracy and latency, scored on networks that no fit saw.  Writes <run>/fit."""
+    with open_stage(cfg, "fit", FIT, needs=("measure",)) as stage:
+        if stage.done:
+            return
+        from functools import partial
+
+        from ofa.files import write_json, write_parquet
+        from predictors import Accuracy, Latency, LatencyTable
+        from predictors.fitting import fit_accuracy, fit_latency, join
+        from predictors.measure import read_measured
+
+        _, space = load_parts(cfg)
+        measured = Path(cfg.run, "measure")
+        options = {key: value for key, value in plain(cfg.predictor.accuracy).items() if key not in ("_target_", "seed")}
+        make = partial(Accuracy, space, **options)
+        genes, top1 = read_measured(measured / "subnets.jsonl", space, "accuracy")
+        accuracy, report, predictions = fit_accuracy(make, genes, top1, seed=cfg.seed, **plain(cfg.fit))
+        lookup = Latency(space, LatencyTable.load(measured / "latency.parquet"))
+        genes, times = read_measured(measured / "latency_nets.jsonl", space, "median_ms")
+        _, latency, more = fit_latency(lookup, genes, times)
+        accuracy.save(stage.folder / "accuracy.json")
+        write_parquet(stage.folder / "predictions.parquet", join([predictions, more]))
+        write_json(stage.folder / "fit.json", {"accuracy": report, "latency": latency})
+        tau, rmse = report["tau"], report["rmse"]
+        print(
+            f"accuracy ({report['model']}, {report['n_fit']} subnets): Kendall tau {tau['mean']:.3f} ± {tau['std']:.3f}, "
+            f"RMSE {100 * rmse['mean']:.2f} points on {report['n_heldout']} held-out subnets, {report['repeats']} splits"
+        )
+        print(
+            f"latency ({latency['shapes']} layer shapes): Kendall tau {latency['tau']:.3f}, error {latency['mape']:.1%}, "
+            f"{latency['within_10_percent']:.0%} within 10 % on {latency['n_heldout']} held-out networks"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,113 @@
+"""Mistakes on the command line and in YAML files, said in one line: the rule, the value, the remedy."""
+
+from __future__ import annotations
+
+import errno
+import re
+from collections.abc import Iterator
+
+import yaml
+from hydra.errors import (
+    CompactHydraException,
+    HydraException,
+    InstantiationException,
+    MissingConfigException,
+    OverrideParseException,
+)
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from ofa.errors import UserError
+from scripts.options import explanation, groups, owners, similar
+
+ALL = "--help lists all options"
+
+
+class UsageError(Exception):
+    """A mistake in the flags of a command."""
+
+
+def explain(error: BaseException) -> str | None:
+    """The line that answers a user's mistake; None where the error is a bug, which needs its traceback."""
+    causes = list(chain(error))
+    for cause in causes:
+        if isinstance(cause, (UserError, UsageError)):
+            return str(cause)
+        if isinstance(cause, yaml.MarkedYAMLError):
+            return _broken_yaml(cause)
+        if isinstance(cause, MissingMandatoryValue):
+            return _missing_value(cause)
+    if isinstance(error, InstantiationException):
+        return _instantiation(error, causes)
+    if isinstance(error, MissingConfigException):
+        return _missing_config(error)
+    if isinstance(error, OverrideParseException):
+        return f"cannot read {error.override!r}; write name=value, quoting signs as in name=\"'a (1), b'\"; {ALL}"
+    if isinstance(error, HydraException):
+        return _composition(error, causes)
+    if isinstance(error, ValueError) and str(error).startswith("Config group override"):
+        return f"a group takes the name of one of its choices, or a list of them; {ALL}"
+    if isinstance(error, OmegaConfBaseException):
+        return f"{error.full_key}: {_first_line(error)}" if error.full_key else _first_line(error)
+    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.ENOSPC, errno.EROFS, errno.EDQUOT):
+        return f"cannot write {error.filename or 'a file'}: {error.strerror}; make room or choose another run=<folder>"
+    return None
+
+
+def chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and the errors that it was raised from."""
+    while error is not None:
+        yield error
+        error = error.__cause__
+
+
+def _broken_yaml(error: yaml.MarkedYAMLError) -> str:
+    mark = error.problem_mark or error.context_mark
+    place = f"{mark.name}, line {mark.line + 1}" if mark else "a YAML file"
+    return f"{place}: {error.problem or error.context}; mend the YAML there"
+
+
+def _missing_value(error: MissingMandatoryValue) -> str:
+    name = error.full_key or _first_line(error).rpartition(" ")[2]
+    about = explanation(name)
+    return f"{name} has no value; give {name}=<value>" + (f" ({about})" if about else "")
+
+
+def _instantiation(error: InstantiationException, causes: list[BaseException]) -> str | None:
+    """A target that is not there or does not take an option is a mistake in a YAML file; what it raises is not."""
+    unexpected = next((re.search(r"unexpected keyword argument '(.+?)'", str(cause)) for cause in causes[1:]), None)
+    key = re.search(r"full_key: (\S+)", str(error))
+    place = key[1] if key else "the configuration"
+    if unexpected:
+        return f"{place} has no option {unexpected[1]!r}; remove it from the YAML file or the command line; {ALL}"
+    if "Error locating target" in str(error):
+        return f"{place}: {_first_line(error)}; name an importable class or function as its _target_"
+    return None
+
+
+def _missing_config(error: MissingConfigException) -> str:
+    wanted = (error.missing_cfg_file or "").removesuffix(".yaml")
+    group, _, choice = wanted.rpartition("/")
+    if error.options:
+        return f"{group}={choice} is not known; choose from {', '.join(sorted(error.options))}"
+    return f"{_first_line(error)}; {ALL}"
+
+
+def _composition(error: HydraException, causes: list[BaseException]) -> str:
+    unknown = re.match(r"Could not override '([^']+)'", str(error))
+    if not unknown:
+        return "; ".join(dict.fromkeys(_first_line(cause) for cause in causes if isinstance(cause, _SAYING)))
+    name = unknown[1].removeprefix("/").partition("@")[0]
+    if owners(name):
+        return f"{name} is not an option here, it belongs to {' and '.join(owners(name))}; {ALL}"
+    near = [f"{key}=" for key in similar(name) if key != name]
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    kind = "is a section, name one of its options" if name in groups() else "is not an option"
+    return f"{name} {kind}; {hint}{ALL}"
+
+
+_SAYING = (CompactHydraException, OmegaConfBaseException)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__

@@ -1,0 +1,71 @@
+"""What several stages need: the data and space of a configuration, the trained supernet, the fitted predictors."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from ofa.files import read_json
+from ofa.space import Genes, Space, load_space
+from scripts.cli import make
+
+if TYPE_CHECKING:
+    from ofa.data import ImageData
+    from ofa.supernet import Supernet
+
+TRAIN = ("space", "data", "schedule", "seed", "train")
+MEASURE = (*TRAIN, "measure")
+FIT = (*MEASURE, "predictor", "fit")
+SEARCH = (*FIT, "search")
+
+
+def plain(cfg: Any) -> Any:
+    """A section of the configuration as dicts, lists and values, interpolations resolved."""
+    return OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True) if OmegaConf.is_config(cfg) else cfg
+
+
+def load_data(cfg: DictConfig) -> ImageData:
+    """The data set of a configuration; a process reads it once."""
+    return _data(json.dumps(plain(cfg.data)))
+
+
+@lru_cache(maxsize=1)
+def _data(text: str) -> ImageData:
+    return make(OmegaConf.create(json.loads(text)))
+
+
+def load_parts(cfg: DictConfig) -> tuple[ImageData, Space]:
+    """The data set, and the space made for its channels and classes."""
+    data = load_data(cfg)
+    return data, load_space(plain(cfg.space)).adapt(in_channels=data.channels, classes=len(data.classes))
+
+
+def trained(cfg: DictConfig, space: Space) -> Supernet:
+    """The supernet that ofa-train wrote."""
+    from ofa.train import load_supernet
+
+    return load_supernet(Path(cfg.run, "train"), space)
+
+
+def fitted(cfg: DictConfig, space: Space) -> dict[str, Callable[[Genes], Any]]:
+    """The configured predictors by name: exact costs as they are, learned ones as ofa-fit left them."""
+    return {name: _predictor(cfg, space, name) for name in cfg.predictor}
+
+
+def _predictor(cfg: DictConfig, space: Space, name: str) -> Callable[[Genes], Any]:
+    if name == "accuracy":
+        from predictors import Accuracy
+
+        return Accuracy.load(Path(cfg.run, "fit", "accuracy.json"))
+    if name == "latency_ms":
+        from predictors import LatencyTable
+
+        correction = read_json(Path(cfg.run, "fit", "fit.json"))["latency"]
+        table = LatencyTable.load(Path(cfg.run, "measure", "latency.parquet"))
+        return make(cfg.predictor[name], space, table, intercept=correction["intercept_ms"], slope=correction["slope"])
+    return make(cfg.predictor[name], space)

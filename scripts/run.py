@@ -1,0 +1,19 @@
+"""ofa-run: every stage, one after the other."""
+
+from __future__ import annotations
+
+from omegaconf import DictConfig
+
+from scripts import export, fit, measure, report, search, specialize, train
+from scripts.cli import stage_command
+
+
+@stage_command("space", "data", "schedule", "train", "measure", "predictor", "fit", "search", "agent", "device", "compress")
+def main(cfg: DictConfig) -> None:
+    """Train, measure, fit, search, specialize, export, report: the whole job.  Finished stages are not run again."""
+    for stage in (train, measure, fit, search, specialize, export, report):
+        stage.main(cfg)
+
+
+if __name__ == "__main__":
+    main()

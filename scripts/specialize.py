@@ -1,0 +1,66 @@
+"""ofa-specialize: extract, prune and fine-tune the network that the search chose for each device."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig
+
+from scripts.cli import make, stage_command
+from scripts.parts import SEARCH, load_parts, trained
+from scripts.progress import Progress
+from scripts.stage import open_stage
+
+if TYPE_CHECKING:
+    from ofa.data import ImageData
+    from ofa.space import Space
+    from ofa.static import StaticNet
+
+READS = (*SEARCH, "compress.pruning", "compress.finetuning")
+
+
+@stage_command("compress", "device")
+def main(cfg: DictConfig) -> None:
+    """Extract each device's network, prune its channels, fine-tune it.  Writes <run>/specialize/<device>."""
+    from ofa.compress.finetune import finetune
+    from ofa.compress.prune import prune
+    from ofa.evaluate import specialise
+    from ofa.files import read_json, write_json
+    from ofa.space import Arch
+
+    data, space = load_parts(cfg)
+    for device in cfg.device:
+        with open_stage(cfg, f"specialize/{device}", (*READS, f"device.{device}"), needs=("search",)) as stage:
+            if stage.done:
+                continue
+            compress = make(cfg.compress)
+            arch = Arch.from_dict(read_json(Path(cfg.run, "search", device, "chosen.json"))["arch"])
+            net = specialise(trained(cfg, space), arch, data)
+            with Progress(f"fine-tune for {device}") as progress:
+                pruned = prune(net, compress.pruning)
+                pruned = finetune(pruned, data, compress.finetuning, teacher=net, seed=cfg.seed, report=progress)
+            result = {
+                name: _save(stage.folder / f"{name}.json", model, arch, space, data, cfg.seed)
+                for name, model in (("float", net), ("pruned", pruned))
+            }
+            write_json(stage.folder / "result.json", result)
+            top1 = ", ".join(f"{name} {100 * values['accuracy_val']:.1f} %" for name, values in result.items())
+            print(f"{device}: validation top-1 {top1}")
+
+
+def _save(path: Path, net: StaticNet, arch: Any, space: Space, data: ImageData, seed: int) -> dict[str, float]:
+    """Write the network with its card; its validation accuracy and exact costs."""
+    from ofa.evaluate import accuracy
+    from ofa.export.card import Card, Metric, save_net
+    from predictors.spec import spec_costs
+
+    values = {"accuracy_val": accuracy(net, data, "val", resolution=arch.resolution)} | spec_costs(net.spec)
+    units = {"accuracy_val": "share of right first classes", "macs": "MACs", "params": "parameters"}
+    metrics = {name: Metric(value, units.get(name, "bytes")) for name, value in values.items()}
+    save_net(path, net, Card(arch, space.to_dict(), net.spec, metrics, data.describe(), seed))
+    return values
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,210 @@
+"""The run folder: a stage's folder remembers its options, is written by one process, and knows whether it is done.
+
+<run>/command.json         the command, versions and machine of the latest stage
+<run>/timings.json         seconds of every finished stage, all its sessions together
+<run>/<stage>/config.json  options it was made with ("reads"), stages it was made from ("after"), "done", "seconds"
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shlex
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from ofa.errors import UserError
+from ofa.files import read_json, versions, write_json
+
+STAGES = ("train", "measure", "fit", "search", "specialize", "export", "report")
+CONFIG, LOCK = "config.json", ".lock"
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A stage's folder, and whether an earlier command finished it."""
+
+    folder: Path
+    done: bool
+
+
+@contextmanager
+def open_stage(cfg: DictConfig, name: str, reads: Sequence[str], *, needs: Sequence[str] = ()) -> Iterator[Stage]:
+    """Lock, check and time a stage's folder <run>/<name>; leaving the block without an error marks it done.
+
+    name: "train", or "search/phone/evolution" for one part of a stage.  reads: the options it depends on, dotted
+    ("data", "device.phone").  needs: stages that must be finished.  Raises UserError where the folder, or a stage
+    before it, was made with other options, and where another process is writing it.
+    """
+    folder = Path(cfg.run, name)
+    folder.mkdir(parents=True, exist_ok=True)
+    with _locked(folder):
+        config: dict[str, Any] = {
+            "reads": _reads(cfg, reads),
+            "after": _before(cfg, name, needs),
+            "done": None,
+            "seconds": 0.0,
+        }
+        if cfg.restart:
+            _discard(folder)
+        config = _settle(folder, config)
+        if config["done"]:
+            print(f"{name}: already done in {folder}")
+            yield Stage(folder, done=True)
+            return
+        note(cfg.run, command=_own_command(name), experiment=cfg.name, versions=versions())
+        started = time.monotonic()
+        try:
+            yield Stage(folder, done=False)
+            config["done"] = datetime.now(UTC).isoformat()
+        finally:
+            config["seconds"] += time.monotonic() - started
+            write_json(folder / CONFIG, config)
+        write_json(Path(cfg.run, "timings.json"), _timings(Path(cfg.run)))
+
+
+def note(run: str | Path, **values: Any) -> None:
+    """Add values to <run>/command.json, which the report reads."""
+    path = Path(run, "command.json")
+    write_json(path, (read_json(path) if path.exists() else {}) | values)
+
+
+def next_command(stage: str) -> str | None:
+    """The shell line that runs the stage after `stage` with the same options; None after the last."""
+    if stage not in STAGES[:-1]:
+        return None
+    following = STAGES[STAGES.index(stage) + 1]
+    return shlex.join([*_program(following), *_options()])
+
+
+def _own_command(name: str) -> str:
+    return shlex.join([f"ofa-{name.partition('/')[0]}", *_options()])
+
+
+def _options() -> list[str]:
+    """The arguments of this command; none where it is not one of ours, as in a test."""
+    return [argument for argument in sys.argv[1:] if _ours() and not argument.startswith("restart=")]
+
+
+def _ours() -> bool:
+    return Path(sys.argv[0]).stem.removeprefix("ofa-") in (*STAGES, "run")
+
+
+def _program(stage: str) -> list[str]:
+    """How to start another stage the way this one was started."""
+    here, name = Path(sys.argv[0]), f"ofa-{stage}"
+    if here.suffix == ".py" and _ours():
+        return [sys.orig_argv[0], str(here.with_name(f"{stage}.py"))]
+    beside, found = here.with_name(name), shutil.which(name)
+    return [str(beside)] if beside.exists() and not (found and beside.samefile(found)) else [name]
+
+
+def _settle(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """The folder's own config.json, written now if it has none; raises where it disagrees with this command."""
+    path = folder / CONFIG
+    if not path.exists():
+        write_json(path, config)
+        return config
+    made = read_json(path)
+    _agree(folder, made, config["reads"], "restart=true to discard what is there")
+    for stage, done in made["after"].items():
+        if config["after"].get(stage, done) != done:
+            raise UserError(f"{stage} was run again after {folder} was made; give restart=true to make it again too")
+    return made | {"after": config["after"]}
+
+
+def _before(cfg: DictConfig, name: str, needs: Sequence[str]) -> dict[str, str]:
+    """When the stages that this one builds on were done; raises where one is missing or was made with other options."""
+    run, (stage, *part) = Path(cfg.run), name.split("/")
+    after: dict[str, str] = {}
+    for earlier in STAGES[: STAGES.index(stage)]:
+        for path in sorted((run / earlier).rglob(CONFIG)):
+            place = path.parent.relative_to(run)
+            if part[:1] and place.parts[1:2] not in ((), tuple(part[:1])):
+                continue
+            made = read_json(path)
+            shared = [key for key in made["reads"] if OmegaConf.select(cfg, key) is not None]
+            _agree(path.parent, made, _reads(cfg, shared), f"ofa-{earlier} restart=true to make it again")
+            if made["done"]:
+                after[str(place)] = made["done"]
+        if earlier in needs and not any(Path(place).parts[0] == earlier for place in after):
+            line = shlex.join([*_program(earlier), *_options()])
+            raise UserError(f"{stage} needs the stage {earlier}, which has not finished in {run}; run: {line}")
+    return after
+
+
+def _agree(folder: Path, made: dict[str, Any], now: dict[str, Any], remedy: str) -> None:
+    """Raise UserError where a stage was made with other values of the options in `now`."""
+    difference = _difference({key: made["reads"].get(key) for key in now}, now)
+    if difference:
+        key, was, given = difference
+        raise UserError(
+            f"{folder} was made with {key}={was}, this command has {key}={given}; "
+            f"give the same options, another run=<folder>, or {remedy}"
+        )
+
+
+def _difference(was: Any, now: Any, key: str = "") -> tuple[str, str, str] | None:
+    """The first option in which two configurations differ: its dotted name and both values."""
+    if isinstance(was, dict) and isinstance(now, dict):
+        names = dict.fromkeys([*was, *now])
+        parts = (_difference(was.get(name), now.get(name), f"{key}.{name}".lstrip(".")) for name in names)
+        return next(filter(None, parts), None)
+    return None if was == now else (key, json.dumps(was), json.dumps(now))
+
+
+def _reads(cfg: DictConfig, names: Sequence[str]) -> dict[str, Any]:
+    """The named parts of the configuration as JSON values."""
+    return json.loads(json.dumps({name: plain(OmegaConf.select(cfg, name)) for name in names}))
+
+
+def plain(value: Any) -> Any:
+    """A part of the configuration as dicts, lists and values, interpolations resolved."""
+    if not OmegaConf.is_config(value):
+        return value
+    return OmegaConf.to_container(value, resolve=True, throw_on_missing=True)
+
+
+def _discard(folder: Path) -> None:
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != LOCK:
+            path.unlink()
+
+
+def _timings(run: Path) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for stage in STAGES:
+        made = [read_json(path) for path in (run / stage).rglob(CONFIG)]
+        if made and all(config["done"] for config in made):
+            found[stage] = round(sum(config["seconds"] for config in made), 3)
+    return found
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock, which the system releases however the process ends."""
+    with open(folder / LOCK, "a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            owner = file.read() or "unknown"
+            raise UserError(
+                f"process {owner} is writing {folder}; wait for it, stop it, or give another run=<folder>"
+            ) from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield

@@ -1,0 +1,55 @@
+"""ofa-train: train the supernet."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from omegaconf import DictConfig
+
+from scripts.cli import stage_command
+from scripts.parts import plain, TRAIN, load_parts
+from scripts.progress import Progress
+from scripts.stage import open_stage
+
+
+@stage_command("space", "data", "schedule", "train")
+def main(cfg: DictConfig) -> None:
+    """Train one supernet that holds every network of the space.  Writes <run>/train."""
+    with open_stage(cfg, "train", TRAIN) as stage:
+        if stage.done:
+            return
+        import torch
+
+        from ofa.schedule import Schedule
+        from ofa.train import Trainer, Watch
+
+        data, space = load_parts(cfg)
+        options = plain(cfg.train)
+        device = options["device"] or ("cuda" if torch.cuda.is_available() else "cpu")
+        schedule = Schedule(**{k: v for k, v in plain(cfg.schedule).items() if k != "_target_"})
+        with Progress("train") as progress:
+            Trainer(
+                space,
+                data,
+                schedule,
+                stage.folder,
+                seed=cfg.seed,
+                watch=Watch(**options["watch"]),
+                save_seconds=options["save_seconds"],
+                device=device,
+                report=lambda values: _show(progress, values),
+            ).run()
+
+
+def _show(progress: Progress, values: dict[str, Any]) -> None:
+    if "val" not in values:
+        progress(values)
+        return
+    scores = "  ".join(f"{name} {100 * top1:.1f}" for name, top1 in values["val"].items())
+    progress.print(f"epoch {values['epoch']}/{values['epochs']} {values['phase']}: validation top-1 (%) {scores}")
+    for name in values["collapsed"]:
+        progress.print(f"warning: the {name} net collapsed; lower lr or set schedule.clip_norm")
+
+
+if __name__ == "__main__":
+    main()

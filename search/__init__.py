@@ -1,0 +1,12 @@
+"""Search: agents that propose networks, the problem they solve, and the results.  Needs numpy, never torch.
+
+agents.py        what an agent does; random search
+evolution.py     NSGA-II on whole arrays
+optuna_agent.py  Optuna's samplers behind the same two calls
+pareto.py        ranks, crowding, fronts, hypervolume
+limits.py        limits as people write them: "250KB", "60M", "5ms"
+problem.py       predictors, objectives and limits as one function of genes
+feasible.py      whether any network meets the limits, and the nearest one if none does
+loop.py          the search itself, with resume
+result.py        all evaluations, the front, the chosen network; saved and loaded
+"""

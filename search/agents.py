@@ -1,0 +1,97 @@
+"""What a search agent does, and the simplest one.  N networks, G genes, M objectives.
+
+An agent proposes networks (`ask`) and learns what they cost (`tell`).  Its proposals depend on its settings and on what
+it was told alone: a fresh agent that is told the same again proposes the same again, which is how a search resumes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import KW_ONLY, dataclass, field
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ofa.space import Genes, Space
+
+TRIES = 4  # times that a proposal of nothing but known networks is drawn again
+
+
+class Agent(Protocol):
+    """A search strategy; `repr` shows its settings."""
+
+    space: Space
+    seed: int
+
+    def ask(self, n: int) -> Genes:
+        """Propose n networks: canonical genes (n, G), new ones as long as new ones are found."""
+
+    def tell(self, genes: Genes, cost: NDArray[np.float64], violation: NDArray[np.float64]) -> None:
+        """Learn costs (N, M), lower is better, and violations (N,), 0 where every limit is met.
+
+        The genes may also be networks that this agent did not propose, such as those measured before.
+        """
+
+
+def keys(genes: Genes) -> list[bytes]:
+    """A hashable key for each network, equal where the genes are."""
+    genes = np.ascontiguousarray(genes, dtype=np.int8)
+    return genes.view(f"V{genes.shape[1]}").ravel().tolist()
+
+
+class Fresh:
+    """Remembers the networks handed out, so that none is handed out twice while others are left."""
+
+    def __init__(self, space: Space) -> None:
+        self._space = space
+        self._seen: set[bytes] = set()
+
+    def add(self, genes: Genes) -> None:
+        """Count `genes` as handed out."""
+        self._seen.update(keys(genes))
+
+    def take(self, n: int, proposals: Iterable[Callable[[int], Genes]]) -> Genes:
+        """The first n new networks that the proposals yield, called one after another; padded with known ones."""
+        taken = [np.empty((0, len(self._space.genes)), dtype=np.int8)]
+        candidates, missing = taken[0], n
+        for propose in proposals:
+            candidates = propose(n)
+            new = self._first_new(candidates, missing)
+            taken.append(candidates[new])
+            missing -= len(new)
+            if missing == 0 or len(self._seen) >= self._space.size:
+                break
+        return np.concatenate([*taken, candidates[:missing]])
+
+    def _first_new(self, candidates: Genes, n: int) -> list[int]:
+        new: list[int] = []
+        for i, key in enumerate(keys(candidates)):
+            if len(new) == n:
+                break
+            if key not in self._seen:
+                self._seen.add(key)
+                new.append(i)
+        return new
+
+
+@dataclass(eq=False)
+class RandomSearch:
+    """Networks drawn uniformly gene by gene, none twice: the baseline that every other agent must beat."""
+
+    space: Space = field(repr=False)
+    _: KW_ONLY
+    seed: int = 0
+    n_objectives: int = 1
+
+    def __post_init__(self) -> None:
+        self._rng = np.random.default_rng(self.seed)
+        self._fresh = Fresh(self.space)
+
+    def ask(self, n: int) -> Genes:
+        """Draw n networks."""
+        return self._fresh.take(n, [lambda n: self.space.sample(n, self._rng)] * TRIES)
+
+    def tell(self, genes: Genes, cost: NDArray[np.float64], violation: NDArray[np.float64]) -> None:
+        """Learn nothing but what has been seen."""
+        self._fresh.add(genes)

@@ -1,0 +1,116 @@
+"""Optuna's samplers behind ask and tell.  N networks, G genes, M objectives.
+
+Each gene is a categorical parameter, its values the integers of the choices.  A trial takes 10-70 ms, the more the more
+there were before: this agent is for some hundreds of networks, `Evolution` for many thousands.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import KW_ONLY, dataclass, field
+from typing import Any
+
+import numpy as np
+import optuna
+from numpy.typing import NDArray
+from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.samplers import BaseSampler
+from optuna.trial import Trial, TrialState, create_trial
+
+from ofa.errors import UserError
+from ofa.space import Genes, Space
+from search.agents import TRIES, RandomSearch, keys
+
+Result = tuple[list[float], float]  # costs and violation of a network
+
+SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "tpe": ("TPESampler", {"multivariate": True}),  # univariate, the default for several objectives, is 14 times slower
+    "nsga2": ("NSGAIISampler", {}),
+    "nsga3": ("NSGAIIISampler", {}),
+    "gp": ("GPSampler", {"deterministic_objective": True}),
+    "random": ("RandomSampler", {}),
+}
+
+
+@dataclass(eq=False)
+class OptunaAgent:
+    """Search by an Optuna sampler: tpe, nsga2, nsga3, gp (needs torch) or random; `options` go to the sampler."""
+
+    space: Space = field(repr=False)
+    _: KW_ONLY
+    seed: int = 0
+    n_objectives: int = 1
+    sampler: str = "tpe"
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self._study = optuna.create_study(directions=["minimize"] * self.n_objectives, sampler=self._sampler())
+        self._parameters: dict[str, BaseDistribution] = {
+            gene.name: CategoricalDistribution(range(len(gene.choices))) for gene in self.space.genes
+        }
+        self._random = RandomSearch(self.space, seed=self.seed)
+        self._asked: dict[bytes, Trial] = {}
+        self._told: dict[bytes, Result] = {}
+
+    def ask(self, n: int) -> Genes:
+        """Propose n networks, one trial each."""
+        return np.concatenate([self._ask_one() for _ in range(n)])
+
+    def tell(self, genes: Genes, cost: NDArray[np.float64], violation: NDArray[np.float64]) -> None:
+        """Finish the trials of `genes`; a network that was not asked for becomes a finished trial."""
+        self._random.tell(genes, cost, violation)
+        results = zip(cost.tolist(), violation.tolist(), strict=True)
+        for row, key, result in zip(genes, keys(genes), results, strict=True):
+            if key in self._told:
+                continue
+            self._told[key] = result
+            if key in self._asked:
+                self._finish(self._asked.pop(key), key)
+            else:
+                self._add(row, result)
+
+    def _ask_one(self) -> Genes:
+        """A new network from the sampler; when it only repeats itself, a random one."""
+        for attempt in range(TRIES + 1):
+            if attempt == TRIES:
+                self._study.enqueue_trial(self._values(self._random.ask(1)[0]))
+            trial = self._study.ask(self._parameters)
+            genes = self.space.canonical(np.array([[trial.params[name] for name in self._parameters]]))
+            key = keys(genes)[0]
+            if key not in self._asked and key not in self._told:
+                self._asked[key] = trial
+                break
+            self._finish(trial, key)
+        return genes
+
+    def _finish(self, trial: Trial, key: bytes) -> None:
+        """Tell a trial the result of its network; one whose network is still being evaluated is given up."""
+        if key not in self._told:
+            self._study.tell(trial, state=TrialState.FAIL)
+            return
+        cost, violation = self._told[key]
+        trial.set_constraint("violation", violation)
+        self._study.tell(trial, cost)
+
+    def _add(self, row: NDArray[np.int8], result: Result) -> None:
+        cost, violation = result
+        trial = create_trial(
+            values=cost,
+            constraints={"violation": violation},
+            params=self._values(row),
+            distributions=self._parameters,
+        )
+        self._study.add_trial(trial)
+
+    def _values(self, row: NDArray[np.int8]) -> dict[str, int]:
+        return dict(zip(self._parameters, row.tolist(), strict=True))
+
+    def _sampler(self) -> BaseSampler:
+        if self.sampler not in SAMPLERS:
+            raise UserError(f"sampler {self.sampler!r} is not known; choose from {', '.join(SAMPLERS)}")
+        name, defaults = SAMPLERS[self.sampler]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            sampler: BaseSampler = getattr(optuna.samplers, name)(seed=self.seed, **defaults | self.options)
+        return sampler

@@ -1,0 +1,116 @@
+"""What a search solves: predictors, the objectives and limits among them, as one function of genes.
+
+N networks, G genes, P predictors, M objectives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ofa.errors import UserError
+from ofa.space import Genes, Space
+from search.agents import keys
+from search.limits import known_name, parse_limits, show
+
+Floats = NDArray[np.float64]
+Values = dict[str, Floats]
+Predict = Callable[[Genes], NDArray[Any]]
+PROBES = 1000  # random networks that stand for a space
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What is known of N networks: predicted values by name (N,), costs to minimise (N, M), violations (N,)."""
+
+    genes: Genes
+    values: Values
+    cost: Floats
+    violation: Floats
+
+
+@dataclass(eq=False)
+class Problem:
+    """Objectives and limits over named predictors, with a memo: a repeated network costs nothing.
+
+    predictors: genes (N, G) -> values (N,), by name.
+    objectives: 1 minimises and -1 maximises the named value; the first named is the one a network is chosen by.
+    limits: the most that a value may be; for a maximised value, the least (accuracy 0.9 then means at least 0.9).
+        Numbers or strings such as "250KB" (see `search.limits`); names may leave out their unit.
+    """
+
+    predictors: Mapping[str, Predict]
+    objectives: Mapping[str, int]
+    limits: Mapping[str, float | str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.objectives:
+            raise UserError(f"a search needs an objective; choose from {', '.join(self.predictors)}")
+        for name, sign in self.objectives.items():
+            if sign not in (1, -1):
+                raise UserError(f"objective {name}={sign} has no direction; 1 minimises, -1 maximises")
+        self.objectives = {known_name(name, self.predictors): int(sign) for name, sign in self.objectives.items()}
+        self.bounds: dict[str, float] = parse_limits(self.limits, self.predictors)
+        self._memo: dict[bytes, tuple[float, ...]] = {}
+
+    def evaluate(self, genes: Genes) -> Evaluation:
+        """Evaluate networks (N, G); each predictor sees only those that were never evaluated before, in one call."""
+        keyed = keys(genes)
+        new = list({key: i for i, key in enumerate(keyed) if key not in self._memo}.values())
+        if new:
+            self.remember(genes[new], self.predict(genes[new], self.predictors))
+        table = np.array([self._memo[key] for key in keyed]).reshape(len(genes), len(self.predictors))
+        values = dict(zip(self.predictors, table.T, strict=True))
+        return Evaluation(genes, values, self.cost(values), self.violation(values))
+
+    def remember(self, genes: Genes, values: Mapping[str, NDArray[Any]]) -> None:
+        """Put known values (N,) of every predictor into the memo."""
+        rows = np.stack([values[name] for name in self.predictors], axis=1).tolist()
+        self._memo.update(zip(keys(genes), map(tuple, rows), strict=True))
+
+    def predict(self, genes: Genes, names: Iterable[str]) -> Values:
+        """Values (N,) of the named predictors, without the memo."""
+        return {name: self._predict(name, genes) for name in names}
+
+    def cost(self, values: Mapping[str, Floats]) -> Floats:
+        """Objectives as costs, lower is better (N, M)."""
+        return np.stack([sign * values[name] for name, sign in self.objectives.items()], axis=1)
+
+    def violation(self, values: Mapping[str, Floats]) -> Floats:
+        """Sum over the limits of the relative excess, 0 where all are met (N,)."""
+        excess = [np.maximum(self.excess(name, values[name]), 0) for name in self.bounds]
+        return np.sum(excess, axis=0) if excess else np.zeros(len(next(iter(values.values()))))
+
+    def excess(self, name: str, value: Floats) -> Floats:
+        """How far values lie beyond their limit, relative to it; negative where it is met."""
+        return (value / self.bounds[name] - 1) * self.objectives.get(name, 1)
+
+    def limit(self, name: str) -> str:
+        """A limit as text: "macs <= 6,000,000"."""
+        return f"{name} {'<=' if self.objectives.get(name, 1) > 0 else '>='} {show(self.bounds[name])}"
+
+    def reference(self, space: Space) -> Floats:
+        """The reference point (M,) for hypervolumes, the same for every agent and seed.
+
+        A limited objective gives its limit, any other the worst value among 1,000 random networks (seed 0), the
+        smallest and the largest.
+        """
+        values = self.predict(probes(space), self.objectives)
+        worst = self.cost(values).max(axis=0)
+        limit = [sign * self.bounds.get(name, np.nan) for name, sign in self.objectives.items()]
+        return np.where(np.isnan(limit), worst, limit)
+
+    def _predict(self, name: str, genes: Genes) -> Floats:
+        values = np.asarray(self.predictors[name](genes), dtype=np.float64)
+        if values.shape != (len(genes),) or not np.isfinite(values).all():
+            raise ValueError(f"predictor {name} must give {len(genes)} finite numbers, it gave {values}")
+        return values
+
+
+def probes(space: Space) -> Genes:
+    """The smallest and the largest network, then 1,000 random ones, always the same (N, G)."""
+    return np.concatenate([space.smallest(), space.largest(), space.sample(PROBES, np.random.default_rng(0))])

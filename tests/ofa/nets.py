@@ -1,0 +1,41 @@
+"""Small networks for tests: every kind of unit, and parameters that all matter."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from ofa.extract import recalibrate
+from ofa.spec import NetSpec, Unit
+from ofa.static import StaticNet, build_spec
+
+SPEC = NetSpec(
+    units=(
+        Unit("conv", 1, 16, 3, 2, act="h_swish"),
+        Unit("mbconv", 16, 16, 3, 1, 16, 0, "relu", expand=False, shortcut=True),
+        Unit("mbconv", 16, 24, 5, 2, 64, 16, "relu", expand=True),
+        Unit("mbconv", 24, 24, 3, 1, 76, 24, "h_swish", expand=True, shortcut=True),
+        Unit("mbconv", 24, 40, 3, 2, 96, 0, "relu6", expand=True),
+        Unit("conv", 40, 64, act="h_swish"),
+        Unit("pool", 64, 64),
+        Unit("conv", 64, 48, act="h_swish", bn=False),
+        Unit("linear", 48, 10),
+    ),
+    resolution=16,
+    in_channels=1,
+    classes=10,
+)
+
+
+def random_net(spec: NetSpec = SPEC, seed: int = 0) -> StaticNet:
+    """A net whose every parameter and statistic matters, and whose logits follow the image."""
+    torch.manual_seed(seed)
+    net = build_spec(spec)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+        if isinstance(module, (nn.BatchNorm2d, nn.Conv2d, nn.Linear)) and module.bias is not None:
+            nn.init.uniform_(module.bias, -0.5, 0.5)
+    nn.init.normal_(net.units[-1].weight)  # type: ignore[arg-type]
+    recalibrate(net, [torch.randn(64, spec.in_channels, spec.resolution, spec.resolution)])
+    return net.eval()

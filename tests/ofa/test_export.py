@@ -1,0 +1,245 @@
+"""ONNX files against PyTorch, and cards from which networks are built again."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ofa.data import ImageData, digits
+from ofa.errors import UserError
+from ofa.export.card import Card, Metric, load_card, rebuild, save_card, save_net
+from ofa.export.graph import OPSET, onnx_model
+from ofa.export.onnx import (
+    Verification,
+    accuracy_onnx,
+    compare,
+    export,
+    load_onnx,
+    require_parity,
+    run_onnx,
+    run_torch,
+    verify,
+)
+from ofa.space import load_space
+from ofa.static import StaticNet, build
+from tests.ofa.nets import SPEC, random_net
+
+
+@pytest.fixture(scope="module")
+def data() -> ImageData:
+    return digits()
+
+
+@pytest.fixture(scope="module")
+def images(data: ImageData) -> Tensor:
+    return next(data.batches("test", 128, 16, rng=None))[0]
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    export(random_net(), tmp_path / "net.onnx")
+    return tmp_path / "net.onnx"
+
+
+# -- ONNX --------------------------------------------------------------------------------------------------------------
+
+
+def test_an_onnx_file_gives_the_logits_of_the_network(file: Path, images: Tensor) -> None:
+    parity = verify(file, random_net(), images)
+    assert parity.max_relative < 1e-4
+    assert parity.agreement == 1
+    assert parity.sqnr_db > 80
+    assert np.ptp(run_onnx(file, images), axis=0).min() > 1, "logits follow the image"
+
+
+def test_one_weight_changed_by_a_percent_is_seen(file: Path, images: Tensor) -> None:
+    net = random_net()
+    with torch.no_grad():
+        net.units[0].conv.weight[0, 0, 1, 1] *= 1.01  # type: ignore[union-attr,index,operator]
+    assert verify(file, net, images).max_relative > 1e-4
+
+
+def test_a_file_that_differs_from_its_network_is_not_let_through(file: Path, images: Tensor) -> None:
+    require_parity(file, verify(file, random_net(), images), Verification())
+    with pytest.raises(
+        RuntimeError, match=r"net\.onnx differs from the network by .* more than export\.tolerance 0\.0001"
+    ):
+        require_parity(file, verify(file, random_net(seed=1), images), Verification())
+    with pytest.raises(UserError, match=r"images=1.* must be at least 2"):
+        Verification(images=1)
+
+
+def test_every_subnet_of_a_space_can_be_exported(images: Tensor) -> None:
+    import onnxruntime
+
+    space = load_space("digits_mbv3")
+    for arch in space.decode(space.sample(10, np.random.default_rng(0))):
+        net, side = build(space, arch).eval(), arch.resolution
+        x = nn.functional.interpolate(images[:8], (side, side))
+        session = onnxruntime.InferenceSession(onnx_model(net, (1, side, side)).SerializeToString())
+        (logits,) = session.run(None, {"input": x.contiguous().numpy()})
+        assert compare(logits, run_torch(net, x)).max_relative < 1e-4
+
+
+def test_the_graph_is_plain_inference(file: Path) -> None:
+    model = load_onnx(file)
+    kinds = Counter(node.op_type for node in model.graph.node)
+    assert kinds["BatchNormalization"] == 0, "folded into the convolutions"
+    assert kinds["Conv"] == 18
+    assert kinds["GlobalAveragePool"] == 3
+    assert [opset.version for opset in model.opset_import] == [OPSET]
+    (image,), (logits,) = model.graph.input, model.graph.output
+    shapes = [[d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim] for v in (image, logits)]
+    assert (image.name, logits.name, shapes) == ("input", "output", [["batch", 1, 16, 16], ["batch", 10]])
+
+
+def test_the_batch_size_is_free(file: Path, images: Tensor) -> None:
+    whole = run_onnx(file, images)
+    np.testing.assert_allclose(run_onnx(file, images, batch_size=1, threads=2), whole, rtol=1e-4, atol=1e-5)
+
+
+def test_exporting_leaves_the_network_unchanged_and_prints_nothing(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    net = random_net().train()
+    export(net, tmp_path / "net.onnx")
+    assert all(module.training for module in net.modules())
+    assert all(
+        torch.equal(a, b) for a, b in zip(net.state_dict().values(), random_net().state_dict().values(), strict=True)
+    )
+    assert capfd.readouterr() == ("", "")
+
+
+def test_the_accuracy_of_a_file_is_that_of_its_logits(file: Path, data: ImageData) -> None:
+    x, y = next(data.batches("test", data.size("test"), 16, rng=None))
+    expected = (run_torch(random_net(), x).argmax(1) == y.numpy()).mean()
+    assert accuracy_onnx(file, data.batches("test", 100, 16, rng=None)) == pytest.approx(expected)
+
+
+def test_parity_has_the_figures_of_its_formulas() -> None:
+    reference = np.array([[0.0, 4.0], [2.0, 0.0]], dtype=np.float32)
+    logits = reference + np.array([[0.1, 0.0], [-0.1, 0.0]], dtype=np.float32)
+    parity = compare(logits, reference)
+    assert (parity.images, parity.agreement) == (2, 1)
+    assert parity.max_abs == pytest.approx(0.1)
+    assert parity.max_relative == pytest.approx(0.025)
+    assert parity.sqnr_db == pytest.approx(10 * np.log10(10 / 0.02), abs=1e-4)
+    assert compare(reference[::-1], reference).agreement == 0
+
+
+@pytest.mark.parametrize("size", [0, 1000, -100])
+def test_a_damaged_file_is_named(size: int, file: Path, images: Tensor) -> None:
+    file.write_bytes(file.read_bytes()[:size])
+    for use in (load_onnx, lambda path: run_onnx(path, images)):
+        with pytest.raises(UserError, match=r"net\.onnx.*export it again"):
+            use(file)
+
+
+def test_an_absent_file_is_named(tmp_path: Path, images: Tensor) -> None:
+    for use in (load_onnx, lambda path: run_onnx(path, images)):
+        with pytest.raises(UserError, match=r"none\.onnx.*export"):
+            use(tmp_path / "none.onnx")
+
+
+@pytest.mark.parametrize(
+    ("layers", "problem"),
+    [
+        ([nn.Conv2d(1, 4, 3), nn.GELU()], "_1 is a GELU, which cannot be exported; use .*Conv2d"),
+        ([nn.BatchNorm2d(1), nn.Conv2d(1, 4, 3)], "_0 is a BatchNorm2d"),
+        ([nn.Conv2d(1, 4, 3), nn.AdaptiveAvgPool2d(2)], "_1 pools to 2; only global"),
+        ([nn.Conv2d(1, 4, 3, padding="same")], "_0 pads by 'same'"),
+        ([nn.Conv2d(1, 4, 3), nn.Flatten(2)], "_1 flattens dimensions 2 to -1"),
+    ],
+)
+def test_what_cannot_be_exported_is_named(layers: list[nn.Module], problem: str) -> None:
+    with pytest.raises(UserError, match=problem):
+        onnx_model(nn.Sequential(*layers), (1, 16, 16))
+
+
+# -- cards -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def card(data: ImageData) -> Card:
+    space = load_space("digits_mbv3")
+    arch = space.decode(space.sample(1, np.random.default_rng(0)))[0]
+    metrics = {"accuracy": Metric(0.96, "share"), "latency_ms": Metric(0.2, "ms")}
+    return Card(arch, space.to_dict(), SPEC, metrics, data.describe(), seed=7)
+
+
+def test_a_network_is_rebuilt_bit_for_bit_from_its_card(card: Card, tmp_path: Path, images: Tensor) -> None:
+    net = random_net()
+    saved = save_net(tmp_path / "float.json", net, card)
+    again = rebuild(tmp_path / "float.json")
+    assert load_card(tmp_path / "float.json") == saved
+    assert load_space(saved.space).decode(load_space(saved.space).encode([saved.arch])) == [card.arch]
+    assert not again.training
+    assert all(torch.equal(a, b) for a, b in zip(net.state_dict().values(), again.state_dict().values(), strict=True))
+    np.testing.assert_array_equal(run_torch(again, images), run_torch(net, images))
+
+
+def test_a_card_says_what_made_the_file(card: Card, tmp_path: Path) -> None:
+    save_net(tmp_path / "float.json", random_net(), card)
+    values = json.loads((tmp_path / "float.json").read_text())
+    assert values["metrics"]["latency_ms"] == {"value": 0.2, "unit": "ms"}
+    assert values["data"]["name"] == "digits"
+    assert (values["seed"], values["arch"]["resolution"]) == (7, card.arch.resolution)
+    assert {"torch", "onnxruntime", "python"} <= set(values["versions"])
+    assert values["commit"]
+    assert list(values["files"]) == ["float.safetensors"]
+
+
+def test_a_card_may_speak_for_the_model_and_the_weights_it_came_from(card: Card, tmp_path: Path) -> None:
+    save_net(tmp_path / "float.json", random_net(), card)
+    export(random_net(), tmp_path / "float.onnx")
+    save_card(tmp_path / "float.json", card, [tmp_path / "float.onnx", tmp_path / "float.safetensors"])
+    assert isinstance(rebuild(tmp_path / "float.json"), StaticNet)
+
+
+def test_one_wrong_byte_among_the_weights_is_named(card: Card, tmp_path: Path) -> None:
+    save_net(tmp_path / "float.json", random_net(), card)
+    weights = tmp_path / "float.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(UserError, match=r"float\.safetensors is not the file that .*float\.json was written with"):
+        rebuild(tmp_path / "float.json")
+    weights.unlink()
+    with pytest.raises(UserError, match=r"float\.safetensors does not exist"):
+        rebuild(tmp_path / "float.json")
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"arch": 1, "metrics": {}, "spec": {}}'])
+def test_a_broken_card_is_named(content: str, tmp_path: Path) -> None:
+    (tmp_path / "float.json").write_text(content)
+    with pytest.raises(UserError, match=r"float\.json"):
+        load_card(tmp_path / "float.json")
+
+
+def test_a_card_without_weights_or_with_an_unknown_field_is_refused(card: Card, tmp_path: Path) -> None:
+    save_card(tmp_path / "float.json", card, [])
+    with pytest.raises(UserError, match=r"float\.json names 0 weights files; a card needs one"):
+        rebuild(tmp_path / "float.json")
+    with pytest.raises(UserError, match="colour"):
+        Card.from_dict(card.to_dict() | {"colour": "red"})
+    assert Card.from_dict(card.to_dict()) == card != replace(card, seed=8)
+
+
+def test_a_file_of_another_network_is_not_loaded(card: Card, tmp_path: Path) -> None:
+    save_net(tmp_path / "float.json", random_net(), card)
+    other = replace(load_card(tmp_path / "float.json"), spec=replace(SPEC, units=SPEC.units[:-1]))
+    save_card(tmp_path / "float.json", other, [tmp_path / "float.safetensors"])
+    with pytest.raises(UserError, match=r"float\.safetensors does not fit"):
+        rebuild(tmp_path / "float.json")
+
+
+def test_onnx_files_are_valid(file: Path) -> None:
+    onnx.checker.check_model(str(file), full_check=True)

@@ -1,0 +1,308 @@
+"""The report of a made-up run: self-contained, well-formed, true to its inputs, and of use when stages are missing."""
+
+from __future__ import annotations
+
+import io
+import re
+import shutil
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from rich.console import Console
+
+from ofa.errors import UserError
+from ofa.files import read_json, read_jsonl, write_json, write_parquet
+from ofa.report import print_summary, summary_table, write_report
+from ofa.report.drawing import draw
+from ofa.report.figures import _staircase
+from ofa.report.load import STAGES, Search, load_run
+from ofa.report.summary import arch_text, bound, show
+from ofa.spec import NetSpec
+from tests.ofa.report_fixture import AGENTS, LIMITS, command, export_models, make_run
+
+EVIL = """<script>alert("1")</script> $\\frac{$ & '[bold]' <!-- ]]>"""
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_run(tmp_path_factory.mktemp("runs") / "digits")
+
+
+@pytest.fixture(scope="module")
+def page(run: Path) -> str:
+    return write_report(run).read_text()
+
+
+def tree(page: str) -> ET.Element:
+    """The page as XML, which raises where a tag is not closed or a character not escaped; without namespaces."""
+    return ET.fromstring(re.sub(r' xmlns(:\w+)?="[^"]*"|\bxlink:', "", page.removeprefix("<!DOCTYPE html>")))
+
+
+def texts(root: ET.Element, tag: str) -> list[str]:
+    return ["".join(element.itertext()) for element in root.iter(tag)]
+
+
+def terminal(run: Path, width: int = 100) -> str:
+    out = io.StringIO()
+    print_summary(Console(file=out, width=width), run)
+    return out.getvalue()
+
+
+def test_page_is_well_formed_small_and_has_every_section(page: str) -> None:
+    headings = ["Chosen nets", "Architectures", "Pareto fronts", "Search progress", "Supernet training", "Predictors"]
+    assert texts(tree(page), "h2") == [*headings, "Reproduce"]
+    assert len(page.encode()) < 2e6
+
+
+def test_page_fetches_nothing(page: str) -> None:
+    root = tree(page)
+    tags = {element.tag for element in root.iter()}
+    assert not tags & {"script", "link", "iframe", "object", "embed", "img", "base"}
+    links = [
+        value for element in root.iter() for key, value in element.attrib.items() if key in ("href", "src", "action")
+    ]
+    assert links
+    assert all(link.startswith(("#", "data:image/png;base64,")) for link in links)
+    assert not re.search(r"@import|url\((?!#)|\son\w+=", page)
+    assert set(re.findall(r"\bhttps?://[\w./]+", page)) == {
+        "http://www.w3.org/2000/svg",
+        "http://www.w3.org/1999/xlink",
+    }
+
+
+def test_ids_are_unique_and_every_reference_leads_to_one(page: str) -> None:
+    ids = re.findall(r'\bid="([^"]+)"', page)
+    assert len(ids) == len(set(ids))
+    assert set(re.findall(r'(?:href="|url\()#([^")]+)', page)) <= set(ids)
+
+
+def test_every_colour_variable_is_defined_for_light_and_dark(page: str) -> None:
+    used, defined = set(re.findall(r"var\((--\w+)\)", page)), re.findall(r"(--\w+):", page)
+    assert used <= set(defined)
+    assert {name: defined.count(name) for name in set(defined)} == dict.fromkeys(defined, 2)
+    assert not re.search(r"#000[0-2]0\d", page)  # a colour that matplotlib drew and nothing replaced
+
+
+def test_table_shows_the_numbers_of_the_exported_models(page: str) -> None:
+    rows = [
+        [("".join(c.itertext()), c.get("title")) for c in row]
+        for row in tree(page).iter("tr")
+        if row.get("class") == "model"
+    ]
+    assert [row[0][0] for row in rows] == ["predicted", "float", "pruned", "int8 shipped"] * 2
+    shown = [text for text, _ in rows[1]]
+    assert shown == ["float", "96.67 %", "2.86 M", "91.2 k", "61.4 kB", "371 kB", "0.812 ± 0.011 ms", "3e-06"]
+    keys = ("accuracy", "macs", "params", "peak_memory_bytes", "file_bytes", "latency_ms")
+    for row, model in zip(rows[1:4], export_models(1.0).values(), strict=True):
+        assert [float(exact or "nan") for _, exact in row[1:7]] == [model[key] for key in keys]
+
+
+def test_each_limit_is_shown_with_value_limit_and_answer(page: str) -> None:
+    limits = [text for text in texts(tree(page), "div") if re.fullmatch(r".*: (yes|no)", text) and text.count(":") == 1]
+    assert limits[:4] == [
+        "MACs2.21 M of at most 3 M: yes",
+        "peak memory13.8 kB of at most 64 kB: yes",
+        "weights98.8 kB of at most 400 kB: yes",
+        "latency0.552 ms of at most 1.5 ms: yes",
+    ]
+    assert limits[4:] == ["MACs10.6 M of at most 300 M: yes", "latency2.65 ms of at most 2.5 ms: no"]
+    assert re.findall(r"budget (?:not )?met", page) == ["budget met", "budget not met"] * 2
+
+
+def test_page_follows_its_inputs(run: Path, page: str, tmp_path: Path) -> None:
+    changed = Path(shutil.copytree(run, tmp_path / "digits"))
+    result = read_json(changed / "export/phone/result.json")
+    result["models"]["int8"]["accuracy"] = 0.12346
+    write_json(changed / "export/phone/result.json", result)
+    other = write_report(changed).read_text()
+    assert "12.35 %" not in page
+    assert "12.35 %" in other
+    assert write_report(run).read_text() == page  # the same inputs, the same bytes
+
+
+def test_captions_carry_scores_and_sample_counts(page: str) -> None:
+    captions = " ".join(texts(tree(page), "figcaption")).replace("\u00a0", " ")
+    for fact in ("tau 0.912 ± 0.013, RMSE 0.49 ± 0.07 points; n = 40 held-out nets (one of 5 random splits).",
+                 "tau 0.956, MAPE 4.3 %, 95 % within 10 %; n = 40 held-out nets.",
+                 "n = 900 evaluated nets", "Epoch 24 of 24", "n = 5 nets, 288 validation images"):  # fmt: skip
+        assert fact in captions
+
+
+def test_header_names_data_machine_versions_and_times(page: str) -> None:
+    facts = " | ".join(texts(tree(page), "dd") + texts(tree(page), "li"))
+    for fact in ("10 classes, 1,149 training, 288 validation, 360 test images", "Example CPU", "1a2b3c4",
+                 "torch 2.14.1", "train7.5 s", "search1 min 0 s", "total7 min 52 s"):  # fmt: skip
+        assert fact in facts
+
+
+def test_rows_of_summary_table_equal_summary_json(run: Path, page: str) -> None:
+    rows = summary_table(run)
+    assert [(row["device"], row["model"]) for row in rows[:4]] == [
+        ("stm32f746", m) for m in ("predicted", "float", "pruned", "int8")
+    ]
+    assert rows[3]["file_bytes"] == export_models(1.0)["int8"]["file_bytes"]
+    assert rows[0]["file_bytes"] == read_json(run / "search/stm32f746/chosen.json")["predicted"]["weight_bytes"]
+    summary = read_json(run / "report/summary.json")
+    assert [row for device in summary["devices"] for row in device["models"]] == rows
+    assert (summary["missing"], summary["next"]) == ([], None)
+
+
+def test_terminal_table_fits_100_columns_and_hides_nothing(run: Path) -> None:
+    text = terminal(run)
+    assert max(map(len, text.splitlines())) <= 100
+    assert "…" not in text
+    for fact in ("STM32F746  budget met", "PHONE  budget NOT met", "0.552 ± 0.016 ms", "96.11 %", "98.8 kB",
+                 "2.65 ms of at most   2.5 ms  NO",
+                 "32 px, depth 2-3-2: k3e3 k5e4 / k3e4 k7e6 k5e3 / k3e4 k5e6"):  # fmt: skip
+        assert fact in text
+
+
+@pytest.mark.parametrize("width", [100, 60])
+def test_narrow_terminal_folds_numbers_but_keeps_them(run: Path, width: int) -> None:
+    digits = re.sub(r"[^0-9.]", "", terminal(run, width))
+    assert sorted(digits) == sorted(re.sub(r"[^0-9.]", "", terminal(run, 200)))
+
+
+@pytest.mark.parametrize("count", range(len(STAGES)))
+def test_stopped_run_shows_what_exists_and_the_next_command(tmp_path: Path, count: int) -> None:
+    folder = make_run(tmp_path / "digits", STAGES[:count])
+    page = write_report(folder).read_text()
+    note = next(text for text in texts(tree(page), "p") if text.startswith("Not finished"))
+    assert f"missing {', '.join(STAGES[count:])}" in note
+    assert note.endswith(f"ofa-{STAGES[count]} experiment=digits")
+    assert ("Supernet training" in texts(tree(page), "h2")) == (count > 0)
+    assert read_json(folder / "report/summary.json")["missing"] == list(STAGES[count:])
+    assert f"ofa-{STAGES[count]} experiment=digits" in terminal(folder)
+
+
+def test_training_that_was_stopped_tells_how_far_it_came(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "digits", ("train",))
+    (folder / "train/supernet.safetensors").unlink()
+    lines = (folder / "train/log.jsonl").read_text().splitlines(keepends=True)
+    (folder / "train/log.jsonl").write_text("".join(lines[:3]) + lines[3][:40])  # the last line is torn
+    assert len(read_jsonl(folder / "train/log.jsonl")) == 3
+    assert "training stands at epoch 3 of 24; missing train" in write_report(folder).read_text()
+
+
+def test_search_without_a_feasible_net_is_shown(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "digits", ("train", "measure", "fit", "search"))
+    (folder / "search/phone/chosen.json").unlink()
+    for agent in AGENTS:
+        result = read_json(folder / f"search/phone/{agent}/result.json")
+        write_json(folder / f"search/phone/{agent}/result.json", result | {"hypervolume": 0.0, "curve": [[300, 0.0]]})
+        tried = pd.read_parquet(folder / f"search/phone/{agent}/evaluations.parquet")
+        write_parquet(folder / f"search/phone/{agent}/evaluations.parquet", tried.assign(violation=1.0, front=False))
+    page = write_report(folder).read_text()
+    assert "none chosen yet" in page
+    assert "missing search" in page
+
+
+def test_unknown_run_and_broken_file_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"run folder .*nowhere does not exist; .* ofa-run run="):
+        write_report(tmp_path / "nowhere")
+    folder = make_run(tmp_path / "digits", ("train", "measure", "fit"))
+    (folder / "fit/fit.json").write_text("{")
+    with pytest.raises(UserError, match=r"fit\.json is not valid JSON"):
+        write_report(folder)
+    (folder / "fit/fit.json").unlink()
+    (folder / "fit/predictions.parquet").write_bytes(b"PAR1")
+    with pytest.raises(UserError, match=r"predictions\.parquet is not a readable Parquet"):
+        write_report(folder)
+
+
+def test_hostile_names_stay_text(run: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(run, tmp_path / "digits"))
+    write_json(
+        folder / "command.json",
+        command() | {"experiment": EVIL, "data": {"name": EVIL}, "command": f"ofa-run x={EVIL}"},
+    )
+    result = read_json(folder / "export/phone/result.json")
+    result["device"]["description"] = EVIL
+    result["models"][EVIL] = result["models"].pop("pruned")
+    result["budget"][0]["limit"] = EVIL
+    write_json(folder / "export/phone/result.json", result)
+    (folder / "search/phone/random").rename(folder / "search/phone" / EVIL.replace("/", "|"))
+    lines = (folder / "train/log.jsonl").read_text().replace('"full"', '"<b>$\\\\frac{$"')
+    (folder / "train/log.jsonl").write_text(lines)
+    page = write_report(folder).read_text()
+    root = tree(page)
+    assert not {element.tag for element in root.iter()} & {"script", "b>"}
+    assert texts(root, "h1") == [EVIL]
+    assert EVIL in texts(root, "pre")[0]
+    assert "<b>$\\frac{$" in texts(root, "text")
+    assert EVIL in " ".join(terminal(folder, width=400).split("\n"))
+
+
+def test_front_line_joins_exactly_the_nets_that_none_beats() -> None:
+    rng = np.random.default_rng(0)
+    values = rng.integers(0, 12, (60, 2))
+    nets = pd.DataFrame(values, columns=["macs", "accuracy"]).assign(front=True)
+    search = Search("random", {"objectives": {"accuracy": -1, "macs": 1}}, nets)
+    cost = values * (1, -1)
+    no_worse, better = cost[None] <= cost[:, None], cost[None] < cost[:, None]
+    beaten = np.any(np.all(no_worse, axis=2) & np.any(better, axis=2), axis=1)
+    expected = sorted({(int(macs), int(accuracy)) for macs, accuracy in values[~beaten]})
+    assert [tuple(map(int, point)) for point in _staircase(search, "macs", "accuracy")] == expected
+
+
+def test_drawing_labels_every_block_and_the_size_on_the_way(run: Path) -> None:
+    spec = NetSpec.from_dict(read_json(run / "export/phone/result.json")["spec"])
+    root = ET.fromstring(draw(spec))
+    words = ["".join(element.itertext()) for element in root.iter("{http://www.w3.org/2000/svg}text")]
+    assert words.count("MBConv 7×7") == sum(unit.kind == "mbconv" and unit.kernel == 7 for unit in spec.units)
+    assert [word for word in words if word.endswith("²")] == ["32²", "16²", "8²", "4²", "2²", "1²"]
+    assert words.count("/2") == sum(unit.stride == 2 for unit in spec.units)
+    assert words.count("×6") == sum(unit.mid == 6 * unit.cin for unit in spec.units if unit.mid)
+    arcs = [element for element in root.iter() if element.get("class") == "shortcut"]
+    assert len(arcs) == sum(unit.shortcut for unit in spec.units)
+    bars = [
+        float(e.get("width", 0))
+        for e in root.iter("{http://www.w3.org/2000/svg}rect")
+        if e.get("fill-opacity") != "0.14"
+    ]
+    channels = [spec.in_channels, *(unit.cout for unit in spec.units if unit.kind in ("conv", "mbconv"))]
+    assert np.allclose(bars, max(bars) * np.sqrt(np.array(channels) / max(channels)), atol=0.2)
+
+
+@pytest.mark.parametrize(
+    ("metric", "value", "text"),
+    [
+        ("accuracy", 0.93057, "93.06 %"),
+        ("macs", 2_861_234, "2.86 M"),
+        ("macs", 999, "999"),
+        ("peak_memory_bytes", 65536, "65.5 kB"),
+        ("latency_ms", 0.01234, "0.0123 ms"),
+        ("latency_ms", 0.0, "0 ms"),
+        ("params", None, "–"),
+        ("accuracy", float("nan"), "–"),
+    ],
+)
+def test_values_are_shown_with_three_digits_and_their_unit(metric: str, value: float | None, text: str) -> None:
+    assert show(metric, value) == text
+
+
+def test_spread_and_limits_keep_the_digits_that_matter() -> None:
+    assert show("latency_ms", 243.69, 0.02) == "243.69 ± 0.02 ms"
+    assert bound("weight_bytes", 262144) == "262.144 kB"
+    assert bound("macs", LIMITS["stm32f746"]["macs"]) == "3 M"
+
+
+def test_architecture_with_full_length_lists_is_still_told() -> None:
+    arch = {"resolution": 24, "depth": [1], "kernel": [3, 5], "expand": [3, 4], "width": [0.5]}
+    assert arch_text(arch) == "24 px, width 0.5, depth [1], kernel [3, 5], expand [3, 4]"
+
+
+def test_later_results_prove_earlier_stages(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "digits", ("train", "measure", "fit", "search"))
+    (folder / "train/supernet.safetensors").unlink()
+    assert load_run(folder).missing == ("specialize", "export")
+
+
+def test_report_never_loads_torch(run: Path) -> None:
+    code = f"import sys, ofa.report as r; r.write_report({str(run)!r}); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2]).returncode == 0

@@ -1,0 +1,129 @@
+"""Genes, architectures and the ways between them hold in every space."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from importlib.resources import files
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ofa.errors import UserError
+from ofa.space import Arch, Space, Stage, load_space
+
+NAMES = sorted(f.name.removesuffix(".yaml") for f in (files("conf") / "space").iterdir() if f.name.endswith(".yaml"))
+seeds = st.integers(0, 2**32 - 1)
+
+
+@pytest.fixture(params=NAMES, scope="module")
+def space(request: pytest.FixtureRequest) -> Space:
+    return load_space(request.param)
+
+
+class TestEverySpace:
+    @given(seed=seeds)
+    def test_encode_undoes_decode(self, space: Space, seed: int) -> None:
+        genes = space.sample(8, np.random.default_rng(seed))
+        assert np.array_equal(space.encode(space.decode(genes)), genes)
+
+    @given(seed=seeds)
+    def test_equal_networks_have_equal_genes_and_features(self, space: Space, seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        genes = space.sample(8, rng)
+        noise = (rng.random(genes.shape) * space.counts).astype(np.int8)
+        other = np.where(space.active(genes), genes, noise).astype(np.int8)
+        assert np.array_equal(space.canonical(other), genes)
+        assert np.array_equal(space.onehot(other), space.onehot(genes))
+        assert [str(a) for a in space.decode(other)] == [str(a) for a in space.decode(genes)]
+
+    @given(seed=seeds)
+    def test_one_hot_has_one_entry_for_each_active_gene(self, space: Space, seed: int) -> None:
+        genes = space.sample(8, np.random.default_rng(seed))
+        assert np.array_equal(space.onehot(genes).sum(1), space.active(genes).sum(1))
+
+    @given(seed=seeds)
+    def test_different_networks_have_different_features(self, space: Space, seed: int) -> None:
+        genes = np.unique(space.sample(8, np.random.default_rng(seed)), axis=0)
+        assert len(np.unique(space.onehot(genes), axis=0)) == len(genes)
+
+    def test_a_space_survives_being_written_as_json(self, space: Space) -> None:
+        assert load_space(space.to_dict()) == space
+
+    def test_every_gene_value_is_sampled(self, space: Space) -> None:
+        genes = space.sample(4000, np.random.default_rng(0))
+        assert np.array_equal(genes.max(0), space.counts - 1)
+        assert np.array_equal(genes.min(0), np.zeros(len(space.genes)))
+
+    def test_full_length_lists_mean_the_same_network(self, space: Space) -> None:
+        genes = space.sample(1, np.random.default_rng(3))
+        arch = space.decode(genes)[0]
+        kernels, expands = iter(arch.kernel), iter(arch.expand)
+        kept = [b < arch.depth[s] for s, b in space.blocks]
+        full = replace(
+            arch,
+            kernel=tuple(next(kernels) if k else 99 for k in kept),
+            expand=tuple(next(expands) if k else 99 for k in kept),
+        )
+        assert np.array_equal(space.encode([full]), genes)
+
+
+def tiny() -> Space:
+    stage = Stage(8, 1, (1, 2), (3, 5), (1, 2))
+    return Space("tiny", (8, 16), (stage, stage), (), (), width=(0.5, 1.0))
+
+
+def test_size_counts_every_distinct_network() -> None:
+    space = tiny()
+    every = np.stack(np.meshgrid(*[np.arange(c) for c in space.counts]), -1).reshape(-1, len(space.genes))
+    assert space.size == len(np.unique(space.canonical(every.astype(np.int8)), axis=0))
+
+
+def test_restrict_keeps_the_largest_choices() -> None:
+    small = tiny().restrict(kernel=1, depth=1, resolution=[8])
+    assert small.stages[0].kernel == (5,)
+    assert small.stages[0].depth == (2,)
+    assert small.resolution == (8,)
+    assert small.width == (0.5, 1.0)
+
+
+ARCH = Arch(8, (1, 1), (3, 3), (1, 1), (0.5,))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"kernel": (4, 3)}, "kernel 4 .* choose from"),
+        ({"depth": (3, 1)}, "depth 3 .* choose from"),
+        ({"resolution": 9}, "resolution 9 .* choose from"),
+        ({"kernel": (3, 3, 3)}, "kernel has 3 entries"),
+        ({"depth": (1,)}, "depth"),
+    ],
+)
+def test_a_value_outside_the_space_is_named_with_the_choices(change: dict[str, object], words: str) -> None:
+    tiny().encode([ARCH])
+    with pytest.raises(UserError, match=words):
+        tiny().encode([replace(ARCH, **change)])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("nothing", "choose from"), ({"name": "x", "colour": 1}, "colour"), ({"name": "x"}, "lacks")],
+)
+def test_a_wrong_space_is_explained(name: object, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        load_space(name)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("genes", [np.zeros((1, 3), np.int8), np.full((1, 12), 5, np.int8)])
+def test_wrong_genes_are_explained(genes: np.ndarray) -> None:
+    with pytest.raises(UserError):
+        tiny().validate(genes)
+
+
+def test_unknown_dimension_is_an_error() -> None:
+    with pytest.raises(UserError, match="choose from"):
+        tiny().restrict(colour=1)
+    with pytest.raises(UserError, match="leaves none"):
+        tiny().restrict(kernel=[9])

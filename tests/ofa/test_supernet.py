@@ -1,0 +1,179 @@
+"""An extracted network computes what the supernet computes, and its counts are fvcore's."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ofa.channels import sort_channels
+from ofa.errors import UserError
+from ofa.extract import extract, recalibrate
+from ofa.layers import ElasticBatchNorm, ElasticDepthwise, crop_kernel
+from ofa.space import Arch, Space, load_space
+from ofa.static import build
+from ofa.supernet import Supernet
+from ofa.table import layer_table
+
+
+def shaken(space: Space, steps: int = 8) -> Supernet:
+    """A supernet after some steps of training, whose statistics and transforms matter and whose logits follow the image."""
+    torch.manual_seed(0)
+    supernet = Supernet(space)
+    torch.nn.init.normal_(supernet.units[-1].linear.weight)
+    optimizer = torch.optim.SGD(supernet.parameters(), 0.01)
+    archs = space.decode(np.concatenate([space.largest(), space.sample(steps - 1, np.random.default_rng(0))]))
+    with torch.enable_grad():
+        for arch in archs:
+            F.cross_entropy(supernet(images(space, arch, 8), arch), torch.arange(8) % space.classes).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    net = extract(supernet, archs[0])
+    recalibrate(net, [images(space, archs[0], 32)])
+    elastic = [module for module in supernet.modules() if isinstance(module, ElasticBatchNorm)]
+    plain = [module for module in net.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    for mine, theirs in zip(elastic, plain, strict=True):
+        mine.running_mean.copy_(theirs.running_mean)
+        mine.running_var.copy_(theirs.running_var)
+    for module in supernet.modules():
+        if isinstance(module, ElasticDepthwise):
+            for transform in module.transforms.values():
+                transform.data.add_(0.05 * torch.randn_like(transform))
+    return supernet.eval()
+
+
+def images(space: Space, arch: Arch, n: int = 2) -> Tensor:
+    side = arch.resolution
+    return torch.randn(n, space.in_channels, side, side).to(memory_format=torch.channels_last)
+
+
+def relative(a: Tensor, b: Tensor) -> float:
+    return float((a - b).abs().max() / b.abs().max())
+
+
+@pytest.fixture(scope="module")
+def digits() -> Supernet:
+    return shaken(load_space("digits_mbv3"))
+
+
+@torch.no_grad()
+def test_200_random_subnets_equal_their_extraction(digits: Supernet) -> None:
+    space = digits.space
+    logits: list[float] = []
+    for arch in space.decode(space.sample(200, np.random.default_rng(1))):
+        x = images(space, arch)
+        found, expected = extract(digits, arch)(x), digits(x, arch)
+        assert relative(found, expected) < 1e-5
+        logits.append(((expected[0] - expected[1]).abs().max() / expected.abs().max()).item())
+    assert min(logits) > 1e-3, "logits that do not depend on the image prove nothing"
+
+
+@torch.no_grad()
+def test_a_change_of_one_weight_by_one_percent_is_seen(digits: Supernet) -> None:
+    arch = digits.space.decode(digits.space.largest())[0]
+    x, net = images(digits.space, arch), extract(digits, arch)
+    weight = net.units[2].project.conv.weight
+    weight[tuple(int(i) for i in (weight.abs() == weight.abs().max()).nonzero()[0])] *= 1.01
+    assert relative(net(x), digits(x, arch)) > 1e-5
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["cifar_mbv3", "ofa_mbv3_w1.0"])
+def test_larger_spaces_too(name: str) -> None:
+    space = load_space(name)
+    supernet = shaken(space.restrict(resolution=[space.resolution[0]]), steps=2)
+    for arch in supernet.space.decode(supernet.space.sample(4, np.random.default_rng(1))):
+        x = images(space, arch)
+        assert relative(extract(supernet, arch)(x), supernet(x, arch)) < 1e-5
+
+
+@torch.no_grad()
+def test_the_same_architecture_gives_the_same_logits_whatever_ran_before(digits: Supernet) -> None:
+    space = digits.space
+    small, large = (space.decode(genes)[0] for genes in (space.smallest(), space.largest()))
+    x = images(space, small)
+    before = digits(x, small)
+    digits(images(space, large), large)
+    assert torch.equal(digits(x, small), before)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("size", "kernel"), [(1, 7), (2, 7), (3, 7), (3, 5), (1, 3), (4, 7), (2, 5)])
+def test_cropped_kernels_are_exact(size: int, kernel: int) -> None:
+    x, weight = torch.randn(2, 8, size, size, dtype=torch.double), torch.randn(8, 1, kernel, kernel, dtype=torch.double)
+    cropped = crop_kernel(weight, size, stride=1)
+    expected = F.conv2d(x, weight, padding=kernel // 2, groups=8)
+    assert torch.allclose(F.conv2d(x, cropped, padding=cropped.shape[-1] // 2, groups=8), expected)
+    assert cropped.shape[-1] == min(kernel, 2 * size - 1)
+    assert crop_kernel(weight, size, stride=2) is weight
+
+
+def test_kernel_transforms_follow_once_for_all() -> None:
+    space = load_space("ofa_mbv3_w1.0")
+    layer = Supernet(space).units[2].depthwise
+    assert isinstance(layer, ElasticDepthwise)
+    middle = layer.weight[:6, :, 1:6, 1:6].reshape(6, 25) @ layer.transforms["5"].T
+    inner = middle.view(6, 5, 5)[:, 1:4, 1:4].reshape(6, 9) @ layer.transforms["3"].T
+    assert torch.equal(layer.kernel(6, 7), layer.weight[:6])
+    assert torch.allclose(layer.kernel(6, 5).reshape(6, 25), middle)
+    assert torch.allclose(layer.kernel(6, 3).reshape(6, 9), inner)
+
+
+@torch.no_grad()
+def test_sorting_channels_keeps_the_largest_net_and_changes_a_narrow_one() -> None:
+    supernet = shaken(load_space("digits_mbv3"), steps=2)
+    space = supernet.space
+    large = space.decode(space.largest())[0]
+    narrow = replace(large, expand=(2,) * len(large.expand))
+    x = images(space, large)
+    before = [supernet(x, arch) for arch in (large, narrow)]
+    sort_channels(supernet)
+    assert relative(supernet(x, large), before[0]) < 1e-5
+    assert relative(supernet(x, narrow), before[1]) > 1e-3
+    norms = supernet.units[2].project.conv.weight.abs().sum((0, 2, 3))
+    assert torch.equal(norms, norms.sort(descending=True).values)
+
+
+@torch.no_grad()
+def test_recalibration_sets_the_statistics_of_the_given_images(digits: Supernet) -> None:
+    arch = digits.space.decode(digits.space.smallest())[0]
+    net, other = extract(digits, arch), extract(digits, arch)
+    batches = [images(digits.space, arch, 16) for _ in range(3)]
+    recalibrate(net, batches)
+    seen = torch.stack([net.units[0].conv(batch).mean((0, 2, 3)) for batch in batches]).mean(0)
+    assert torch.allclose(net.units[0].bn.running_mean, seen, atol=1e-5)
+    assert not torch.allclose(other.units[0].bn.running_mean, seen, atol=1e-3)
+    assert not net.training
+    assert net.units[0].bn.momentum == other.units[0].bn.momentum
+    with pytest.raises(UserError, match="at least one batch"):
+        recalibrate(net, [])
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["digits_mbv3", "cifar_mbv3"])
+def test_macs_equal_fvcore_on_the_built_network(name: str) -> None:
+    from fvcore.nn import FlopCountAnalysis
+
+    from predictors import Macs, Params
+
+    space = load_space(name)
+    genes = np.concatenate([space.smallest(), space.largest(), space.sample(2, np.random.default_rng(2))])
+    macs, params = Macs(space)(genes), Params(space)(genes)
+    for arch, expected_macs, expected_params in zip(space.decode(genes), macs, params, strict=True):
+        net = build(space, arch).eval()
+        counted = FlopCountAnalysis(net, images(space, arch, 1)).unsupported_ops_warnings(False)
+        found = counted.uncalled_modules_warnings(False).by_operator()
+        assert found["conv"] + found["linear"] == expected_macs
+        assert sum(p.numel() for p in net.parameters()) == expected_params
+
+
+def test_layers_of_skipped_blocks_are_zero() -> None:
+    space = load_space("digits_mbv3")
+    genes = space.sample(50, np.random.default_rng(0))
+    table = layer_table(space, genes)
+    for values in (table.cin, table.cout, table.kernel, table.size_in, table.size_out, table.held):
+        assert not values[~table.active].any()

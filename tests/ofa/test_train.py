@@ -1,0 +1,161 @@
+"""Training: phases follow one another, a killed run ends as an uninterrupted one, mistakes lose nothing."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ofa.data import ImageData, digits
+from ofa.distill import label_loss, soft_label_loss
+from ofa.errors import UserError
+from ofa.files import read_jsonl
+from ofa.schedule import Phase, Schedule, draw
+from ofa.space import Space, load_space
+from ofa.train import Trainer, Watch, load_supernet
+from ofa.weights import load_tensors
+
+WATCH = Watch(random_nets=1, images=60, calibration=60)
+FULL = Phase("full", 0.1, 0.05, rule="largest", keep={"kernel": 1, "depth": 1, "expand": 1, "width": 1})
+REST = Phase("rest", 0.15, 0.05, sort_channels=True)
+FIXED = Phase("fixed", 0.1, 0.05, rule="random", random_nets=2, teacher="previous")
+
+
+@pytest.fixture(scope="module")
+def data() -> ImageData:
+    return digits()
+
+
+@pytest.fixture(scope="module")
+def space() -> Space:
+    return load_space("digits_mbv3")
+
+
+def schedule(**changes: object) -> Schedule:
+    return replace(Schedule((FULL, REST, FIXED), batch_size=16), **changes)  # type: ignore[arg-type]
+
+
+def trainer(folder: Path, data: ImageData, space: Space, **changes: object) -> Trainer:
+    return Trainer(space, data, schedule(**changes), folder, watch=WATCH, save_seconds=0.0)
+
+
+class Killed(BaseException):
+    pass
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_tensors(folder / "supernet.safetensors")[0]
+
+
+def test_a_run_killed_at_any_step_ends_as_an_uninterrupted_one(tmp_path: Path, data: ImageData, space: Space) -> None:
+    whole = trainer(tmp_path / "whole", data, space)
+    whole.run()
+    assert whole.ends.tolist() == [7, 18, 25]
+    for stop in (1, 7, 8, 18, 19, 24):
+        killed = trainer(tmp_path / "killed", data, space)
+
+        def kill(values: dict[str, object], at: int = stop) -> None:
+            if values["step"] == at:
+                raise Killed
+
+        killed.report = kill
+        with pytest.raises(Killed):
+            killed.run()
+    trainer(tmp_path / "killed", data, space).run()
+    expected, found = weights(tmp_path / "whole"), weights(tmp_path / "killed")
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    logs = [read_jsonl(tmp_path / name / "log.jsonl") for name in ("whole", "killed")]
+    assert [(line["epoch"], line["loss"], line["val"]) for line in logs[0]] == [
+        (line["epoch"], line["loss"], line["val"]) for line in logs[1]
+    ]
+
+
+def test_another_seed_gives_other_weights(tmp_path: Path, data: ImageData, space: Space) -> None:
+    one = Schedule((FULL,), batch_size=16)
+    for seed in (0, 1):
+        Trainer(space, data, one, tmp_path / str(seed), seed=seed, watch=WATCH).run()
+    assert not torch.equal(*(weights(tmp_path / seed)["units.0.conv.weight"] for seed in ("0", "1")))
+
+
+def test_the_loss_falls(tmp_path: Path, data: ImageData, space: Space) -> None:
+    losses: list[float] = []
+    phase = Phase("all", 2, 0.05, random_nets=0)
+    run = Trainer(space, data, Schedule((phase,), batch_size=32), tmp_path, watch=WATCH)
+    run.report = lambda values: losses.append(values["loss"]) if "val" not in values else None
+    run.run()
+    assert np.mean(losses[-5:]) < 0.7 * np.mean(losses[:5])
+
+
+def test_the_first_phase_leaves_what_it_does_not_use(tmp_path: Path, data: ImageData, space: Space) -> None:
+    supernet = Trainer(space, data, Schedule((FULL,), batch_size=16), tmp_path, watch=WATCH).run()
+    transform = supernet.units[2].depthwise.transforms["3"]
+    assert torch.equal(transform, torch.eye(9))
+
+
+def test_a_diverging_rate_is_an_error_and_keeps_the_checkpoint(tmp_path: Path, data: ImageData, space: Space) -> None:
+    wild = Schedule((replace(FULL, lr=1e12, epochs=1),), batch_size=16, warmup=0.0)
+    with pytest.raises(UserError, match="lower the phase's lr"):
+        Trainer(space, data, wild, tmp_path, watch=WATCH, save_seconds=0.0).run()
+    assert load_tensors(tmp_path / "checkpoint.safetensors")[1]["step"] >= 1
+
+
+def test_a_corrupt_checkpoint_is_named(tmp_path: Path, data: ImageData, space: Space) -> None:
+    trainer(tmp_path, data, space, phases=(FULL,)).run()
+    for name in ("checkpoint.safetensors", "supernet.safetensors"):
+        (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:-100])
+    with pytest.raises(UserError, match=r"checkpoint\.safetensors is corrupt"):
+        trainer(tmp_path, data, space).run()
+    with pytest.raises(UserError, match=r"supernet\.safetensors is corrupt"):
+        load_supernet(tmp_path, space)
+    shutil.rmtree(tmp_path)
+
+
+def test_too_large_a_batch_is_explained(tmp_path: Path, data: ImageData, space: Space) -> None:
+    with pytest.raises(UserError, match="batch_size 5000 is more than"):
+        trainer(tmp_path, data, space, batch_size=5000)
+
+
+def test_a_sandwich_holds_the_ends_and_random_nets_of_one_resolution(space: Space) -> None:
+    drawn = draw(Phase("p", 1, 0.1, random_nets=2), space, np.random.default_rng(0), resolution=16)
+    ends = [space.decode(genes)[0] for genes in (space.largest(), space.smallest())]
+    assert drawn[:2] == [replace(arch, resolution=16) for arch in ends]
+    assert len(drawn) == 4
+    assert len(draw(FULL, space.restrict(**FULL.keep), np.random.default_rng(0), resolution=16)) == 1
+
+
+def test_rates_follow_their_formulas() -> None:
+    cosine = schedule(warmup=0.0)
+    assert [cosine.rate(FULL, t) for t in (0.0, 0.5)] == pytest.approx([0.05, 0.025])
+    triangular = schedule(curve="triangular", warmup=0.2)
+    assert [triangular.rate(FULL, t) for t in (0.2, 0.6, 1.0)] == pytest.approx([0.05, 0.025, 0.0])
+
+
+def test_one_number_scales_every_phase() -> None:
+    assert schedule(scale=2.0).steps(100) == (20, 30, 20)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"name": "a", "epochs": 1, "lr": 0.1, "keep": {"colour": 1}}, "colour"),
+        ({"name": "a", "epochs": 1, "lr": 0.1, "rule": "all"}, "choose from largest"),
+        ({"name": "a", "epochs": 0, "lr": 0.1}, "above 0"),
+        ({"name": "a", "epochs": 1}, "lacks a field"),
+        ({"name": "a", "epochs": 1, "lr": 0.1, "rate": 1}, "rate"),
+    ],
+)
+def test_a_wrong_phase_is_explained(values: dict[str, object], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        Schedule((values,))  # type: ignore[arg-type]
+
+
+def test_losses_equal_their_formulas() -> None:
+    logits, teacher = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 2.0]])
+    log = torch.log(torch.softmax(logits, 1))[0]
+    assert label_loss(logits, torch.tensor([0]), 0.2).item() == pytest.approx((-0.9 * log[0] - 0.1 * log[1]).item())
+    soft, cold = torch.softmax(teacher / 2, 1)[0], torch.log(torch.softmax(logits / 2, 1))[0]
+    assert soft_label_loss(logits, teacher, 2.0).item() == pytest.approx(-4 * float(soft @ cold))

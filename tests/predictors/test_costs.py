@@ -1,0 +1,116 @@
+"""MACs, parameters and weight bytes against published figures, a formula written out by hand, and fvcore."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from ofa.errors import UserError
+from ofa.space import Genes, load_space
+from ofa.table import layer_table, spec_table
+from predictors import Macs, Params, WeightBytes
+from predictors.costs import layer_macs, layer_params
+from tests.predictors.published import published_nets, published_spec, read_genes
+
+SPACES = ("digits_mbv3", "cifar_mbv3", "ofa_mbv3_w1.0")
+
+
+def sample(space_name: str, n: int) -> Genes:
+    return load_space(space_name).sample(n, np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("cost", [Macs, Params])
+def test_every_row_of_the_published_once_for_all_table_is_reproduced(data_folder: Path, cost: type) -> None:
+    frame = pd.read_csv(data_folder / "tables/ofa_mbv3_w1.0_imagenet_r224.csv")
+    space = load_space("ofa_mbv3_w1.0")
+    assert len(frame) == 1215
+    np.testing.assert_array_equal(cost(space)(read_genes(space, frame)), frame[cost.name])  # type: ignore[attr-defined]
+
+
+def test_published_networks_have_their_published_macs_and_parameters(data_folder: Path) -> None:
+    for net in published_nets(data_folder, "mcunet"):
+        table, published = spec_table(published_spec(net)), net["published"]
+        assert layer_macs(table).sum() / 1e6 == pytest.approx(published["macs_M"], abs=0.06), net["name"]
+        assert layer_params(table).sum() / 1e6 == pytest.approx(published["params_M"], abs=0.06), net["name"]
+    for net in published_nets(data_folder, "ofa_specialized"):
+        table, published = spec_table(published_spec(net)), net["published"]
+        if net["net_id"].startswith("note10_lat@8ms"):
+            continue  # published as 79M, while its published config counts 75.8M
+        assert layer_macs(table).sum() / 1e6 == pytest.approx(float(published["macs"][:-1]), abs=0.55), net["net_id"]
+        assert round(layer_params(table).sum() / 1e6, 1) == float(published["params"][:-1]), net["net_id"]
+
+
+def test_a_network_counted_by_hand_agrees() -> None:
+    space = load_space("digits_mbv3")
+    stem = [(20, 3, 1, 16), (20, 3, 1, 16), (20, 1, 16, 16)]  # side, kernel, channels in / groups, channels out
+    first = [(20, 1, 16, 64), (10, 5, 1, 64), (10, 1, 64, 24), (10, 1, 24, 96), (10, 5, 1, 96), (10, 1, 96, 24)]
+    macs = sum(side**2 * kernel**2 * cin * cout for side, kernel, cin, cout in stem + first)
+    table = layer_table(space, space.largest())
+    of_first = [name.startswith(("stem", "stages.0")) for name in table.names]
+    assert layer_macs(table)[0, of_first].sum() == macs
+    weights = sum(kernel**2 * cin * cout + 2 * cout for _, kernel, cin, cout in stem + first)
+    assert layer_params(table)[0, of_first].sum() == weights
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_look_up_equals_the_sum_over_layers(name: str) -> None:
+    space, genes = load_space(name), sample(name, 500)
+    table = layer_table(space, genes)
+    np.testing.assert_array_equal(Macs(space)(genes), layer_macs(table).sum(axis=1))
+    np.testing.assert_array_equal(Params(space)(genes), layer_params(table).sum(axis=1))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")  # fvcore traces with it
+@pytest.mark.parametrize("name", SPACES)
+def test_counts_equal_fvcore_and_torch_on_the_extracted_network(name: str) -> None:
+    import torch
+    from fvcore.nn import FlopCountAnalysis
+
+    from ofa.static import build
+
+    space, genes = load_space(name), sample(name, 3)
+    for i, arch in enumerate(space.decode(genes)):
+        net = build(space, arch).eval()
+        image = torch.zeros(1, space.in_channels, arch.resolution, arch.resolution)
+        flops = FlopCountAnalysis(net, image).unsupported_ops_warnings(False).uncalled_modules_warnings(False)
+        by_operator = flops.by_operator()
+        assert Macs(space)(genes[i : i + 1])[0] == by_operator["conv"] + by_operator["linear"]
+        assert Params(space)(genes[i : i + 1])[0] == sum(p.numel() for p in net.parameters())
+
+
+def test_one_kernel_more_is_seen() -> None:
+    space = load_space("digits_mbv3")
+    small, one_more = space.smallest(), space.smallest()
+    one_more[0, space.columns("kernel").start] = 1
+    mid = 16  # channels of that block: expand 2 of 16 halved by width 0.5
+    assert Macs(space)(one_more)[0] - Macs(space)(small)[0] == 6**2 * (5**2 - 3**2) * mid
+    assert Params(space)(one_more)[0] - Params(space)(small)[0] == (5**2 - 3**2) * mid
+
+
+def test_a_hundred_thousand_architectures_take_one_call_without_overflow() -> None:
+    space = load_space("ofa_mbv3_w1.0")
+    macs = Macs(space)(np.repeat(space.largest(), 100_000, axis=0))
+    assert macs.dtype == np.int64
+    assert (macs == Macs(space)(space.largest())[0]).all()
+    assert macs[0] > 500e6
+
+
+@pytest.mark.parametrize(("bits", "share"), [(32, 4), (8, 1), (4, 0.5)])
+def test_weight_bytes_are_parameters_times_their_width(bits: int, share: float) -> None:
+    space, genes = load_space("digits_mbv3"), sample("digits_mbv3", 50)
+    np.testing.assert_array_equal(WeightBytes(space, bits)(genes), np.ceil(Params(space)(genes) * share))
+
+
+def test_wrong_arguments_are_answered_with_rule_and_value() -> None:
+    space = load_space("digits_mbv3")
+    with pytest.raises(UserError, match="bits 0 must be 1 to 64"):
+        WeightBytes(space, 0)
+    with pytest.raises(UserError, match="needs \\(N, "):
+        Macs(space)(np.zeros((2, 3), dtype=np.int8))
+    wrong = space.smallest()
+    wrong[0, 0] = 99
+    with pytest.raises(UserError, match="resolution"):
+        Params(space)(wrong)

@@ -1,0 +1,84 @@
+"""Peak memory against published figures and against a walk over the network written a second time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from ofa.errors import UserError
+from ofa.space import load_space
+from ofa.spec import NetSpec
+from ofa.table import layer_table, space_spec, spec_table
+from predictors import PeakMemory
+from predictors.memory import MODELS, peak_memory
+from tests.predictors.published import published_nets, published_spec, read_genes
+
+
+def mcunet_peak(spec: NetSpec) -> int:
+    """In + out + held over the convolutions of a network, walked unit by unit."""
+    side, peak = spec.resolution, 0
+    for unit in spec.units:
+        after = (side - 1) // unit.stride + 1
+        if unit.kind == "conv":
+            peak = max(peak, unit.cin * side**2 + unit.cout * after**2)
+        elif unit.kind == "mbconv":
+            held = unit.cin * side**2 if unit.shortcut else 0
+            expand = (unit.cin + unit.mid) * side**2 if unit.expand else 0
+            depthwise = unit.mid * (side**2 + after**2) + (held if unit.expand else 0)
+            peak = max(peak, expand, depthwise, (unit.mid + unit.cout) * after**2 + held)
+        side = 1 if unit.kind == "pool" else after
+    return peak
+
+
+def test_published_mcunet_peaks_agree_within_a_kilobyte(data_folder: Path) -> None:
+    for net in published_nets(data_folder, "mcunet"):
+        peak = peak_memory(spec_table(published_spec(net)), bits=net.get("bits", 8))
+        assert abs(int(peak[0]) / 1024 - net["published"]["peak_act_kB"]) < 1, net["name"]
+
+
+def test_every_row_of_the_published_peak_table_is_reproduced(data_folder: Path) -> None:
+    frame = pd.read_csv(data_folder / "tables/ofa_mbv3_w1.0_imagenet_peak.csv")
+    space = load_space("ofa_mbv3_w1.0")
+    assert len(frame) == 1000
+    predicted = PeakMemory(space, "elements_plus_weights")(read_genes(space, frame))
+    np.testing.assert_array_equal(predicted, frame.peak_elems)
+
+
+@pytest.mark.parametrize("name", ["digits_mbv3", "cifar_mbv3", "ofa_mbv3_w1.0"])
+def test_the_default_model_equals_a_walk_over_the_network(name: str) -> None:
+    space = load_space(name)
+    genes = space.sample(100, np.random.default_rng(1))
+    walked = [mcunet_peak(space_spec(space, arch)) for arch in space.decode(genes)]
+    np.testing.assert_array_equal(PeakMemory(space)(genes), walked)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_look_up_equals_the_largest_layer(model: str) -> None:
+    space = load_space("ofa_mbv3_w1.0")
+    genes = space.sample(300, np.random.default_rng(2))
+    expected = peak_memory(layer_table(space, genes), model=model)
+    np.testing.assert_array_equal(PeakMemory(space, model)(genes), expected)
+
+
+def test_depthwise_in_place_never_needs_more() -> None:
+    space = load_space("cifar_mbv3")
+    genes = space.sample(300, np.random.default_rng(3))
+    inplace, plain = PeakMemory(space, "inplace")(genes), PeakMemory(space)(genes)
+    assert (inplace <= plain).all()
+    assert (inplace < plain).any()
+
+
+def test_bytes_follow_the_width_of_an_element() -> None:
+    space = load_space("digits_mbv3")
+    genes = space.sample(20, np.random.default_rng(4))
+    elements = PeakMemory(space)(genes)
+    np.testing.assert_array_equal(PeakMemory(space, bits=32)(genes), 4 * elements)
+    np.testing.assert_array_equal(PeakMemory(space, bits=4)(genes), (elements + 1) // 2)
+
+
+def test_an_unknown_model_is_answered_with_the_known_ones() -> None:
+    with pytest.raises(UserError, match="'tflite' is not known; choose from mcunet, inplace, elements_plus_weights"):
+        PeakMemory(load_space("digits_mbv3"), "tflite")

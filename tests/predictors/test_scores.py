@@ -1,0 +1,60 @@
+"""Scores against values worked out by hand, and the honesty of held-out scoring."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import ArrayLike, NDArray
+
+from ofa.errors import UserError
+from ofa.space import Genes
+from predictors.scores import held_out, kendall_tau, mape, rmse, sample_curve, score, within
+
+
+def test_scores_of_a_worked_example() -> None:
+    predicted, measured = [1.0, 2.0, 4.0, 3.0], [1.0, 2.5, 3.0, 4.0]
+    assert kendall_tau(predicted, measured) == pytest.approx(4 / 6)  # 5 pairs in order, 1 reversed
+    assert rmse(predicted, measured) == pytest.approx(np.sqrt((0.25 + 1 + 1) / 4))
+    assert mape(predicted, measured) == pytest.approx((0.2 + 1 / 3 + 0.25) / 4)
+    assert within(predicted, measured) == 0.25
+    assert within(predicted, measured, 0.25) == 0.75
+    assert score(predicted, measured)["n"] == 4
+
+
+def test_a_constant_prediction_ranks_nothing() -> None:
+    assert kendall_tau([1, 1, 1], [1, 2, 3]) == 0.0
+
+
+def test_arrays_of_two_lengths_are_an_error() -> None:
+    with pytest.raises(UserError, match="two arrays of one length"):
+        rmse([1, 2], [1, 2, 3])
+
+
+class Memory:
+    """Knows what it was fitted on, and nothing else: perfect unless the split is honest."""
+
+    def fit(self, genes: Genes, values: ArrayLike) -> Memory:
+        self.known = {row.tobytes(): value for row, value in zip(genes, np.asarray(values), strict=True)}
+        return self
+
+    def __call__(self, genes: Genes) -> NDArray[np.float64]:
+        return np.array([self.known.get(row.tobytes(), 0.0) for row in genes])
+
+
+def test_held_out_architectures_were_never_fitted_on() -> None:
+    genes = np.arange(40, dtype=np.int8)[:, None]
+    found: dict[str, Any] = held_out(lambda seed: Memory(), genes, np.arange(1.0, 41.0), fit_on=30, repeats=3)
+    assert found["kendall_tau"] == 0.0
+    assert found["rmse"] > 10
+    assert (found["fit_on"], found["held_out"], found["repeats"]) == (30, 10, 3)
+    assert found["rmse_std"] > 0
+
+
+def test_the_sample_curve_has_a_row_for_each_size() -> None:
+    genes = np.arange(20, dtype=np.int8)[:, None]
+    curve = sample_curve(lambda seed: Memory(), genes, np.arange(20.0), sizes=(5, 10), repeats=2)
+    assert [row["fit_on"] for row in curve] == [5, 10]
+    with pytest.raises(UserError, match="fit_on 19 must leave at least 2 of 20"):
+        sample_curve(lambda seed: Memory(), genes, np.arange(20.0), sizes=(19,))

@@ -1,0 +1,216 @@
+"""A command as its user meets it: configuration, help, and every mistake answered in one line."""
+
+from __future__ import annotations
+
+import os
+import runpy
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from scripts.cli import stage_command, use_threads
+from scripts.options import sources
+
+STAGE = """
+from omegaconf import DictConfig
+from ofa.errors import UserError
+from scripts.cli import make, stage_command
+from scripts.stage import open_stage
+
+@stage_command("data", "schedule")
+def main(cfg: DictConfig) -> None:
+    '''Train nothing, for a test.'''
+    with open_stage(cfg, "train", ("data", "seed")) as stage:
+        if not stage.done:
+            {body}
+
+if __name__ == "__main__":
+    main()
+"""
+BODY = "print('trained with seed', cfg.seed)"
+
+
+@dataclass
+class Answer:
+    status: int
+    out: str
+    err: str
+
+
+Command = Callable[..., Answer]
+
+
+@pytest.fixture
+def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """Runs a stage called train in an empty folder, as `python train.py` would."""
+    monkeypatch.chdir(tmp_path)
+    script = tmp_path / "train.py"
+
+    def run(*arguments: str, body: str = BODY) -> Answer:
+        script.write_text(STAGE.format(body=body))
+        monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
+        status = 0
+        try:
+            runpy.run_path(str(script), run_name="__main__")
+        except SystemExit as end:
+            status = int(end.code or 0)
+        return Answer(status, *capsys.readouterr())
+
+    return run
+
+
+def test_command_runs_with_overrides_and_prints_the_next_command(command: Command) -> None:
+    answer = command("seed=3", "run=my runs/a")
+    assert answer.status == 0 and answer.err == ""
+    assert "trained with seed 3" in answer.out
+    assert answer.out.strip().splitlines()[-1].endswith("measure.py seed=3 'run=my runs/a'")
+
+
+def test_command_writes_nothing_outside_its_run_folder(command: Command, tmp_path: Path) -> None:
+    command()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["runs", "train.py"]
+    assert Path.cwd() == tmp_path
+
+
+def test_finished_stage_says_so(command: Command) -> None:
+    command()
+    answer = command()
+    assert "already done" in answer.out and "trained" not in answer.out and "next: " in answer.out
+
+
+def test_restart_is_not_part_of_the_next_command(command: Command) -> None:
+    assert "restart=" not in command("restart=true").out
+
+
+def test_sweep_gives_each_job_a_folder(command: Command, tmp_path: Path) -> None:
+    answer = command("--multirun", "seed=0,1")
+    assert "trained with seed 0" in answer.out and "trained with seed 1" in answer.out
+    assert {path.parent.parent.name for path in tmp_path.rglob("train/config.json")} == {"seed=0", "seed=1"}
+
+
+def test_cfg_prints_the_configuration_and_runs_nothing(command: Command, tmp_path: Path) -> None:
+    answer = command("--cfg", "job", "seed=7")
+    assert answer.status == 0 and "seed: 7\n" in answer.out and "next:" not in answer.out
+    assert not (tmp_path / "runs").exists()
+
+
+def test_help_explains_the_options_of_the_stage(command: Command) -> None:
+    answer = command("--help", "data=parquet")
+    assert answer.status == 0 and "Train nothing, for a test." in answer.out
+    for expected in ("* data=parquet", "data=digits", "data.path=", "seed=0", "schedule.batch_size=", "--multirun"):
+        assert expected in answer.out
+    comments = {name: text for source in sources() for name, text in source.comments.items()}
+    assert comments["seed"] in answer.out and "agent.random" not in answer.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "parts"),
+    [
+        (["schedule.batch_sise=4"], 2, ["schedule.batch_sise is not an option", "did you mean schedule.batch_size="]),
+        (["sede=4"], 2, ["sede is not an option", "did you mean seed="]),
+        (["data.path=here"], 2, ["data.path", "belongs to", "data=parquet"]),
+        (["data=digitz"], 2, ["data=digitz is not known", "cifar10, digits, folder, parquet"]),
+        (["experiment=none_such"], 2, ["experiment=none_such is not known", "digits"]),
+        (["data=3"], 2, ["name of one of its choices"]),
+        (["seed"], 2, ["cannot read 'seed'", "name=value"]),
+        (["data.seed=(1"], 2, ["cannot read 'data.seed=(1'"]),
+        (["--verbos"], 2, ["--verbos"]),
+        (["--cfg", "jobs"], 2, ["jobs", "choose from"]),
+        (["--config-dir", "absent"], 2, ["absent", "not found"]),
+        (["seed=abc"], 1, ["seed=abc is not a number", "seed=0"]),
+        (["seed=-1"], 1, ["seed=-1 must be"]),
+        (["restart=3"], 1, ["restart=3 is not true or false"]),
+        (["threads=0"], 1, ["threads=0", "at least 1"]),
+    ],
+)
+def test_mistake_on_the_command_line_is_one_line(
+    command: Command, arguments: list[str], status: int, parts: list[str]
+) -> None:
+    answer = command(*arguments)
+    assert answer.status == status and answer.err.startswith("ofa-train: ")
+    assert len(answer.err.splitlines()) == 1
+    for part in parts:
+        assert part in answer.err
+
+
+@pytest.mark.parametrize(
+    ("body", "part"),
+    [
+        ("raise UserError('wrong: 1; give 2')", "wrong: 1; give 2"),
+        ("cfg.data.val_size = -1; make(cfg.data)", "val_size"),
+        ("make({'_target_': 'ofa.schedule.Phase', 'name': 'a', 'epoch': 1})", "'epoch'"),
+        ("make({'_target_': 'ofa.nothing'})", "ofa.nothing"),
+        ("raise PermissionError(13, 'Permission denied', 'runs/a')", "cannot write runs/a: Permission denied"),
+        ("cfg.name = '???'; cfg.run", "name"),
+    ],
+)
+def test_mistake_found_by_a_stage_is_one_line(command: Command, body: str, part: str) -> None:
+    answer = command(body=body)
+    assert answer.status in (1, 2) and len(answer.err.splitlines()) == 1 and part in answer.err
+
+
+def test_missing_value_is_named_with_its_explanation(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "more/data").mkdir(parents=True)
+    (tmp_path / "more/data/mine.yaml").write_text("path: ???\n")
+    answer = command("--config-dir", "more", "data=mine")
+    assert answer.err.startswith("ofa-train: data.path has no value; give data.path=<value>")
+
+
+def test_broken_yaml_is_named_with_its_line(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "more/data").mkdir(parents=True)
+    (tmp_path / "more/data/mine.yaml").write_text("val_size: 1\npath: [1\nsize: 2\n")
+    answer = command("--config-dir", "more", "data=mine")
+    assert answer.status == 2 and len(answer.err.splitlines()) == 1
+    assert "mine.yaml, line 3" in answer.err
+
+
+def test_bug_shows_its_traceback(command: Command) -> None:
+    with pytest.raises(ZeroDivisionError):
+        command(body="1 / 0")
+
+
+def test_debug_shows_the_traceback_of_a_mistake(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OFA_DEBUG", "1")
+    with pytest.raises(ValueError, match="wrong"):
+        command(body="raise UserError('wrong')")
+
+
+def test_interrupted_command_says_how_to_go_on(command: Command, tmp_path: Path) -> None:
+    command(body="pass")  # writes train.py
+    script = tmp_path / "train.py"
+    script.write_text(STAGE.format(body="import time; print('ready', flush=True); time.sleep(60)"))
+    line = [sys.executable, "train.py", "restart=true"]
+    process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=_environment())
+    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert err == "ofa-train: stopped; start the same command again to continue\n"
+
+
+def test_command_called_with_a_configuration_is_a_plain_call() -> None:
+    seen = []
+    main = stage_command()(seen.append)
+    main({"seed": 1})
+    assert seen == [{"seed": 1}]
+
+
+def test_threads_limit_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = pytest.importorskip("torch")
+    before = torch.get_num_threads()
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    try:
+        use_threads(1)
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+
+
+def _environment() -> dict[str, str]:
+    root = str(Path(__file__).parents[2])
+    return os.environ | {"PYTHONPATH": root}

@@ -1,0 +1,150 @@
+"""The run folder: nothing of one configuration is mixed with another, and two processes never write the same stage."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import DictConfig, OmegaConf
+
+from ofa.errors import UserError
+from ofa.files import read_json
+from scripts.stage import next_command, note, open_stage
+
+
+@pytest.fixture
+def cfg(tmp_path: Path) -> DictConfig:
+    values: dict[str, Any] = {
+        "run": str(tmp_path / "run"),
+        "name": "test",
+        "restart": False,
+        "seed": 0,
+        "data": {"size": [8, 16], "path": None},
+        "device": {"phone": {"macs": 5}, "server": {"macs": 9}},
+    }
+    return OmegaConf.create(values)
+
+
+def finish(cfg: DictConfig, name: str, *reads: str, needs: tuple[str, ...] = ()) -> bool:
+    """Run a stage that does nothing; whether it was done before."""
+    with open_stage(cfg, name, reads, needs=needs) as stage:
+        return stage.done
+
+
+def test_stage_is_done_once_its_block_ends(cfg: DictConfig) -> None:
+    assert not finish(cfg, "train", "data", "seed")
+    assert finish(cfg, "train", "data", "seed")
+    assert set(read_json(Path(cfg.run, "timings.json"))) == {"train"}
+    assert read_json(Path(cfg.run, "command.json"))["experiment"] == "test"
+
+
+def test_failed_stage_is_continued(cfg: DictConfig) -> None:
+    with pytest.raises(RuntimeError), open_stage(cfg, "train", ("seed",)) as stage:
+        (stage.folder / "kept").touch()
+        raise RuntimeError
+    with open_stage(cfg, "train", ("seed",)) as stage:
+        assert not stage.done and (stage.folder / "kept").exists()
+
+
+def test_other_options_are_refused_by_name(cfg: DictConfig) -> None:
+    finish(cfg, "train", "data", "seed")
+    cfg.data.size = [8, 20]
+    with pytest.raises(UserError, match=r"data.size=\[8, 16\], this command has data.size=\[8, 20\].*restart=true"):
+        finish(cfg, "train", "data", "seed")
+
+
+def test_options_that_a_stage_does_not_read_may_change(cfg: DictConfig) -> None:
+    finish(cfg, "train", "data")
+    cfg.seed = 1
+    assert finish(cfg, "train", "data")
+
+
+def test_later_stage_refuses_options_that_an_earlier_one_was_not_made_with(cfg: DictConfig) -> None:
+    finish(cfg, "train", "data", "seed")
+    cfg.seed = 1
+    with pytest.raises(UserError, match=r"train was made with seed=0, this command has seed=1"):
+        finish(cfg, "measure", "data")
+
+
+def test_restart_discards_the_stage_alone(cfg: DictConfig) -> None:
+    finish(cfg, "train", "seed")
+    with open_stage(cfg, "measure", ("seed",)) as stage:
+        (stage.folder / "part").mkdir()
+    cfg.restart = True
+    with open_stage(cfg, "measure", ("seed",)) as stage:
+        assert not stage.done and not (stage.folder / "part").exists()
+    cfg.restart = False
+    assert finish(cfg, "train", "seed")
+
+
+def test_stage_made_from_an_earlier_result_is_not_taken_for_done(cfg: DictConfig) -> None:
+    finish(cfg, "train", "seed")
+    finish(cfg, "measure", "seed")
+    cfg.restart = True
+    finish(cfg, "train", "seed")
+    cfg.restart = False
+    with pytest.raises(UserError, match="train was run again"):
+        finish(cfg, "measure", "seed")
+
+
+def test_needed_stage_is_named_with_its_command(cfg: DictConfig) -> None:
+    with pytest.raises(UserError, match=r"measure needs the stage train.*run: ofa-train"):
+        finish(cfg, "measure", "seed", needs=("train",))
+    finish(cfg, "train", "seed")
+    finish(cfg, "measure", "seed", needs=("train",))
+
+
+def test_parts_of_one_device_do_not_mind_another(cfg: DictConfig) -> None:
+    finish(cfg, "search/phone/random", "device.phone")
+    finish(cfg, "search/server/random", "device.server")
+    cfg.device.server.macs = 10
+    finish(cfg, "specialize/phone", "device.phone")
+    with pytest.raises(UserError, match=r"device.server.macs=9, this command has device.server.macs=10"):
+        finish(cfg, "specialize/server", "device.server")
+
+
+def test_deselected_device_is_no_disagreement(cfg: DictConfig) -> None:
+    finish(cfg, "search/phone/random", "device.phone")
+    del cfg.device["phone"]
+    finish(cfg, "specialize/server", "device.server")
+
+
+def test_two_processes_do_not_write_one_stage(cfg: DictConfig) -> None:
+    code = f"""
+from omegaconf import OmegaConf
+from scripts.stage import open_stage
+cfg = OmegaConf.create({OmegaConf.to_container(cfg)!r})
+try:
+    with open_stage(cfg, "train", ("seed",)):
+        pass
+except ValueError as error:
+    print(error)
+"""
+    root = str(Path(__file__).parents[2])
+    line = [sys.executable, "-c", code]
+    with open_stage(cfg, "train", ("seed",)) as stage:
+        out = subprocess.run(line, capture_output=True, text=True, check=True, env=os.environ | {"PYTHONPATH": root})
+    assert out.stdout.startswith(f"process {os.getpid()} is writing {stage.folder}; ")
+
+
+def test_notes_are_kept_together(cfg: DictConfig) -> None:
+    note(cfg.run, data={"classes": 10})
+    note(cfg.run, machine={"cpu": "x"})
+    assert read_json(Path(cfg.run, "command.json")) == {"data": {"classes": 10}, "machine": {"cpu": "x"}}
+
+
+def test_next_command_repeats_the_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["/nowhere/ofa-train", "data=folder", "data.path=my pictures", "restart=true"])
+    assert next_command("train") == "ofa-measure data=folder 'data.path=my pictures'"
+    assert next_command("report") is None
+    assert next_command("run") is None
+
+
+def test_next_command_starts_a_script_as_this_one_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["scripts/train.py", "seed=1"])
+    monkeypatch.setattr(sys, "orig_argv", [".venv/bin/python", "scripts/train.py", "seed=1"])
+    assert next_command("train") == ".venv/bin/python scripts/measure.py seed=1"

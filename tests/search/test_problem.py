@@ -1,0 +1,133 @@
+"""The problem that agents solve, and whether it can be solved at all."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from ofa.errors import UserError
+from ofa.space import Genes, load_space
+from search.feasible import InfeasibleError, feasible_network
+from search.problem import Problem
+from tests.search.toy import SMALL, SPACE, all_networks, problem, separable
+
+GENES = SPACE.sample(20, np.random.default_rng(0))
+
+
+class Counted:
+    """A predictor that counts the networks it was asked for."""
+
+    def __init__(self) -> None:
+        self.calls: list[int] = []
+
+    def __call__(self, genes: Genes) -> NDArray[np.int64]:
+        self.calls.append(len(genes))
+        return genes.sum(axis=1, dtype=np.int64)
+
+
+def test_costs_are_minimised_and_violations_are_relative_excess() -> None:
+    values = problem().evaluate(GENES).values
+    result = problem(macs=5, gain=8).evaluate(GENES)
+    assert np.array_equal(result.cost, np.stack([-values["gain"], values["macs"]], axis=1))
+    above, below = np.maximum(values["macs"] / 5 - 1, 0), np.maximum(1 - values["gain"] / 8, 0)
+    assert (above > 0).any()
+    assert (below > 0).any()  # a limit on what is maximised is the least it may be
+    assert result.violation == pytest.approx(above + below)
+    assert (problem().evaluate(GENES).violation == 0).all()
+
+
+def test_a_repeated_network_is_free() -> None:
+    counted = Counted()
+    p = Problem({"macs": counted}, {"macs": 1})
+    first = p.evaluate(np.concatenate([GENES, GENES[:5]]))
+    again = p.evaluate(GENES[::-1])
+    p.evaluate(SPACE.sample(3, np.random.default_rng(9)))
+    assert counted.calls == [20, 3]
+    assert np.array_equal(first.values["macs"][:20], again.values["macs"][::-1])
+    assert np.array_equal(first.values["macs"], np.concatenate([GENES, GENES[:5]]).sum(axis=1))
+
+
+@pytest.mark.parametrize("mistake", [{"objectives": {"gian": -1}}, {"limits": {"mac": 5}}])
+def test_a_misspelt_name_is_an_error_that_lists_the_known_ones(mistake: dict[str, Any]) -> None:
+    settings = {"objectives": {"gain": -1}} | mistake
+    with pytest.raises(UserError, match="'(gian|mac)' is not known; choose from gain, macs"):
+        Problem(problem().predictors, **settings)
+
+
+def test_a_direction_is_1_or_minus_1_and_an_objective_is_needed() -> None:
+    with pytest.raises(UserError, match="1 minimises, -1 maximises"):
+        Problem(problem().predictors, {"gain": 2})
+    with pytest.raises(UserError, match="needs an objective; choose from gain, macs"):
+        Problem(problem().predictors, {})
+
+
+@pytest.mark.parametrize("wrong", [np.full(20, np.nan), np.zeros(19), np.zeros((20, 1))])
+def test_a_predictor_that_gives_no_number_for_each_network_is_named(wrong: NDArray[np.float64]) -> None:
+    with pytest.raises(ValueError, match="predictor gain must give 20 finite numbers"):
+        Problem({"gain": lambda genes: wrong}, {"gain": -1}).evaluate(GENES)
+
+
+def test_the_reference_point_is_the_limit_or_the_worst_of_many_networks() -> None:
+    worst_gain, limit = problem(macs=5).reference(SPACE)
+    assert limit == 5
+    assert worst_gain == -problem().predictors["gain"](SPACE.smallest())[0]
+    assert problem().reference(SPACE)[1] == problem().predictors["macs"](SPACE.largest())[0]
+
+
+# -- whether any network fits -----------------------------------------------------------------------------------------
+
+
+def lowest(name: str) -> float:
+    """The least value in the small space, by enumeration."""
+    return float(problem(SMALL).predictors[name](all_networks(SMALL)).min())
+
+
+@pytest.mark.parametrize("share", [1.000001, 1.1, 2])
+def test_a_network_is_found_however_few_fit(share: float) -> None:
+    p = problem(SMALL, macs=lowest("macs") * share)
+    genes = feasible_network(SMALL, p)
+    assert genes.shape == (1, len(SMALL.genes))
+    assert p.evaluate(genes).violation[0] == 0
+
+
+def test_without_limits_there_is_nothing_to_find() -> None:
+    assert len(feasible_network(SMALL, problem(SMALL))) == 0
+
+
+def test_a_budget_out_of_reach_names_the_binding_limit_and_the_nearest_network() -> None:
+    least = lowest("macs")
+    with pytest.raises(InfeasibleError) as error:
+        feasible_network(SMALL, problem(SMALL, macs=least * 0.999, gain=0.1))
+    assert error.value.binding == ("macs",)
+    assert SMALL.encode([error.value.nearest]).tolist() == SMALL.smallest().tolist()
+    text = str(error.value)
+    for part in (f"meets macs <= {least * 0.999:.4g} (at best {least:.4g});", "relax macs or", "the nearest, Arch("):
+        assert part in text
+    assert "\n" not in text
+
+
+def test_limits_that_only_clash_with_each_other_say_so() -> None:
+    p = problem(SMALL)
+    everything = p.evaluate(all_networks(SMALL))
+    top = everything.values["gain"].max()
+    limits = {"gain": float(top), "macs": float(np.quantile(everything.values["macs"], 0.3))}
+    clash = problem(SMALL, **limits)
+    with pytest.raises(InfeasibleError, match="together with the other limits") as error:
+        feasible_network(SMALL, clash)
+    nearest = clash.evaluate(SMALL.encode([error.value.nearest])).violation[0]
+    assert nearest == pytest.approx(clash.evaluate(all_networks(SMALL)).violation.min())
+    assert set(error.value.binding) <= set(limits)
+
+
+def test_the_answer_takes_less_than_a_second_in_a_space_of_10_to_the_20() -> None:
+    space = load_space("ofa_mbv3_w1.0")
+    p = Problem({"gain": separable(space, 1), "macs": separable(space, 2)}, {"gain": -1}, {"macs": 1e-3, "gain": 1e3})
+    started = time.process_time()
+    with pytest.raises(InfeasibleError) as error:
+        feasible_network(space, p)
+    assert time.process_time() - started < 1
+    assert error.value.binding == ("macs", "gain")
