@@ -82,7 +82,8 @@ def unit_table(space: Space, genes: Genes) -> UnitTable:
         cout = channels if plain else _out_channels(record.channels, width, space.classes, kind)
         mbconv = kind == "mbconv"
         ratio = np.asarray(given["expand"], dtype=np.float64)
-        mid = make_divisible(np.rint(channels * ratio)) if np.any(ratio != 1) else channels
+        expands = kind == "mbconv" and record.expand not in (1, (1,))
+        mid = make_divisible(np.rint(channels * ratio)) if expands else channels
         columns.append(
             {
                 "name": name,
@@ -90,7 +91,7 @@ def unit_table(space: Space, genes: Genes) -> UnitTable:
                 "act": record.act,
                 "bn": kind == "mbconv" or (kind == "conv" and getattr(record, "bn", True)),
                 "stride": stride,
-                "expand": mbconv and bool(np.any(ratio != 1)),
+                "expand": expands,
                 "shortcut": mbconv and stride == 1 and base == record.channels,
                 "active": given["active"],
                 "cin": channels,

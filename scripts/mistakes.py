@@ -85,11 +85,11 @@ def _instantiation(error: InstantiationException, causes: list[BaseException]) -
 
 
 def _missing_config(error: MissingConfigException) -> str:
-    wanted = (error.missing_cfg_file or "").removesuffix(".yaml")
-    group, _, choice = wanted.rpartition("/")
-    if error.options:
-        return f"{group}={choice} is not known; choose from {', '.join(sorted(error.options))}"
-    return f"{_first_line(error)}; {ALL}"
+    wanted = re.search(r"Could not (?:find|load) '(.+)/(.+?)'", str(error))
+    if not wanted:
+        return f"{_first_line(error)}; {ALL}"
+    options = error.options or groups().get(wanted[1], [])
+    return f"{wanted[1]}={wanted[2]} is not known; choose from {', '.join(sorted(options))}"
 
 
 def _composition(error: HydraException, causes: list[BaseException]) -> str:

@@ -194,11 +194,11 @@ def _timings(run: Path) -> dict[str, float]:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock, which the system releases however the process ends."""
+    """Hold the folder's lock, which the system releases however the process ends, and which its children do not get."""
     with open(folder / LOCK, "a+") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
             file.seek(0)
             owner = file.read() or "unknown"
             raise UserError(

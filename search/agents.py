@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from ofa.space import Genes, Space
 
-TRIES = 4  # times that a proposal of nothing but known networks is drawn again
+TRIES = 4  # times that networks are drawn again while too few of them are new
+LEAST = 20  # networks drawn at a time, even where fewer are wanted
 
 
 class Agent(Protocol):
@@ -23,6 +24,7 @@ class Agent(Protocol):
 
     space: Space
     seed: int
+    n_objectives: int
 
     def ask(self, n: int) -> Genes:
         """Propose n networks: canonical genes (n, G), new ones as long as new ones are found."""
@@ -56,7 +58,7 @@ class Fresh:
         taken = [np.empty((0, len(self._space.genes)), dtype=np.int8)]
         candidates, missing = taken[0], n
         for propose in proposals:
-            candidates = propose(n)
+            candidates = propose(max(n, LEAST))
             new = self._first_new(candidates, missing)
             taken.append(candidates[new])
             missing -= len(new)

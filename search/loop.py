@@ -50,6 +50,8 @@ def run_search(
     """
     if evaluations < 1 or batch < 1:
         raise UserError(f"evaluations={evaluations} and batch={batch} must be at least 1")
+    if agent.n_objectives != len(problem.objectives):
+        raise UserError(f"{agent!r} is not made for {len(problem.objectives)} objectives; set n_objectives")
     start = feasible_network(agent.space, problem)
     if folder is not None and (done := _finished(Path(folder), agent, problem, evaluations)):
         return done

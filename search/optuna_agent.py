@@ -19,7 +19,7 @@ from optuna.trial import Trial, TrialState, create_trial
 
 from ofa.errors import UserError
 from ofa.space import Genes, Space
-from search.agents import TRIES, RandomSearch, keys
+from search.agents import TRIES, Fresh, keys
 
 Result = tuple[list[float], float]  # costs and violation of a network
 
@@ -49,7 +49,8 @@ class OptunaAgent:
         self._parameters: dict[str, BaseDistribution] = {
             gene.name: CategoricalDistribution(range(len(gene.choices))) for gene in self.space.genes
         }
-        self._random = RandomSearch(self.space, seed=self.seed)
+        self._rng = np.random.default_rng(self.seed)
+        self._fresh = Fresh(self.space)
         self._asked: dict[bytes, Trial] = {}
         self._told: dict[bytes, Result] = {}
 
@@ -59,7 +60,7 @@ class OptunaAgent:
 
     def tell(self, genes: Genes, cost: NDArray[np.float64], violation: NDArray[np.float64]) -> None:
         """Finish the trials of `genes`; a network that was not asked for becomes a finished trial."""
-        self._random.tell(genes, cost, violation)
+        self._fresh.add(genes)
         results = zip(cost.tolist(), violation.tolist(), strict=True)
         for row, key, result in zip(genes, keys(genes), results, strict=True):
             if key in self._told:
@@ -74,12 +75,14 @@ class OptunaAgent:
         """A new network from the sampler; when it only repeats itself, a random one."""
         for attempt in range(TRIES + 1):
             if attempt == TRIES:
-                self._study.enqueue_trial(self._values(self._random.ask(1)[0]))
+                random = self._fresh.take(1, [lambda n: self.space.sample(n, self._rng)] * TRIES)
+                self._study.enqueue_trial(self._values(random[0]))
             trial = self._study.ask(self._parameters)
             genes = self.space.canonical(np.array([[trial.params[name] for name in self._parameters]]))
             key = keys(genes)[0]
             if key not in self._asked and key not in self._told:
                 self._asked[key] = trial
+                self._fresh.add(genes)
                 break
             self._finish(trial, key)
         return genes

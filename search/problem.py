@@ -21,6 +21,7 @@ Floats = NDArray[np.float64]
 Values = dict[str, Floats]
 Predict = Callable[[Genes], NDArray[Any]]
 PROBES = 1000  # random networks that stand for a space
+TOLERANCE = 1e-9  # relative excess that is rounding: a value may differ in its last digit from one batch to another
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,12 +83,13 @@ class Problem:
 
     def violation(self, values: Mapping[str, Floats]) -> Floats:
         """Sum over the limits of the relative excess, 0 where all are met (N,)."""
-        excess = [np.maximum(self.excess(name, values[name]), 0) for name in self.bounds]
-        return np.sum(excess, axis=0) if excess else np.zeros(len(next(iter(values.values()))))
+        none = np.zeros(len(next(iter(values.values()))))
+        return sum((self.excess(name, values[name]) for name in self.bounds), start=none)
 
     def excess(self, name: str, value: Floats) -> Floats:
-        """How far values lie beyond their limit, relative to it; negative where it is met."""
-        return (value / self.bounds[name] - 1) * self.objectives.get(name, 1)
+        """How far values lie beyond their limit, relative to it, 0 where they meet it (N,)."""
+        excess = (value / self.bounds[name] - 1) * self.objectives.get(name, 1)
+        return np.where(excess > TOLERANCE, excess, 0)
 
     def limit(self, name: str) -> str:
         """A limit as text: "macs <= 6,000,000"."""

@@ -128,7 +128,7 @@ def fronts(figure: Figure, device: Device, x: str, *, y: str, series: Sequence[s
         star: dict[str, Any] = {"marker": "*", "markersize": 15, "markeredgecolor": SURFACE, "zorder": 5}
         axes.plot(device.predicted[x] / fx, device.predicted[y] / fy, color=INK, **star)
     axes.set(xlabel=_axis(label(x), ux), ylabel=_axis(f"predicted {label(y)}", uy))
-    return f"{device.title}: predicted {label(y)} against {label(x)}"
+    return f"{device.name}: predicted {label(y)} against {label(x)}"
 
 
 def front_axes(device: Device) -> tuple[str, list[str]]:
@@ -162,7 +162,7 @@ def hypervolume(figure: Figure, device: Device, series: Sequence[str]) -> str:
     axes.set(xlabel="evaluations", ylabel="hypervolume (% of the best)")
     axes.set_xlim(left=0)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-    return f"{device.title}: hypervolume against evaluations"
+    return f"{device.name}: hypervolume against evaluations"
 
 
 def best_hypervolume(device: Device) -> float:

@@ -6,7 +6,8 @@ Accuracies are fractions 0..1, sizes bytes, times as their names say.  Optional 
                          ["data": {"name", "classes": [name], "images": {"train", "val", "test"}}]}
     timings.json        {stage: seconds}
     train/log.jsonl     {"phase", "epoch" (over all phases, from 1), "epochs" (of all phases), "loss", "lr", "seconds",
-                         "images_per_s", "val": {"largest": accuracy, "smallest": ..., "random_0": ...}}
+                         "images_per_s", ["val_images"], "val": {"largest": accuracy, "smallest": ..., "random_0": ...},
+                         ["collapsed": names of nets that lost most of what they had learned]}
     fit/fit.json        {"accuracy": {"model", "n_fit", "tau": {"mean", "std"}, "rmse": {"mean", "std"}, "n_heldout",
                                       ["repeats": random splits], ["curve": [{"n", "tau", "tau_std", "rmse"}]]},
                          "latency":  {"tau", "mape", "within_10_percent", "n_heldout", "shapes", "device": {...},
@@ -19,8 +20,8 @@ Accuracies are fractions 0..1, sizes bytes, times as their names say.  Optional 
     specialize/<device>/result.json  its presence is all that counts
     export/<device>/result.json      {"device", "arch", "spec": NetSpec, "models": {"float" | "pruned" | "int8":
                          {"accuracy", "macs", "params", "peak_memory_bytes", "file_bytes", "latency_ms",
-                          "latency_spread_ms" (90th minus 10th percentile), "parity_max_abs"}}, "predicted", "budget": [{"limit", "value", "max",
-                         "met"}], "met", ["shipped": the model that the budget is checked on]}
+                          "latency_spread_ms" (90th minus 10th percentile), "parity_max_abs"}}, "predicted", "met",
+                         "budget": [{"limit", "value", "max", "met"}], ["shipped": the model that the budget is of]}
 """
 
 from __future__ import annotations

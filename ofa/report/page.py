@@ -8,8 +8,9 @@ from typing import Any
 from ofa.files import atomic_write, write_json
 from ofa.report.load import STAGES, Run, load_run
 from ofa.report.markup import Html, el, join
-from ofa.report.sections import SECTIONS, Section, badge
+from ofa.report.sections import SECTIONS, Section
 from ofa.report.summary import summary
+from ofa.report.table import badge
 
 INTRODUCTION = (
     "One supernet holds many networks that share weights. It was trained once; subnets of it were measured, predictors "

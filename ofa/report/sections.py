@@ -10,18 +10,9 @@ from ofa.report import figures
 from ofa.report.drawing import draw
 from ofa.report.load import Device, Run, Search
 from ofa.report.markup import Html, el, join
-from ofa.report.summary import COLUMNS, arch_text, bound, cell, device_rows, label, show
+from ofa.report.summary import bound, label, show
+from ofa.report.table import heads, nets
 from ofa.spec import NetSpec
-
-
-def nets(run: Run) -> Html | None:
-    """The main table: each device's net as predicted and as measured after each step, and its budget."""
-    if not any(device.arch for device in run.devices):
-        return None
-    heads = ("model", *(label(metric) for metric in COLUMNS), "ONNX error")
-    bodies = (_device_rows(device) for device in run.devices)
-    glossary = (join(el("dt", term), el("dd", text)) for term, text in GLOSSARY.items())
-    return join(el("div", el("table", _head(heads), *bodies, class_="nets"), class_="wide"), el("dl", *glossary))
 
 
 def drawings(run: Run) -> Html | None:
@@ -30,9 +21,7 @@ def drawings(run: Run) -> Html | None:
     for device in run.devices:
         if spec := _spec(device):
             blocks = sum(unit.kind == "mbconv" for unit in spec.units)
-            text = (
-                f"{blocks} MBConv blocks, images of {spec.resolution}×{spec.resolution} pixels, {spec.classes} classes."
-            )
+            text = f"{blocks} MBConv blocks, {spec.resolution}×{spec.resolution} pixels, {spec.classes} classes."
             panels.append(_panel(device.title, draw(spec), text))
     return el("div", *panels, class_="grid") if panels else None
 
@@ -71,13 +60,7 @@ def training(run: Run) -> Html | None:
     randoms = sum(name not in ("largest", "smallest") for name in last["val"])
     keys = [("var(--c0)", "●", "largest net"), ("var(--c1)", "■", "smallest net")]
     keys.append(("var(--muted)", "–", f"{randoms} random nets"))
-    shown = [f"{name} {show('accuracy', last['val'][name])}" for name in ("largest", "smallest") if name in last["val"]]
-    speeds = sorted(line["images_per_s"] for line in run.log if line.get("images_per_s"))
-    speed = f" Median speed: {speeds[len(speeds) // 2]:,.0f} images/s." if speeds else ""
-    images = (run.info.get("data") or {}).get("images", {}).get("val")
-    sample = f"n = {len(last['val'])} nets" + (f", {images:,} validation images" if images else "")
-    text = f"Epoch {last['epoch']} of {last['epochs']}: {', '.join(shown)}; {sample}.{speed}"
-    return join(_legend(*keys), _panel(None, figures.training(run.log), text))
+    return join(_legend(*keys), _panel(None, figures.training(run.log), _training_caption(run.log)))
 
 
 def predictors(run: Run) -> Html | None:
@@ -95,19 +78,6 @@ def predictors(run: Run) -> Html | None:
         text = "Kendall tau of predicted accuracy on held-out nets; band: ± 1 standard deviation."
         panels.append(_panel("How many measured nets are enough", figures.learning_curve(curve), text))
     return join(el("div", *panels, class_="grid three"), _scores(run)) if panels or run.fit else None
-
-
-GLOSSARY = {
-    "predicted": "what the search reckoned with: validation images, the float net's latency, memory and weights of "
-    "the int8 net unless configured otherwise",
-    "accuracy": "share of the test images classified correctly; nothing before this table used them",
-    "MACs": "multiply-accumulate operations for one image, in convolutions and linear layers",
-    "peak memory": "largest sum of activations that are alive at the same time, for one image",
-    "size on disk": "of the ONNX file; predicted: of the weights alone. 1 kB is 1,000 bytes",
-    "latency": "median time of one image in ONNX Runtime on the machine above, ± half the span of the middle 80 %",
-    "ONNX error": "largest difference of a logit between ONNX Runtime and PyTorch, on real images",
-    "k5e4": "a block with a 5×5 kernel and expand ratio 4; slashes separate the stages",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,43 +144,21 @@ SECTIONS = (
 )
 
 
-def badge(met: bool | None) -> Html:
-    """The verdict on a budget, in a word and a colour."""
-    if met is None:
-        return el("span", "not measured yet", class_="badge")
-    return el("span", "budget met" if met else "budget not met", class_="badge good" if met else "badge bad")
-
-
-def _device_rows(device: Device) -> Html:
-    """One device as a table body: its name and verdict, its models, its budget, its architecture."""
-    title = join(el("h3", device.title, " ", badge(device.export.get("met"))), el("span", device.description))
-    limits = [_meter(limit) for limit in device.export.get("budget", [])]
-    return el(
-        "tbody",
-        _across("th", title),
-        *(_model_row(row, shipped=row["model"] == device.export.get("shipped")) for row in device_rows(device)),
-        _across("td", el("div", *limits, class_="budget")) if limits else None,
-        _across("td", el("code", arch_text(device.arch))),
+def _training_caption(log: Sequence[dict[str, Any]]) -> str:
+    """How far training came, how good its nets are, how fast it went, and which net collapsed."""
+    last = log[-1]
+    text = f"Epoch {last['epoch']} of {last['epochs']}: "
+    text += ", ".join(
+        f"{name} {show('accuracy', last['val'][name])}" for name in ("largest", "smallest") if name in last["val"]
     )
-
-
-def _across(tag: str, content: Html) -> Html:
-    return el("tr", el(tag, content, colspan=len(COLUMNS) + 2), class_="across")
-
-
-def _model_row(row: dict[str, Any], *, shipped: bool) -> Html:
-    cells = [el("td", cell(row, metric), title=row[metric]) for metric in COLUMNS]
-    cells.append(el("td", "–" if row["parity_max_abs"] is None else f"{row['parity_max_abs']:.1g}"))
-    return el("tr", el("th", row["model"], el("small", " shipped") if shipped else None), *cells, class_="model")
-
-
-def _meter(limit: dict[str, Any]) -> Html:
-    """One limit of the budget: a bar of value / limit, both numbers and the answer."""
-    name, value, largest, answer = limit["limit"], limit["value"], limit["max"], "yes" if limit["met"] else "no"
-    share = min(100.0, 100 * value / largest) if largest else 100.0
-    bar = el("span", el("i", "", style=f"width:{share:.0f}%"), class_=f"meter {answer}")
-    text = el("span", f"{show(name, value)} of at most {bound(name, largest)}: ", el("b", answer, class_=answer))
-    return el("div", el("span", label(name)), bar, text)
+    text += f"; n = {len(last['val'])} nets" + (
+        f", {last['val_images']:,} validation images." if "val_images" in last else "."
+    )
+    if speeds := sorted(line["images_per_s"] for line in log if line.get("images_per_s")):
+        text += f" Median speed: {speeds[len(speeds) // 2]:,.0f} images/s."
+    if collapsed := [f"{name} in epoch {line['epoch']}" for line in log for name in line.get("collapsed", ())]:
+        text += f" Collapsed: {', '.join(collapsed)}."
+    return text
 
 
 def _front_caption(device: Device, x: str, y: str) -> str:
@@ -234,7 +182,7 @@ def _end(search: Search, best: float) -> str:
 def _scores(run: Run) -> Html:
     """The predictors' scores as a table."""
     accuracy, latency = run.fit.get("accuracy") or {}, run.fit.get("latency") or {}
-    heads = ("predictor", "method", "made from", "Kendall tau", "error", "held out")
+    names = ("predictor", "method", "made from", "Kendall tau", "error", "held out")
     rows = [("MACs, parameters, memory", "formula", "the architecture", "–", "none: exact", "–")]
     if accuracy:
         method, made = str(accuracy.get("model", "–")), f"{accuracy.get('n_fit', '–')} measured nets"
@@ -243,7 +191,7 @@ def _scores(run: Run) -> Html:
         method, made = _latency_method(latency), f"{latency.get('shapes', '–')} measured layer shapes"
         rows.append(("latency", method, made, _spread(latency.get("tau")), _error(latency), _heldout(latency)))
     lines = (el("tr", *(el("td", cell) for cell in row)) for row in rows)
-    return el("div", el("table", _head(heads), el("tbody", *lines), class_="scores"), class_="wide")
+    return el("div", el("table", heads(names), el("tbody", *lines), class_="scores"), class_="wide")
 
 
 def _heldout(score: dict[str, Any]) -> str:
@@ -260,7 +208,7 @@ def _latency_method(score: dict[str, Any]) -> str:
 def _spread(value: Any) -> str:
     """A number, or a mean with its standard deviation."""
     if isinstance(value, dict):
-        return f"{value['mean']:.3f} ± {value.get('std', 0.0):.3f}"
+        return f"{value['mean']:.3f}\u00a0±\u00a0{value.get('std', 0.0):.3f}"
     return "–" if value is None else f"{value:.3f}"
 
 
@@ -300,7 +248,3 @@ def _legend(*keys: tuple[str, str, str]) -> Html:
 def _panel(title: str | None, image: Html, text: str) -> Html:
     """A figure with a heading and a caption."""
     return el("figure", el("h3", title) if title else None, image, el("figcaption", text))
-
-
-def _head(names: Sequence[str]) -> Html:
-    return el("thead", el("tr", *(el("th", name) for name in names)))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -40,6 +41,7 @@ class PlainGP:
 
     def fit(self, genes: Genes, values: ArrayLike) -> PlainGP:
         """Learn from genes (N, G) and values (N,)."""
+        from sklearn.exceptions import ConvergenceWarning
         from sklearn.gaussian_process import GaussianProcessRegressor
         from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
         from sklearn.pipeline import make_pipeline
@@ -47,7 +49,10 @@ class PlainGP:
 
         kernel = ConstantKernel(1, (1e-3, 1e4)) * RBF(10, (0.1, 1e4)) + WhiteKernel(0.01, (1e-6, 1))
         process = GaussianProcessRegressor(kernel, normalize_y=True, random_state=0)
-        self.model = make_pipeline(StandardScaler(), process).fit(self.features(genes), values)
+        self.model = make_pipeline(StandardScaler(), process)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # a noise at its lower bound
+            self.model.fit(self.features(genes), values)
         return self
 
     def __call__(self, genes: Genes) -> NDArray[np.float64]:

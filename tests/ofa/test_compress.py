@@ -252,6 +252,14 @@ def test_every_layer_reads_8_bit_weights_and_activations(trained: StaticNet, dat
     assert any(t.dims == [64] for t in scales), "a scale for each output channel"
 
 
+def test_a_reduced_range_has_weights_of_7_bits(data: ImageData, tmp_path: Path) -> None:
+    export(random_net(), tmp_path / "float.onnx")
+    quantize(tmp_path / "float.onnx", tmp_path / "int8.onnx", calibration(data), Quantization(reduce_range=True))
+    tensors = onnx.load(tmp_path / "int8.onnx").graph.initializer
+    kernels = [onnx.numpy_helper.to_array(t).astype(int) for t in tensors if len(t.dims) > 1]
+    assert max(np.abs(kernel).max() for kernel in kernels) == 64
+
+
 def test_a_float_file_does_not_pass_for_a_quantized_one(tmp_path: Path) -> None:
     export(random_net(), tmp_path / "float.onnx")
     with pytest.raises(RuntimeError, match="left 19 of 19 layers in float"):

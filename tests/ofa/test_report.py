@@ -222,7 +222,7 @@ def test_hostile_names_stay_text(run: Path, tmp_path: Path) -> None:
         command() | {"experiment": EVIL, "data": {"name": EVIL}, "command": f"ofa-run x={EVIL}"},
     )
     result = read_json(folder / "export/phone/result.json")
-    result["device"]["description"] = EVIL
+    result["device"] = {"name": EVIL, "description": EVIL}
     result["models"][EVIL] = result["models"].pop("pruned")
     result["budget"][0]["limit"] = EVIL
     write_json(folder / "export/phone/result.json", result)

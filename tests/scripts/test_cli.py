@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from omegaconf import DictConfig, OmegaConf
 
 from scripts.cli import stage_command, use_threads
 from scripts.options import sources
@@ -115,6 +116,7 @@ def test_help_explains_the_options_of_the_stage(command: Command) -> None:
         (["sede=4"], 2, ["sede is not an option", "did you mean seed="]),
         (["data.path=here"], 2, ["data.path", "belongs to", "data=parquet"]),
         (["data=digitz"], 2, ["data=digitz is not known", "cifar10, digits, folder, parquet"]),
+        (["device=[phone,none]"], 2, ["device=none is not known", "phone, server, stm32f746"]),
         (["experiment=none_such"], 2, ["experiment=none_such is not known", "digits"]),
         (["data=3"], 2, ["name of one of its choices"]),
         (["seed"], 2, ["cannot read 'seed'", "name=value"]),
@@ -194,10 +196,11 @@ def test_interrupted_command_says_how_to_go_on(command: Command, tmp_path: Path)
 
 
 def test_command_called_with_a_configuration_is_a_plain_call() -> None:
-    seen = []
+    seen: list[DictConfig] = []
     main = stage_command()(seen.append)
-    main({"seed": 1})
-    assert seen == [{"seed": 1}]
+    cfg = OmegaConf.create({"seed": 1})
+    main(cfg)
+    assert seen == [cfg]
 
 
 def test_threads_limit_torch(monkeypatch: pytest.MonkeyPatch) -> None:

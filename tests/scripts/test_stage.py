@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -113,22 +114,36 @@ def test_deselected_device_is_no_disagreement(cfg: DictConfig) -> None:
     finish(cfg, "specialize/server", "device.server")
 
 
-def test_two_processes_do_not_write_one_stage(cfg: DictConfig) -> None:
+def elsewhere(cfg: DictConfig, body: str) -> str:
+    """What another process prints that opens the stage train."""
     code = f"""
+import os, time
 from omegaconf import OmegaConf
 from scripts.stage import open_stage
 cfg = OmegaConf.create({OmegaConf.to_container(cfg)!r})
 try:
     with open_stage(cfg, "train", ("seed",)):
-        pass
+        {body}
 except ValueError as error:
     print(error)
 """
-    root = str(Path(__file__).parents[2])
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
     line = [sys.executable, "-c", code]
+    return subprocess.run(line, stdout=subprocess.PIPE, text=True, check=True, env=environment).stdout
+
+
+def test_two_processes_do_not_write_one_stage(cfg: DictConfig) -> None:
     with open_stage(cfg, "train", ("seed",)) as stage:
-        out = subprocess.run(line, capture_output=True, text=True, check=True, env=os.environ | {"PYTHONPATH": root})
-    assert out.stdout.startswith(f"process {os.getpid()} is writing {stage.folder}; ")
+        assert elsewhere(cfg, "pass").startswith(f"process {os.getpid()} is writing {stage.folder}; ")
+
+
+def test_child_of_a_dead_process_does_not_keep_its_stage(cfg: DictConfig) -> None:
+    orphan = "(os.close(1), time.sleep(60)) if pid == 0 else (print(pid, flush=True), os._exit(0))"
+    child = int(elsewhere(cfg, f"pid = os.fork(); {orphan}"))
+    try:
+        assert not finish(cfg, "train", "seed")
+    finally:
+        os.kill(child, signal.SIGKILL)
 
 
 def test_notes_are_kept_together(cfg: DictConfig) -> None:
