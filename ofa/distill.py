@@ -12,7 +12,7 @@ def label_loss(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor
 
 
 def soft_label_loss(logits: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
-    """Mean cross-entropy with the teacher's softened probabilities, times temperature squared (Hinton et al. 2015, eq. 2).
+    """Mean cross-entropy with the teacher's softened probabilities, times temperature squared (Hinton et al. 2015).
 
     `logits` and `teacher`: (N, K).  No gradient flows into the teacher.
     """

@@ -23,11 +23,11 @@ def extract(supernet: Supernet, arch: Arch) -> StaticNet:
     with torch.device("meta"):
         net = StaticNet(space_spec(supernet.space, arch))
     device = next(supernet.parameters()).device
-    net = net.to_empty(device=device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    net = net.to_empty(device=device).to(memory_format=torch.channels_last)
     kept = [m for m, unit in zip(supernet.units, arch_units(supernet.space, arch), strict=True) if unit is not None]
     for elastic, plain in zip(kept, net.units, strict=True):
-        if hasattr(elastic, "copy_to"):
-            elastic.copy_to(plain)
+        if not isinstance(elastic, nn.AdaptiveAvgPool2d):
+            elastic.copy_to(plain)  # type: ignore[operator]
     return net.eval()
 
 

@@ -1,4 +1,4 @@
-"""Files that survive a kill: each is written whole or not at all, and a torn last line of a log is dropped on reading."""
+"""Files that survive a kill: each is written whole or not at all; a torn last line of a log is dropped on reading."""
 
 from __future__ import annotations
 

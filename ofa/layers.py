@@ -39,6 +39,7 @@ class ElasticBatchNorm(nn.Module):
         self.running_var: Tensor
 
     def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) to the same."""
         c = x.shape[1]
         weight, bias = self.weight[:c], self.bias[:c]
         if self.training:
@@ -64,6 +65,7 @@ class ElasticConv(nn.Module):
         self.act = activation(unit.act if act is None else act)
 
     def forward(self, x: Tensor, cout: int) -> Tensor:
+        """(N, C, H, W) to (N, cout, H / stride, W / stride)."""
         weight = self.conv.weight[:cout, : x.shape[1]]
         return self.act(self.bn(F.conv2d(x, weight, None, self.conv.stride, self.conv.padding)))
 
@@ -79,8 +81,8 @@ class ElasticConv(nn.Module):
 class ElasticDepthwise(nn.Module):
     """Depthwise convolution of elastic width and kernel.
 
-    A smaller kernel is the centre of the next larger one times a learned matrix, shared by all channels of the layer and
-    the identity at first (Cai et al. 2020, sec. 3.3).
+    A smaller kernel is the centre of the next larger one times a learned matrix, which all channels of the layer share
+    and which is the identity at first (Cai et al. 2020, sec. 3.3).
     """
 
     def __init__(self, unit: Unit, kernels: tuple[int, ...]):
@@ -104,6 +106,7 @@ class ElasticDepthwise(nn.Module):
         return weight
 
     def forward(self, x: Tensor, kernel: int) -> Tensor:
+        """(N, C, H, W) to (N, C, H / stride, W / stride), by kernel x kernel taps."""
         weight = crop_kernel(self.kernel(x.shape[1], kernel), min(x.shape[-2:]), self.stride)
         return self.act(self.bn(F.conv2d(x, weight, None, self.stride, weight.shape[-1] // 2, groups=x.shape[1])))
 
@@ -123,6 +126,7 @@ class ElasticSE(nn.Module):
         self.reduce, self.expand = nn.Conv2d(unit.mid, unit.se, 1), nn.Conv2d(unit.se, unit.mid, 1)
 
     def forward(self, x: Tensor, reduced: int) -> Tensor:
+        """(N, C, H, W) to the same, each channel scaled by a gate of `reduced` hidden channels."""
         c = x.shape[1]
         y = x.mean((2, 3), keepdim=True)
         y = F.relu(F.conv2d(y, self.reduce.weight[:reduced, :c], self.reduce.bias[:reduced]))  # type: ignore[index]
@@ -145,6 +149,7 @@ class ElasticLinear(nn.Module):
         self.linear = nn.Linear(unit.cin, unit.cout)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(N, C, 1, 1) or (N, C) to (N, classes)."""
         x = x.flatten(1)
         return F.linear(x, self.linear.weight[:, : x.shape[1]], self.linear.bias)
 

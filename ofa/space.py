@@ -24,7 +24,7 @@ DIMENSIONS = ("resolution", "width", "depth", "kernel", "expand")
 
 @dataclass(frozen=True, slots=True)
 class Arch:
-    """One architecture in values: image side in pixels, width multiplier, blocks per stage, kernel and expand per block.
+    """One architecture in values: image side in pixels, width, blocks of each stage, kernel and expand of each block.
 
     `kernel` and `expand` hold either the active blocks alone (sum of `depth` entries, as `Space.decode` writes them) or
     one entry for every block of the supernet (as once-for-all does; those of skipped blocks are ignored).
@@ -243,7 +243,7 @@ class Space:
         return [self._arch(values, used) for values, used in zip(table, self.active(genes), strict=True)]
 
     def _arch(self, values: NDArray[np.float64], used: NDArray[np.bool_]) -> Arch:
-        picked = {}
+        picked: dict[str, Any] = {}
         for dimension in DIMENSIONS:
             columns = self.columns(dimension)
             picked[dimension] = tuple(_number(v) for v in values[columns][used[columns]])
@@ -286,12 +286,10 @@ class Space:
         unknown = set(choices) - set(DIMENSIONS)
         if unknown:
             raise UserError(f"dimension {sorted(unknown)} is not known; choose from {', '.join(DIMENSIONS)}")
-        own = {name: _keep(name, getattr(self, name), choices.get(name)) for name in ("resolution", "width")}
-        stages = tuple(
-            replace(s, **{name: _keep(name, getattr(s, name), choices.get(name)) for name in DIMENSIONS[2:]})
-            for s in self.stages
-        )
-        return replace(self, stages=stages, **own)
+        own: dict[str, Any] = {
+            name: _keep(name, getattr(self, name), choices.get(name)) for name in ("resolution", "width")
+        }
+        return replace(self, stages=tuple(_kept_stage(stage, choices) for stage in self.stages), **own)
 
     def adapt(self, *, in_channels: int, classes: int) -> Space:
         """The same space for images of `in_channels` channels in `classes` classes."""
@@ -347,6 +345,11 @@ def _keep(name: str, values: tuple[float, ...], wanted: int | Sequence[float] | 
     if not kept:
         raise UserError(f"{name} {list(wanted)} leaves none of the choices {values}")
     return kept
+
+
+def _kept_stage(stage: Stage, choices: Mapping[str, int | Sequence[float]]) -> Stage:
+    kept: dict[str, Any] = {name: _keep(name, getattr(stage, name), choices.get(name)) for name in DIMENSIONS[2:]}
+    return replace(stage, **kept)
 
 
 def _number(value: float) -> float:

@@ -42,7 +42,7 @@ class Unit:
         if self.act not in ACTIVATIONS:
             raise UserError(f"activation {self.act!r} is not known; choose from {', '.join(ACTIVATIONS)}")
         if self.kernel % 2 == 0:
-            raise UserError(f"kernel {self.kernel} is even; kernels are odd, so that padding kernel // 2 keeps the size")
+            raise UserError(f"kernel {self.kernel} is even; kernels are odd, so that padding by half keeps the size")
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""The plain network that ships: built from a NetSpec, no elastic code.  N images, C channels, H, W pixels, K classes."""
+"""The plain network that ships, built from a NetSpec.  N images, C channels, H, W pixels, K classes."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ class ConvBN(nn.Module):
         self.act = activation(act)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(N, cin, H, W) to (N, cout, H / stride, W / stride)."""
         return self.act(self.bn(self.conv(x)))
 
 
@@ -44,6 +45,7 @@ class SqueezeExcite(nn.Module):
         self.gate = nn.Hardsigmoid()
 
     def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) to the same, each channel scaled."""
         return x * self.gate(self.expand(self.relu(self.reduce(self.pool(x)))))
 
 
@@ -59,6 +61,7 @@ class MBConv(nn.Module):
         self.shortcut = unit.shortcut
 
     def forward(self, x: Tensor) -> Tensor:
+        """(N, cin, H, W) to (N, cout, H / stride, W / stride)."""
         y = x if self.expand is None else self.expand(x)
         y = self.depthwise(y)
         y = y if self.se is None else self.se(y)
@@ -83,6 +86,7 @@ class StaticNet(nn.Module):
         self.units = nn.ModuleList([_unit(unit) for unit in spec.units])
 
     def forward(self, x: Tensor) -> Tensor:
+        """Images (N, C, H, W) to logits (N, K)."""
         for unit in self.units:
             x = unit(x.flatten(1) if isinstance(unit, nn.Linear) else x)
         return x
@@ -94,7 +98,7 @@ def build_spec(spec: NetSpec) -> StaticNet:
 
     net = StaticNet(spec)
     initialise(net)
-    return net.to(memory_format=channels_last)  # type: ignore[call-overload]
+    return net.to(memory_format=channels_last)
 
 
 def build(space: Space, arch: Arch) -> StaticNet:

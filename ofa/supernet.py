@@ -27,6 +27,7 @@ class ElasticMBConv(nn.Module):
         self.project = ElasticConv(last)
 
     def forward(self, x: Tensor, unit: Unit) -> Tensor:
+        """(N, unit.cin, H, W) to (N, unit.cout, H / stride, W / stride)."""
         y = x if self.expand is None else self.expand(x, unit.mid)
         y = self.depthwise(y, unit.kernel)
         y = y if self.se is None else self.se(y, unit.se)
@@ -53,9 +54,10 @@ class Supernet(nn.Module):
         assert len(largest) == len(kernels), "the largest architecture keeps every unit"
         self.units = nn.ModuleList([_elastic(u, k) for u, k in zip(largest, kernels, strict=True) if u is not None])
         initialise(self)
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.to(memory_format=torch.channels_last)
 
     def forward(self, x: Tensor, arch: Arch) -> Tensor:
+        """Images (N, C, H, W) to logits (N, classes) of one architecture."""
         for module, unit in zip(self.units, arch_units(self.space, arch), strict=True):
             if unit is not None:
                 x = _run(module, x, unit)

@@ -5,9 +5,9 @@ N architectures, U units (places in the supernet), L layers.  Needs no torch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,7 @@ Int = NDArray[np.int64]
 Bool = NDArray[np.bool_]
 
 
-def make_divisible(channels: NDArray[np.float64] | float, divisor: int = 8) -> Int:
+def make_divisible(channels: NDArray[Any] | float, divisor: int = 8) -> Int:
     """Nearest multiple of `divisor`, never below 90 % of `channels` (Howard et al. 2017, TF slim)."""
     channels = np.asarray(channels, dtype=np.float64)
     rounded = np.maximum(divisor, (channels + divisor / 2) // divisor * divisor)
@@ -172,12 +172,6 @@ def layer_table(space: Space, genes: Genes) -> LayerTable:
 def spec_table(spec: NetSpec) -> LayerTable:
     """Every layer of one network (N = 1)."""
     return _layers(spec_units(spec))
-
-
-def concatenate(tables: Sequence[LayerTable]) -> LayerTable:
-    """Architectures of several tables of the same space in one."""
-    wide = {f.name for f in fields(LayerTable) if np.ndim(getattr(tables[0], f.name)) == 2}
-    return replace(tables[0], **{name: np.concatenate([getattr(t, name) for t in tables]) for name in wide})
 
 
 def _layers(units: UnitTable) -> LayerTable:

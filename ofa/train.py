@@ -6,6 +6,7 @@ goes on as if nothing had happened, and every worker of a distributed run draws 
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -56,7 +57,8 @@ class Watch:
 class Trainer:
     """One training run in one folder: `run()` starts it or continues it to its end.
 
-    folder: checkpoint.safetensors (weights, momentum, step), log.jsonl (a line an epoch), supernet.safetensors (the end).
+    folder: checkpoint.safetensors (weights, momentum, step), log.jsonl (a line an epoch), supernet.safetensors (at the
+    end).
     """
 
     def __init__(
@@ -256,11 +258,10 @@ class Trainer:
 
     def _trim_log(self) -> None:
         """Drop the lines of epochs that the checkpoint does not hold, so that each epoch is logged once."""
-        import json
-
         path = self.folder / "log.jsonl"
         lines = read_jsonl(path)
-        kept = [line for line in lines if line["epoch"] * self.steps_per_epoch <= self.step or self.step == self.ends[-1]]
+        whole = self.ends[-1] if self.step == self.ends[-1] else self.step // self.steps_per_epoch
+        kept = [line for line in lines if line["epoch"] <= whole]
         if len(kept) < len(lines):
             atomic_write(path, "".join(json.dumps(line) + "\n" for line in kept))
 
@@ -288,5 +289,3 @@ def load_supernet(folder: Path, space: Space) -> Supernet:
     path = folder / "supernet.safetensors"
     load_weights(supernet, load_tensors(path)[0], path)
     return supernet.eval()
-
-

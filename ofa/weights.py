@@ -42,7 +42,7 @@ def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], source: str |
     shapes = [name for name in own if name in tensors and own[name].shape != tensors[name].shape]
     if missing or extra or shapes:
         raise UserError(
-            f"{source} does not fit this network: missing {missing[:3]}, unknown {extra[:3]}, other shape {shapes[:3]}; "
-            "use the file of the same space and data"
+            f"{source} does not fit this network: missing {missing[:3]}, unknown {extra[:3]}, "
+            f"other shape {shapes[:3]}; use the file of the same space and data"
         )
     module.load_state_dict(dict(tensors))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -35,8 +36,8 @@ def fit_accuracy(
     split = held_out(lambda s: make(seed=s), genes, accuracy, fit_on=fit_on, repeats=repeats, seed=seed)
     predictor = make(seed=seed).fit(genes, accuracy)
     sizes = [n for n in np.unique(np.linspace(FEWEST, fit_on, 4).astype(int)) if n < len(genes) - 1]
-    options = {"sizes": sizes, "repeats": repeats, "seed": seed}
-    curve = sample_curve(lambda s: make(model=predictor.chosen, seed=s), genes, accuracy, **options)
+    again = partial(make, model=predictor.chosen)
+    curve = sample_curve(lambda s: again(seed=s), genes, accuracy, sizes=sizes, repeats=repeats, seed=seed)
     report = {
         "model": predictor.chosen,
         "n_fit": fit_on,
@@ -52,7 +53,8 @@ def fit_accuracy(
     }
     order = np.random.default_rng((seed, 0)).permutation(len(genes))
     train, test = order[:fit_on], order[fit_on:]
-    return predictor, report, _frame("accuracy", make(seed=0).fit(genes[train], accuracy[train]), genes[test], accuracy[test])
+    tested = again(seed=0).fit(genes[train], accuracy[train])
+    return predictor, report, _frame("accuracy", tested, genes[test], accuracy[test])
 
 
 def fit_latency(latency: Latency, genes: Genes, measured: Float) -> tuple[Latency, dict[str, Any], pd.DataFrame]:

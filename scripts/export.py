@@ -91,7 +91,8 @@ def _measure(file: Path, card: Card, data: ImageData, timed: dict[str, Any], *, 
 def _save_card(file: Path, card: Card, values: dict[str, Any]) -> None:
     from ofa.export.card import Metric, save_card
 
-    metrics = {name: Metric(value, UNITS.get(name, "bytes")) for name, value in values.items() if name in UNITS or "bytes" in name}
+    named = {name: value for name, value in values.items() if name in UNITS or name.endswith("_bytes")}
+    metrics = {name: Metric(value, UNITS.get(name, "bytes")) for name, value in named.items()}
     save_card(file.with_suffix(".json"), replace(card, metrics=metrics), [file])
 
 

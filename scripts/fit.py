@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig
 
 from scripts.cli import stage_command
-from scripts.parts import plain, FIT, load_parts
+from scripts.parts import FIT, load_parts, plain
 from scripts.stage import open_stage
 
 
@@ -26,8 +28,8 @@ def main(cfg: DictConfig) -> None:
 
         _, space = load_parts(cfg)
         measured = Path(cfg.run, "measure")
-        options = {key: value for key, value in plain(cfg.predictor.accuracy).items() if key not in ("_target_", "seed")}
-        make = partial(Accuracy, space, **options)
+        options = plain(cfg.predictor.accuracy)
+        make = partial(Accuracy, space, model=options["model"], candidates=options["candidates"])
         genes, top1 = read_measured(measured / "subnets.jsonl", space, "accuracy")
         accuracy, report, predictions = fit_accuracy(make, genes, top1, seed=cfg.seed, **plain(cfg.fit))
         lookup = Latency(space, LatencyTable.load(measured / "latency.parquet"))
@@ -36,15 +38,21 @@ def main(cfg: DictConfig) -> None:
         accuracy.save(stage.folder / "accuracy.json")
         write_parquet(stage.folder / "predictions.parquet", join([predictions, more]))
         write_json(stage.folder / "fit.json", {"accuracy": report, "latency": latency})
-        tau, rmse = report["tau"], report["rmse"]
-        print(
-            f"accuracy ({report['model']}, {report['n_fit']} subnets): Kendall tau {tau['mean']:.3f} ± {tau['std']:.3f}, "
-            f"RMSE {100 * rmse['mean']:.2f} points on {report['n_heldout']} held-out subnets, {report['repeats']} splits"
-        )
-        print(
-            f"latency ({latency['shapes']} layer shapes): Kendall tau {latency['tau']:.3f}, error {latency['mape']:.1%}, "
-            f"{latency['within_10_percent']:.0%} within 10 % on {latency['n_heldout']} held-out networks"
-        )
+        for line in _scores(report, latency):
+            print(line)
+
+
+def _scores(accuracy: dict[str, Any], latency: dict[str, Any]) -> Iterator[str]:
+    tau, rmse = accuracy["tau"], accuracy["rmse"]
+    yield (
+        f"accuracy ({accuracy['model']}, {accuracy['n_fit']} subnets): Kendall tau "
+        f"{tau['mean']:.3f} ± {tau['std']:.3f}, RMSE {100 * rmse['mean']:.2f} points on {accuracy['n_heldout']} held-out subnets, "
+        f"{accuracy['repeats']} splits"
+    )
+    yield (
+        f"latency ({latency['shapes']} layer shapes): Kendall tau {latency['tau']:.3f}, error {latency['mape']:.1%}, "
+        f"{latency['within_10_percent']:.0%} within 10 % on {latency['n_heldout']} held-out networks"
+    )
 
 
 if __name__ == "__main__":

@@ -21,8 +21,8 @@ def main(cfg: DictConfig) -> None:
         from ofa.export.latency import measure_subnets
         from ofa.files import atomic_write
         from predictors.latency_table import measure_table
-        from predictors.shapes import space_shapes
         from predictors.measure import choose_subnets, measure_accuracy
+        from predictors.shapes import space_shapes
 
         data, space = load_parts(cfg)
         options = cfg.measure
@@ -33,7 +33,8 @@ def main(cfg: DictConfig) -> None:
         with Progress("measure layers") as progress:
             table = stage.folder / "latency.parquet"
             measure_table(space_shapes(space), table, threads=options.threads, progress=progress.update)
-        rows = measure_subnets(space, choose_subnets(space, options.latency_nets, cfg.seed + 1), threads=options.threads)
+        whole = choose_subnets(space, options.latency_nets, cfg.seed + 1)
+        rows = measure_subnets(space, whole, threads=options.threads)
         atomic_write(stage.folder / "latency_nets.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
 

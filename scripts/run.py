@@ -7,8 +7,22 @@ from omegaconf import DictConfig
 from scripts import export, fit, measure, report, search, specialize, train
 from scripts.cli import stage_command
 
+SECTIONS = (
+    "space",
+    "data",
+    "schedule",
+    "train",
+    "measure",
+    "predictor",
+    "fit",
+    "search",
+    "agent",
+    "device",
+    "compress",
+)
 
-@stage_command("space", "data", "schedule", "train", "measure", "predictor", "fit", "search", "agent", "device", "compress")
+
+@stage_command(*SECTIONS)
 def main(cfg: DictConfig) -> None:
     """Train, measure, fit, search, specialize, export, report: the whole job.  Finished stages are not run again."""
     for stage in (train, measure, fit, search, specialize, export, report):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from omegaconf import DictConfig
 
 from ofa.files import write_json
 from scripts.cli import make, stage_command
-from scripts.parts import plain, SEARCH, fitted, load_parts
+from scripts.parts import SEARCH, fitted, load_parts, plain
 from scripts.progress import Progress
 from scripts.stage import open_stage
 from search.loop import run_search
@@ -36,9 +37,13 @@ def main(cfg: DictConfig) -> None:
                         cfg.search.evaluations,
                         cfg.search.batch,
                         folder=stage.folder,
-                        progress=lambda done, total, best: progress.update(done, total, **best),  # noqa: B023
+                        progress=partial(_show, progress),
                     )
         write_json(Path(cfg.run, "search", device, "chosen.json"), _choose(settings, results))
+
+
+def _show(progress: Progress, done: int, total: int, best: dict[str, float]) -> None:
+    progress.update(done, total, **best)
 
 
 def _choose(device: dict[str, Any], results: dict[str, SearchResult]) -> dict[str, Any]:
@@ -49,7 +54,8 @@ def _choose(device: dict[str, Any], results: dict[str, SearchResult]) -> dict[st
     result = results[names[best]]
     assert result.chosen is not None
     found = result.describe([result.chosen])[0]
-    print(f"{device['name']}: {names[best]} found {found['arch']}, predicted accuracy {found['values']['accuracy']:.4f}")
+    top1 = found["values"]["accuracy"]
+    print(f"{device['name']}: {names[best]} found {found['arch']}, predicted accuracy {top1:.4f}")
     return {"device": device, "agent": names[best], "arch": found["arch"], "predicted": found["values"]}
 
 

@@ -7,9 +7,9 @@ from typing import Any
 from omegaconf import DictConfig
 
 from scripts.cli import stage_command
-from scripts.parts import plain, TRAIN, load_parts
+from scripts.parts import TRAIN, load_parts, plain
 from scripts.progress import Progress
-from scripts.stage import open_stage
+from scripts.stage import note, open_stage
 
 
 @stage_command("space", "data", "schedule", "train")
@@ -24,6 +24,8 @@ def main(cfg: DictConfig) -> None:
         from ofa.train import Trainer, Watch
 
         data, space = load_parts(cfg)
+        sizes = {split: data.size(split) for split in ("train", "val", "test")}
+        note(cfg.run, data={"name": data.name, "classes": len(data.classes)} | sizes)
         options = plain(cfg.train)
         device = options["device"] or ("cuda" if torch.cuda.is_available() else "cpu")
         schedule = Schedule(**{k: v for k, v in plain(cfg.schedule).items() if k != "_target_"})

@@ -10,11 +10,11 @@ class Html(str):
 
 
 def el(tag: str, *children: object, **attributes: object) -> Html:
-    """One element, well-formed as XML too: `el("p", "a < b", class_="note")`; children that are None are left out.
+    """One element, well-formed as XML too: `el("p", "a < b", class_="note")`; children and attributes that are None are left out.
 
     A trailing underscore of an attribute's name is dropped (class_), other underscores become hyphens (text_anchor).
     """
-    opening = tag + "".join(f' {_attribute(key)}="{escape(str(value))}"' for key, value in attributes.items())
+    opening = tag + "".join(f' {_attribute(k)}="{escape(str(v))}"' for k, v in attributes.items() if v is not None)
     content = join(*children)
     return Html(f"<{opening}>{content}</{tag}>" if content or tag not in _VOID else f"<{opening}/>")
 

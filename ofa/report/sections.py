@@ -146,14 +146,10 @@ SECTIONS = (
 
 def _training_caption(log: Sequence[dict[str, Any]]) -> str:
     """How far training came, how good its nets are, how fast it went, and which net collapsed."""
-    last = log[-1]
-    text = f"Epoch {last['epoch']} of {last['epochs']}: "
-    text += ", ".join(
-        f"{name} {show('accuracy', last['val'][name])}" for name in ("largest", "smallest") if name in last["val"]
-    )
-    text += f"; n = {len(last['val'])} nets" + (
-        f", {last['val_images']:,} validation images." if "val_images" in last else "."
-    )
+    last, val = log[-1], log[-1]["val"]
+    ends = ", ".join(f"{name} {show('accuracy', val[name])}" for name in ("largest", "smallest") if name in val)
+    images = f", {last['val_images']:,} validation images" if "val_images" in last else ""
+    text = f"Epoch {last['epoch']} of {last['epochs']}: {ends}; n = {len(val)} nets{images}."
     if speeds := sorted(line["images_per_s"] for line in log if line.get("images_per_s")):
         text += f" Median speed: {speeds[len(speeds) // 2]:,.0f} images/s."
     if collapsed := [f"{name} in epoch {line['epoch']}" for line in log for name in line.get("collapsed", ())]:
@@ -220,9 +216,8 @@ def _error(score: dict[str, Any]) -> str:
     if score.get("mape") is None:
         return "error unknown"
     within = score.get("within_10_percent")
-    return f"MAPE {100 * score['mape']:.1f}\u00a0%" + (
-        "" if within is None else f", {100 * within:.0f}\u00a0% within 10\u00a0%"
-    )
+    more = "" if within is None else f", {100 * within:.0f}\u00a0% within 10\u00a0%"
+    return f"MAPE {100 * score['mape']:.1f}\u00a0%{more}"
 
 
 def _spec(device: Device) -> NetSpec | None:

@@ -72,4 +72,5 @@ def _meter(limit: dict[str, Any]) -> Html:
 
 
 def heads(names: Sequence[str]) -> Html:
+    """The head of a table."""
     return el("thead", el("tr", *(el("th", name) for name in names)))

@@ -38,7 +38,8 @@ def test_a_torn_last_line_is_dropped_and_cut_off(tmp_path: Path) -> None:
 
 def test_a_killed_writer_leaves_a_whole_file(tmp_path: Path) -> None:
     path = tmp_path / "big"
-    code = f"from ofa.files import atomic_write\nwhile True:\n for c in b'ab': atomic_write({str(path)!r}, bytes([c]) * 10**6)"
+    loop = f"while True:\n for c in b'ab': atomic_write({str(path)!r}, bytes([c]) * 10**6)"
+    code = f"from ofa.files import atomic_write\n{loop}"
     for _ in range(5):
         process = subprocess.Popen([sys.executable, "-c", code])
         while not path.exists():
@@ -70,7 +71,7 @@ def test_weights_survive_and_damage_is_named(tmp_path: Path) -> None:
 
 
 def test_weights_of_another_network_are_refused_whole(tmp_path: Path) -> None:
-    net, before = nn.Linear(3, 2), {}
+    net = nn.Linear(3, 2)
     before = {name: value.clone() for name, value in net.state_dict().items()}
     for other in (nn.Linear(3, 3), nn.Linear(3, 2, bias=False), nn.Conv2d(3, 2, 1)):
         with pytest.raises(UserError, match="does not fit"):

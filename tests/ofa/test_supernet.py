@@ -21,7 +21,7 @@ from ofa.table import layer_table
 
 
 def shaken(space: Space, steps: int = 8) -> Supernet:
-    """A supernet after some steps of training, whose statistics and transforms matter and whose logits follow the image."""
+    """A supernet after some steps of training: statistics and transforms matter, logits follow the image."""
     torch.manual_seed(0)
     supernet = Supernet(space)
     torch.nn.init.normal_(supernet.units[-1].linear.weight)

@@ -1,0 +1,101 @@
+"""The whole job on real digits, with a short schedule: every file is there, the numbers hold together."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from ofa.data import digits
+from ofa.export.card import load_card, rebuild
+from ofa.export.onnx import load_onnx, run_onnx, run_torch
+
+SHORT = (
+    "schedule.scale=0.3",
+    "measure.subnets=14",
+    "measure.latency_nets=6",
+    "fit.repeats=2",
+    "search.evaluations=120",
+    "compress.finetuning.epochs=1",
+    "export.images=100",
+)
+
+
+def ofa(stage: str, *options: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", f"from scripts.{stage} import main; main()", *options]
+    environment = os.environ | {"OFA_DEBUG": "1", "COLUMNS": "120"}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("job")
+    found = ofa("run", *SHORT, folder=folder)
+    assert found.returncode == 0, found.stdout[-2000:] + found.stderr[-4000:]
+    return folder / "runs/digits"
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+@pytest.mark.parametrize("device", ["stm32l073", "stm32f746"])
+def test_every_device_gets_a_quantized_model_within_its_budget(run: Path, device: str) -> None:
+    result = read(run / "export" / device / "result.json")
+    assert result["met"]
+    assert {row["limit"] for row in result["budget"]} == {"peak_memory_bytes", "weight_bytes", "macs"}
+    float_, pruned, int8 = (result["models"][name] for name in ("float", "pruned", "int8"))
+    assert pruned["macs"] < float_["macs"]
+    assert int8["file_bytes"] < pruned["file_bytes"] < float_["file_bytes"]
+    assert int8["macs"] == pruned["macs"]
+    assert float_["accuracy"] > 0.5
+    assert float_["macs"] == result["predicted"]["macs"], "an exact cost is not predicted"
+
+
+def test_the_shipped_file_computes_what_its_card_rebuilds(run: Path) -> None:
+    folder = run / "export/stm32f746"
+    card = load_card(folder / "pruned.json")
+    net = rebuild(run / "specialize/stm32f746/pruned.json")
+    images = next(digits().batches("test", 50, card.spec.resolution, rng=None))[0]
+    expected = run_torch(net, images)
+    assert np.abs(run_onnx(folder / "pruned.onnx", images) - expected).max() < 1e-4 * np.abs(expected).max()
+    with torch.no_grad():
+        net.units[0].conv.weight.mul_(1.05)  # type: ignore[union-attr, operator]
+    assert np.abs(run_torch(net, images) - expected).max() > 1e-4 * np.abs(expected).max()
+    kinds = {node.op_type for node in load_onnx(folder / "int8.onnx").graph.node}
+    assert {"QuantizeLinear", "DequantizeLinear"} <= kinds
+
+
+def test_every_agent_searched_every_device(run: Path) -> None:
+    for device in ("stm32l073", "stm32f746"):
+        for agent in ("random", "evolution", "optuna"):
+            assert read(run / "search" / device / agent / "result.json")["evaluations"] == 120
+
+
+def test_the_report_is_one_page_that_needs_no_network(run: Path) -> None:
+    page = (run / "report.html").read_text()
+    assert "STM32L073" in page
+    assert "<script src" not in page
+    assert 'href="http' not in page
+
+
+def test_a_finished_run_is_not_run_again(run: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*.onnx")}
+    found = ofa("run", *SHORT, folder=run.parent.parent)
+    assert found.returncode == 0, found.stderr
+    assert "train: already done" in found.stdout
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*.onnx")} == before
+
+
+def test_another_configuration_is_refused(run: Path) -> None:
+    found = ofa("train", *SHORT, "schedule.batch_size=32", folder=run.parent.parent)
+    assert found.returncode == 1
+    assert "schedule.batch_size" in found.stderr
+    assert "another run=<folder>" in found.stderr
