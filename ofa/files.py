@@ -105,14 +105,12 @@ def commit() -> str:
 
 
 def _cut_torn_line(file: Any) -> None:
-    end = file.seek(0, os.SEEK_END)
-    if end == 0:
+    if file.seek(0, os.SEEK_END) == 0:
         return
-    file.seek(0)
-    content = file.read()
-    if not content.endswith(b"\n"):
-        file.truncate(content.rfind(b"\n") + 1)
-        file.seek(0, os.SEEK_END)
+    file.seek(-1, os.SEEK_END)
+    if file.read() != b"\n":
+        file.seek(0)
+        file.truncate(file.read().rfind(b"\n") + 1)
 
 
 def _plain(value: Any) -> Any:

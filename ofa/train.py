@@ -192,6 +192,7 @@ class Trainer:
             "seconds": self.seconds,
             "images_per_s": self.loss_steps * self.schedule.batch_size / self.seconds,
             "val": self.validate(),
+            "val_images": min(self.watch.images or self.data.size("val"), self.data.size("val")),
         }
         values["collapsed"] = [name for name, top1 in values["val"].items() if self._collapsed(name, top1)]
         append_jsonl(self.folder / "log.jsonl", values)

@@ -78,8 +78,9 @@ def _command(function: Function, sections: tuple[str, ...]) -> None:
     with one_line_errors(command):
         _register_help(command, inspect.getdoc(function) or "", sections)
         _run(job, _parser(command))
-    if ran and (line := next_command(stage)):
-        print(f"next: {line}")
+        if ran and (line := next_command(stage)):
+            print(f"next: {line}")
+        sys.stdout.flush()
 
 
 def _run(job: Function, parser: argparse.ArgumentParser) -> None:
@@ -176,6 +177,9 @@ def one_line_errors(command: str) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         stop(command, "stopped; start the same command again to continue", 130)
+    except BrokenPipeError:  # whoever read the output has had enough, as in `ofa-run --help | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
     except Exception as error:
         message = explain(error)
         if message is None or os.environ.get("OFA_DEBUG") == "1":

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 
 from scripts.cli import make, stage_command
-from scripts.parts import load_parts, plain
+from scripts.parts import load_parts
 from scripts.specialize import READS
 from scripts.stage import open_stage
 
 if TYPE_CHECKING:
     from ofa.data import ImageData
     from ofa.export.card import Card
+    from ofa.static import StaticNet
 
 SHIPPED = "int8"
 UNITS = {"accuracy": "share of right first classes", "latency_ms": "ms", "macs": "MACs", "params": "parameters"}
@@ -27,17 +28,23 @@ def main(cfg: DictConfig) -> None:
     from ofa.files import read_json, write_json
 
     data, _ = load_parts(cfg)
-    for device, settings in plain(cfg.device).items():
+    for device in cfg.device:
         reads = (*READS, "compress.quantization", "export", f"device.{device}")
         with open_stage(cfg, f"export/{device}", reads, needs=("specialize",)) as stage:
             if stage.done:
                 continue
             chosen = read_json(Path(cfg.run, "search", device, "chosen.json"))
             models = _export(cfg, Path(cfg.run, "specialize", device), stage.folder, data)
-            budget = _budget(settings["limits"], models[SHIPPED])
+            budget = _budget(chosen["device"]["limits"], models[SHIPPED])
             met = all(row["met"] for row in budget)
             spec = read_json(stage.folder / f"{SHIPPED}.json")["spec"]
-            result = {"device": settings, "arch": chosen["arch"], "spec": spec, "models": models, "budget": budget}
+            result = {
+                "device": chosen["device"],
+                "arch": chosen["arch"],
+                "spec": spec,
+                "models": models,
+                "budget": budget,
+            }
             result |= {"predicted": chosen["predicted"], "met": met, "shipped": SHIPPED}
             write_json(stage.folder / "result.json", result)
             over = [f"{row['limit']} {row['value']:g} > {row['max']:g}" for row in budget if not row["met"]]
@@ -70,7 +77,7 @@ def _export(cfg: DictConfig, source: Path, folder: Path, data: ImageData) -> dic
             require_parity(file, parity, verification)
         found[name] = _measure(file, cards[name], data, timed[name], bits=8 if name == SHIPPED else 32)
         found[name] |= {"parity_max_abs": parity.max_abs, "sqnr_db": parity.sqnr_db, "agreement": parity.agreement}
-        _save_card(file, cards[name], found[name])
+        _save_card(file, nets[name], cards[name], found[name])
     return found
 
 
@@ -88,23 +95,24 @@ def _measure(file: Path, card: Card, data: ImageData, timed: dict[str, Any], *, 
     }
 
 
-def _save_card(file: Path, card: Card, values: dict[str, Any]) -> None:
+def _save_card(file: Path, net: StaticNet, card: Card, values: dict[str, Any]) -> None:
+    """Write the card, and the float weights that the network can be rebuilt from, beside the ONNX file."""
     from ofa.export.card import Metric, save_card
+    from ofa.weights import save_tensors
 
     named = {name: value for name, value in values.items() if name in UNITS or name.endswith("_bytes")}
     metrics = {name: Metric(value, UNITS.get(name, "bytes")) for name, value in named.items()}
-    save_card(file.with_suffix(".json"), replace(card, metrics=metrics), [file])
+    weights = file.with_suffix(".safetensors")
+    save_tensors(weights, net.state_dict())
+    save_card(file.with_suffix(".json"), replace(card, metrics=metrics), [file, weights])
 
 
-def _budget(limits: dict[str, Any], values: dict[str, Any]) -> list[dict[str, Any]]:
+def _budget(limits: dict[str, float], values: dict[str, Any]) -> list[dict[str, Any]]:
     """Each limit beside the value of the shipped model; the file on disk counts as its weight bytes."""
-    from search.limits import parse_limits
-
     measured = values | {"weight_bytes": values["file_bytes"]}
-    bounds = parse_limits(limits, measured)
     return [
         {"limit": name, "value": measured[name], "max": most, "met": measured[name] <= most}
-        for name, most in bounds.items()
+        for name, most in limits.items()
     ]
 
 

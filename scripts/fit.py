@@ -46,8 +46,8 @@ def _scores(accuracy: dict[str, Any], latency: dict[str, Any]) -> Iterator[str]:
     tau, rmse = accuracy["tau"], accuracy["rmse"]
     yield (
         f"accuracy ({accuracy['model']}, {accuracy['n_fit']} subnets): Kendall tau "
-        f"{tau['mean']:.3f} ± {tau['std']:.3f}, RMSE {100 * rmse['mean']:.2f} points on {accuracy['n_heldout']} held-out subnets, "
-        f"{accuracy['repeats']} splits"
+        f"{tau['mean']:.3f} ± {tau['std']:.3f}, RMSE {100 * rmse['mean']:.2f} points "
+        f"on {accuracy['n_heldout']} held-out subnets, {accuracy['repeats']} splits"
     )
     yield (
         f"latency ({latency['shapes']} layer shapes): Kendall tau {latency['tau']:.3f}, error {latency['mape']:.1%}, "

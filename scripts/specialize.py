@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
+from ofa.errors import UserError
+from ofa.space import Arch
 from scripts.cli import make, stage_command
 from scripts.parts import SEARCH, load_parts, trained
 from scripts.progress import Progress
@@ -27,15 +29,15 @@ def main(cfg: DictConfig) -> None:
     from ofa.compress.prune import prune
     from ofa.evaluate import specialise
     from ofa.files import read_json, write_json
-    from ofa.space import Arch
 
     data, space = load_parts(cfg)
     for device in cfg.device:
         with open_stage(cfg, f"specialize/{device}", (*READS, f"device.{device}"), needs=("search",)) as stage:
+            arch = Arch.from_dict(read_json(Path(cfg.run, "search", device, "chosen.json"))["arch"])
             if stage.done:
+                _require(arch, stage.folder)
                 continue
             compress = make(cfg.compress)
-            arch = Arch.from_dict(read_json(Path(cfg.run, "search", device, "chosen.json"))["arch"])
             net = specialise(trained(cfg, space), arch, data)
             with Progress(f"fine-tune for {device}") as progress:
                 pruned = prune(net, compress.pruning)
@@ -49,7 +51,15 @@ def main(cfg: DictConfig) -> None:
             print(f"{device}: validation top-1 {top1}")
 
 
-def _save(path: Path, net: StaticNet, arch: Any, space: Space, data: ImageData, seed: int) -> dict[str, float]:
+def _require(arch: Arch, folder: Path) -> None:
+    """Raise UserError where a finished folder holds another network than the one that is chosen now."""
+    from ofa.export.card import load_card
+
+    if load_card(folder / "float.json").arch != arch:
+        raise UserError(f"the search chose another network after {folder} was made; give restart=true to make it again")
+
+
+def _save(path: Path, net: StaticNet, arch: Arch, space: Space, data: ImageData, seed: int) -> dict[str, float]:
     """Write the network with its card; its validation accuracy and exact costs."""
     from ofa.evaluate import accuracy
     from ofa.export.card import Card, Metric, save_net

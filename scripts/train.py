@@ -24,8 +24,7 @@ def main(cfg: DictConfig) -> None:
         from ofa.train import Trainer, Watch
 
         data, space = load_parts(cfg)
-        sizes = {split: data.size(split) for split in ("train", "val", "test")}
-        note(cfg.run, data={"name": data.name, "classes": len(data.classes)} | sizes)
+        note(cfg.run, data=data.describe())
         options = plain(cfg.train)
         device = options["device"] or ("cuda" if torch.cuda.is_available() else "cpu")
         schedule = Schedule(**{k: v for k, v in plain(cfg.schedule).items() if k != "_target_"})
@@ -47,6 +46,7 @@ def _show(progress: Progress, values: dict[str, Any]) -> None:
     if "val" not in values:
         progress(values)
         return
+    progress.values["accuracy"] = values["val"]["largest"]
     scores = "  ".join(f"{name} {100 * top1:.1f}" for name, top1 in values["val"].items())
     progress.print(f"epoch {values['epoch']}/{values['epochs']} {values['phase']}: validation top-1 (%) {scores}")
     for name in values["collapsed"]:

@@ -56,6 +56,26 @@ def run_search(
     if folder is not None and (done := _finished(Path(folder), agent, problem, evaluations)):
         return done
     log = _Log(None if folder is None else Path(folder) / LOG)
+    genes = _explore(agent, problem, start, evaluations, batch, log, progress)
+    result = SearchResult(
+        space=agent.space,
+        agent=repr(agent),
+        seed=agent.seed,
+        objectives=dict(problem.objectives),
+        limits=problem.bounds,
+        evaluations=evaluation_frame(agent.space, problem.evaluate(genes)),
+        reference=tuple(problem.reference(agent.space).tolist() if reference is None else reference),
+        seconds=log.seconds,
+    )
+    if folder is not None:
+        result.save(folder)
+    return result
+
+
+def _explore(
+    agent: Agent, problem: Problem, start: Genes, evaluations: int, batch: int, log: _Log, progress: Progress | None
+) -> Genes:
+    """The different networks that the agent evaluates, in their order, `start` before them (N, G)."""
     known: dict[bytes, Genes] = {}
     best: _Best = ((), {})
     idle = 0
@@ -71,20 +91,7 @@ def run_search(
         best = _better(best, evaluation)
         if progress is not None:
             progress(min(len(known), evaluations), evaluations, best[1])
-    found = problem.evaluate(np.stack(list(known.values())[:evaluations]))
-    result = SearchResult(
-        space=agent.space,
-        agent=repr(agent),
-        seed=agent.seed,
-        objectives=dict(problem.objectives),
-        limits=problem.bounds,
-        evaluations=evaluation_frame(agent.space, found),
-        reference=tuple(problem.reference(agent.space).tolist() if reference is None else reference),
-        seconds=log.seconds,
-    )
-    if folder is not None:
-        result.save(folder)
-    return result
+    return np.stack(list(known.values())[:evaluations])
 
 
 class _Log:

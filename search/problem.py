@@ -98,13 +98,13 @@ class Problem:
     def reference(self, space: Space) -> Floats:
         """The reference point (M,) for hypervolumes, the same for every agent and seed.
 
-        A limited objective gives its limit, any other the worst value among 1,000 random networks (seed 0), the
-        smallest and the largest.
+        For each objective it is the worst value among 1,000 random networks (seed 0), the smallest and the largest, or
+        its limit where that is stricter.
         """
         values = self.predict(probes(space), self.objectives)
         worst = self.cost(values).max(axis=0)
         limit = [sign * self.bounds.get(name, np.nan) for name, sign in self.objectives.items()]
-        return np.where(np.isnan(limit), worst, limit)
+        return np.fmin(worst, limit)
 
     def _predict(self, name: str, genes: Genes) -> Floats:
         values = np.asarray(self.predictors[name](genes), dtype=np.float64)

@@ -154,13 +154,15 @@ def limit_inside(device: Device, metric: str) -> bool:
 @_chart(5.4, 3.0)
 def hypervolume(figure: Figure, device: Device, series: Sequence[str]) -> str:
     """Hypervolume of each agent's front against the evaluations spent."""
-    axes, best = figure.subplots(), best_hypervolume(device)
+    axes, best, low = figure.subplots(), best_hypervolume(device), 100.0
     for search in device.searches:
         curve = np.array(search.result.get("curve") or [], float).reshape(-1, 2) * (1, 100 / best)
-        style: dict[str, Any] = {"clip_on": False, "markersize": 5, "markevery": [-1] if len(curve) else None}
+        style: dict[str, Any] = {"markersize": 5, "markevery": [-1] if len(curve) else None}
         axes.plot(curve[:, 0], curve[:, 1], **style, **_series(series, search.agent))
+        low = min([low, *curve[curve[:, 0] >= 0.05 * curve[:, 0].max(initial=0), 1]])  # the first steps start at 0
     axes.set(xlabel="evaluations", ylabel="hypervolume (% of the best)")
     axes.set_xlim(left=0)
+    axes.set_ylim(bottom=max(0, 1.1 * low - 10), top=100 + 0.06 * (101 - low))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     return f"{device.name}: hypervolume against evaluations"
 

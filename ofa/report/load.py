@@ -108,12 +108,14 @@ def load_run(folder: str | Path) -> Run:
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"run folder {folder} does not exist; start the run with ofa-run run={folder}")
+    info = _json(folder / "command.json")
     names = {path.name for stage in ("search", "export") for path in folder.glob(f"{stage}/*") if path.is_dir()}
+    names |= set(info.get("devices", ()))
     devices = [_device(folder, name) for name in names]
     log, fit = read_jsonl(folder / "train/log.jsonl"), _json(folder / "fit/fit.json")
     return Run(
         folder=folder,
-        info=_json(folder / "command.json"),
+        info=info,
         timings=_json(folder / "timings.json"),
         log=log,
         fit=fit,

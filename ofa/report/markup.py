@@ -10,9 +10,10 @@ class Html(str):
 
 
 def el(tag: str, *children: object, **attributes: object) -> Html:
-    """One element, well-formed as XML too: `el("p", "a < b", class_="note")`; children and attributes that are None are left out.
+    """One element, well-formed as XML too: `el("p", "a < b", class_="note")`.
 
-    A trailing underscore of an attribute's name is dropped (class_), other underscores become hyphens (text_anchor).
+    Children and attributes that are None are left out.  Of an attribute's name a trailing underscore is dropped
+    (class_), other underscores become hyphens (text_anchor).
     """
     opening = tag + "".join(f' {_attribute(k)}="{escape(str(v))}"' for k, v in attributes.items() if v is not None)
     content = join(*children)

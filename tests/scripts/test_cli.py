@@ -195,6 +195,12 @@ def test_interrupted_command_says_how_to_go_on(command: Command, tmp_path: Path)
     assert err == "ofa-train: stopped; start the same command again to continue\n"
 
 
+def test_reader_that_stops_early_is_no_error() -> None:
+    line = f"{sys.executable} -m scripts.train --help | head -n 1"
+    answer = subprocess.run(line, shell=True, capture_output=True, text=True, env=_environment())
+    assert (answer.stdout, answer.stderr) == ("ofa-train [name=value ...]\n", "")
+
+
 def test_command_called_with_a_configuration_is_a_plain_call() -> None:
     seen: list[DictConfig] = []
     main = stage_command()(seen.append)

@@ -12,7 +12,7 @@ from search.problem import Problem
 from search.result import SearchResult
 from tests.search.toy import AGENTS, SPACE, problem
 
-EVALUATIONS, BATCH = 120, 8
+EVALUATIONS, BATCH = 80, 8
 
 
 def search(name: str, folder: Path, wait: float = 0.0, evaluations: int = EVALUATIONS) -> SearchResult:

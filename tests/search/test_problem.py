@@ -71,9 +71,10 @@ def test_a_predictor_that_gives_no_number_for_each_network_is_named(wrong: NDArr
         Problem({"gain": lambda genes: wrong}, {"gain": -1}).evaluate(GENES)
 
 
-def test_the_reference_point_is_the_limit_or_the_worst_of_many_networks() -> None:
+def test_the_reference_point_is_the_worst_of_many_networks_or_a_stricter_limit() -> None:
     worst_gain, limit = problem(macs=5).reference(SPACE)
     assert limit == 5
+    assert problem(macs=50).reference(SPACE)[1] == problem().reference(SPACE)[1]
     assert worst_gain == pytest.approx(-problem().predictors["gain"](SPACE.smallest())[0])
     assert problem().reference(SPACE)[1] == pytest.approx(problem().predictors["macs"](SPACE.largest())[0])
 
