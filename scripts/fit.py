@@ -9,8 +9,8 @@ from typing import Any
 from omegaconf import DictConfig
 
 from scripts.cli import stage_command
-from scripts.parts import FIT, load_parts, plain
-from scripts.stage import open_stage
+from scripts.parts import FIT, load_parts
+from scripts.stage import open_stage, plain
 
 
 @stage_command("predictor", "fit")

@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from ofa.files import read_json
 from ofa.space import Genes, Space, load_space
 from scripts.cli import make
+from scripts.stage import plain
 
 if TYPE_CHECKING:
     from ofa.data import ImageData
@@ -22,11 +23,6 @@ TRAIN = ("space", "data", "schedule", "seed", "train")
 MEASURE = (*TRAIN, "measure")
 FIT = (*MEASURE, "predictor", "fit")
 SEARCH = (*FIT, "search")
-
-
-def plain(cfg: Any) -> Any:
-    """A section of the configuration as dicts, lists and values, interpolations resolved."""
-    return OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True) if OmegaConf.is_config(cfg) else cfg
 
 
 def load_data(cfg: DictConfig) -> ImageData:

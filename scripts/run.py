@@ -8,17 +8,8 @@ from scripts import export, fit, measure, report, search, specialize, train
 from scripts.cli import stage_command
 
 SECTIONS = (
-    "space",
-    "data",
-    "schedule",
-    "train",
-    "measure",
-    "predictor",
-    "fit",
-    "search",
-    "agent",
-    "device",
-    "compress",
+    *("space", "data", "schedule", "train", "measure", "predictor", "fit"),
+    *("search", "agent", "device", "compress", "export"),
 )
 
 

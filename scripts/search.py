@@ -11,9 +11,9 @@ from omegaconf import DictConfig
 from ofa.files import write_json
 from ofa.space import Space
 from scripts.cli import make, stage_command
-from scripts.parts import SEARCH, fitted, load_parts, plain
+from scripts.parts import SEARCH, fitted, load_parts
 from scripts.progress import Progress
-from scripts.stage import note, open_stage
+from scripts.stage import note, open_stage, plain
 from search.loop import run_search
 from search.problem import Problem
 from search.result import SearchResult, best_result

@@ -7,9 +7,9 @@ from typing import Any
 from omegaconf import DictConfig
 
 from scripts.cli import stage_command
-from scripts.parts import TRAIN, load_parts, plain
+from scripts.parts import TRAIN, load_parts
 from scripts.progress import Progress
-from scripts.stage import note, open_stage
+from scripts.stage import note, open_stage, plain
 
 
 @stage_command("space", "data", "schedule", "train")

@@ -3,6 +3,7 @@
 Accuracies are fractions 0..1, sizes bytes, times as their names say.  Optional keys are in [brackets].
 
     command.json        {"command", ["experiment"], ["versions": {package: version, "commit"}], ["machine": {...}],
+                         ["devices": [name] (searched for)],
                          ["data": {"name", "classes": [name], "images": {"train", "val", "test"}}]}
     timings.json        {stage: seconds}
     train/log.jsonl     {"phase", "epoch" (over all phases, from 1), "epochs" (of all phases), "loss", "lr", "seconds",
