@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 
 from scripts.cli import make, stage_command
-from scripts.parts import load_parts
+from scripts.parts import TRAIN, load_parts, trained
 from scripts.specialize import READS
 from scripts.stage import open_stage
 
 if TYPE_CHECKING:
     from ofa.data import ImageData
     from ofa.export.card import Card
+    from ofa.space import Space
     from ofa.static import StaticNet
 
 SHIPPED = "int8"
@@ -27,7 +28,7 @@ def main(cfg: DictConfig) -> None:
     """Export each device's network, run the files, prove that the budget is met.  Writes <run>/export/<device>."""
     from ofa.files import read_json, write_json
 
-    data, _ = load_parts(cfg)
+    data, space = load_parts(cfg)
     for device in cfg.device:
         reads = (*READS, "compress.quantization", "export", f"device.{device}")
         with open_stage(cfg, f"export/{device}", reads, needs=("specialize",)) as stage:
@@ -49,6 +50,23 @@ def main(cfg: DictConfig) -> None:
             write_json(stage.folder / "result.json", result)
             over = [f"{row['limit']} {row['value']:g} > {row['max']:g}" for row in budget if not row["met"]]
             print(f"{device}: budget {'met' if met else 'exceeded: ' + ', '.join(over)}")
+    with open_stage(cfg, "export/supernet", TRAIN, needs=("train",)) as stage:
+        if not stage.done:
+            ends = _ends(cfg, data, space)
+            write_json(stage.folder / "ends.json", ends)
+            print("supernet on test images: " + ", ".join(f"{name} {100 * top1:.2f} %" for name, top1 in ends.items()))
+
+
+def _ends(cfg: DictConfig, data: ImageData, space: Space) -> dict[str, float]:
+    """Test accuracy of the supernet's largest and smallest network, as extracted."""
+    from ofa.evaluate import accuracy, specialise
+
+    supernet = trained(cfg, space)
+    found = {}
+    for name, genes in (("largest", space.largest()), ("smallest", space.smallest())):
+        arch = space.decode(genes)[0]
+        found[name] = accuracy(specialise(supernet, arch, data), data, "test", resolution=arch.resolution)
+    return found
 
 
 def _export(cfg: DictConfig, source: Path, folder: Path, data: ImageData) -> dict[str, dict[str, Any]]:

@@ -18,6 +18,7 @@ Accuracies are fractions 0..1, sizes bytes, times as their names say.  Optional 
     search/<device>/<agent>/result.json           {"seed", "evaluations", "objectives": {metric: +1 | -1}, "limits":
                          {metric: number}, "hypervolume", "curve": [[evaluations, hypervolume]], "seconds"}
     search/<device>/chosen.json      {"device": {"name", "description"}, "agent", "arch", "predicted"}
+    export/supernet/ends.json        {"largest": test accuracy, "smallest": test accuracy}
     specialize/<device>/result.json  its presence is all that counts
     export/<device>/result.json      {"device", "arch", "spec": NetSpec, "models": {"float" | "pruned" | "int8":
                          {"accuracy", "macs", "params", "peak_memory_bytes", "file_bytes", "latency_ms",
@@ -83,6 +84,7 @@ class Run:
     info: dict[str, Any]
     timings: dict[str, float]
     log: list[dict[str, Any]]
+    ends: dict[str, float]
     fit: dict[str, Any]
     predictions: pd.DataFrame
     devices: tuple[Device, ...]
@@ -110,7 +112,8 @@ def load_run(folder: str | Path) -> Run:
     if not folder.is_dir():
         raise UserError(f"run folder {folder} does not exist; start the run with ofa-run run={folder}")
     info = _json(folder / "command.json")
-    names = {path.name for stage in ("search", "export") for path in folder.glob(f"{stage}/*") if path.is_dir()}
+    parts = [path.name for stage in ("search", "export") for path in folder.glob(f"{stage}/*") if path.is_dir()]
+    names = set(parts) - {"supernet"}
     names |= set(info.get("devices", ()))
     devices = [_device(folder, name) for name in names]
     log, fit = read_jsonl(folder / "train/log.jsonl"), _json(folder / "fit/fit.json")
@@ -119,6 +122,7 @@ def load_run(folder: str | Path) -> Run:
         info=info,
         timings=_json(folder / "timings.json"),
         log=log,
+        ends=_json(folder / "export/supernet/ends.json"),
         fit=fit,
         predictions=_parquet(folder / "fit/predictions.parquet", ["kind", "predicted", "measured"]),
         devices=tuple(sorted(devices, key=lambda device: (device.limits.get("macs", float("inf")), device.name))),

@@ -60,7 +60,7 @@ def training(run: Run) -> Html | None:
     randoms = sum(name not in ("largest", "smallest") for name in last["val"])
     keys = [("var(--c0)", "●", "largest net"), ("var(--c1)", "■", "smallest net")]
     keys.append(("var(--muted)", "–", f"{randoms} random nets"))
-    return join(_legend(*keys), _panel(None, figures.training(run.log), _training_caption(run.log)))
+    return join(_legend(*keys), _panel(None, figures.training(run.log), _training_caption(run.log, run.ends)))
 
 
 def predictors(run: Run) -> Html | None:
@@ -144,12 +144,14 @@ SECTIONS = (
 )
 
 
-def _training_caption(log: Sequence[dict[str, Any]]) -> str:
+def _training_caption(log: Sequence[dict[str, Any]], tested: dict[str, float]) -> str:
     """How far training came, how good its nets are, how fast it went, and which net collapsed."""
     last, val = log[-1], log[-1]["val"]
     ends = ", ".join(f"{name} {show('accuracy', val[name])}" for name in ("largest", "smallest") if name in val)
     images = f", {last['val_images']:,} validation images" if "val_images" in last else ""
     text = f"Epoch {last['epoch']} of {last['epochs']}: {ends}; n = {len(val)} nets{images}."
+    if tested:
+        text += " Test images: " + ", ".join(f"{name} {show('accuracy', top1)}" for name, top1 in tested.items()) + "."
     if speeds := sorted(line["images_per_s"] for line in log if line.get("images_per_s")):
         text += f" Median speed: {speeds[len(speeds) // 2]:,.0f} images/s."
     if collapsed := [f"{name} in epoch {line['epoch']}" for line in log for name in line.get("collapsed", ())]:
