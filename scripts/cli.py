@@ -15,6 +15,7 @@ import functools
 import importlib.metadata
 import inspect
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -75,6 +76,7 @@ def _command(function: Function, sections: tuple[str, ...]) -> None:
             function(cfg)
         ran = True
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what is open is closed
     with one_line_errors(command):
         _register_help(command, inspect.getdoc(function) or "", sections)
         _run(job, _parser(command))

@@ -78,7 +78,12 @@ def explanation(name: str, chosen: Sequence[Any] = ()) -> str:
 
 
 def check_type(name: str, value: Any) -> None:
-    """Refuse a value of another kind than every default of this option, for numbers and switches."""
+    """Refuse a value of another kind than every default of this option, for numbers and switches.
+
+    Limits are left to the search, which also takes "250KB".
+    """
+    if ".limits." in name:
+        return
     defaults = [source.values[name] for source in sources() if source.values.get(name) not in (None, "???")]
     if not defaults or value is None or any(_fits(value, default) for default in defaults):
         return

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from ofa.files import read_json
 from ofa.space import Genes, Space, load_space
 from scripts.cli import make
-from scripts.stage import plain
+from scripts.stage import note, plain
 
 if TYPE_CHECKING:
     from ofa.data import ImageData
@@ -38,6 +38,7 @@ def _data(text: str) -> ImageData:
 def load_parts(cfg: DictConfig) -> tuple[ImageData, Space]:
     """The data set, and the space made for its channels and classes."""
     data = load_data(cfg)
+    note(cfg.run, data=data.describe())
     return data, load_space(plain(cfg.space)).adapt(in_channels=data.channels, classes=len(data.classes))
 
 

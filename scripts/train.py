@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 from scripts.cli import stage_command
 from scripts.parts import TRAIN, load_parts
 from scripts.progress import Progress
-from scripts.stage import note, open_stage, plain
+from scripts.stage import open_stage, plain
 
 
 @stage_command("space", "data", "schedule", "train")
@@ -24,7 +24,6 @@ def main(cfg: DictConfig) -> None:
         from ofa.train import Trainer, Watch
 
         data, space = load_parts(cfg)
-        note(cfg.run, data=data.describe())
         options = plain(cfg.train)
         device = options["device"] or ("cuda" if torch.cuda.is_available() else "cpu")
         schedule = Schedule(**{k: v for k, v in plain(cfg.schedule).items() if k != "_target_"})

@@ -120,7 +120,7 @@ def load_run(folder: str | Path) -> Run:
     return Run(
         folder=folder,
         info=info,
-        timings=_json(folder / "timings.json"),
+        timings=_timings(_json(folder / "timings.json"), log),
         log=log,
         ends=_json(folder / "export/supernet/ends.json"),
         fit=fit,
@@ -128,6 +128,12 @@ def load_run(folder: str | Path) -> Run:
         devices=tuple(sorted(devices, key=lambda device: (device.limits.get("macs", float("inf")), device.name))),
         done=_done(folder, devices),
     )
+
+
+def _timings(seconds: dict[str, float], log: list[dict[str, Any]]) -> dict[str, float]:
+    """Seconds of each stage; those of training at least as long as its log, which counts killed sessions too."""
+    logged = sum(line.get("seconds", 0.0) for line in log)
+    return seconds | ({"train": max(seconds["train"], logged)} if "train" in seconds else {})
 
 
 def _device(folder: Path, name: str) -> Device:

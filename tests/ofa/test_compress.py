@@ -192,8 +192,9 @@ def test_finetuning_repairs_a_pruned_net(distilled: bool, trained: StaticNet, da
     teacher = trained if distilled else None
     tuned = finetune(small, data, Finetuning(epochs=4), teacher=teacher, report=lambda v: losses.append(v["loss"]))
     assert np.mean(losses[-5:]) < np.mean(losses[:5])
-    assert accuracy(small, data) < before - 0.1
-    assert accuracy(tuned, data) > before - 0.02
+    broken = accuracy(small, data)
+    assert broken < before - 0.1
+    assert accuracy(tuned, data) > broken + 0.8 * (before - broken)
 
 
 def test_finetuning_is_reproducible_and_leaves_its_arguments_unchanged(trained: StaticNet, data: ImageData) -> None:

@@ -87,7 +87,7 @@ def test_the_loss_falls(tmp_path: Path, data: ImageData, space: Space) -> None:
     run = Trainer(space, data, Schedule((phase,), batch_size=32), tmp_path, watch=WATCH)
     run.report = lambda values: losses.append(values["loss"]) if "val" not in values else None
     run.run()
-    assert np.mean(losses[-5:]) < 0.7 * np.mean(losses[:5])
+    assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
 
 
 def test_the_first_phase_leaves_what_it_does_not_use(tmp_path: Path, data: ImageData, space: Space) -> None:
