@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from ofa.errors import UserError
-from ofa.space import DIMENSIONS, Arch, Space
+from ofa.space import DIMENSIONS, Arch, Space, record
 
 RULES = ("largest", "sandwich", "random")
 TEACHERS = ("none", "inplace", "previous")
@@ -67,7 +66,7 @@ class Schedule:
     clip_norm: float | None = None
 
     def __post_init__(self) -> None:
-        phases = tuple(p if isinstance(p, Phase) else _phase(p) for p in self.phases)
+        phases = tuple(p if isinstance(p, Phase) else record(Phase, p) for p in self.phases)
         object.__setattr__(self, "phases", phases)
         _one_of("curve", self.curve, CURVES)
         names = [phase.name for phase in phases]
@@ -99,16 +98,6 @@ def draw(phase: Phase, space: Space, rng: np.random.Generator, *, resolution: in
         ends = [space.largest()] if phase.rule == "largest" else [space.largest(), space.smallest()]
         archs = space.decode(np.concatenate(ends)) + archs
     return list(dict.fromkeys(replace(arch, resolution=resolution) for arch in archs))
-
-
-def _phase(values: Mapping[str, Any]) -> Phase:
-    known = [f.name for f in fields(Phase)]
-    if unknown := set(values) - set(known):
-        raise UserError(f"phase field {sorted(unknown)} is not known; choose from {known}")
-    try:
-        return Phase(**values)
-    except TypeError as error:
-        raise UserError(f"a phase lacks a field: {error}") from None
 
 
 def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:

@@ -125,7 +125,7 @@ class Space:
         for name in ("resolution", "width"):
             object.__setattr__(self, name, _choices(name, getattr(self, name)))
         for name, kind in (("stages", Stage), ("stem", Layer), ("head", Layer)):
-            records = tuple(r if isinstance(r, kind) else _record(kind, r) for r in getattr(self, name))
+            records = tuple(r if isinstance(r, kind) else record(kind, r) for r in getattr(self, name))
             object.__setattr__(self, name, records)
 
     # -- genes -------------------------------------------------------------------------------------------------------
@@ -304,7 +304,7 @@ def load_space(space: str | Mapping[str, Any]) -> Space:
     """A Space by the name of its file in conf/space, or from the dict that `Space.to_dict` or such a file gives."""
     if isinstance(space, str):
         space = _read_yaml(space)
-    return _record(Space, {key: value for key, value in space.items() if key != "_target_"})
+    return record(Space, {key: value for key, value in space.items() if key != "_target_"})
 
 
 def _read_yaml(name: str) -> dict[str, Any]:
@@ -317,7 +317,8 @@ def _read_yaml(name: str) -> dict[str, Any]:
     return yaml.safe_load((folder / f"{name}.yaml").read_text())
 
 
-def _record(kind: type, values: Mapping[str, Any]) -> Any:
+def record(kind: type, values: Mapping[str, Any]) -> Any:
+    """A dataclass from a mapping, such as a record of a YAML file; raises UserError for unknown or missing fields."""
     known = [field.name for field in fields(kind)]
     if unknown := set(values) - set(known):
         raise UserError(f"{kind.__name__.lower()} field {sorted(unknown)} is not known; choose from {known}")

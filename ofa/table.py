@@ -174,6 +174,19 @@ def spec_table(spec: NetSpec) -> LayerTable:
     return _layers(spec_units(spec))
 
 
+def layer_weights(table: LayerTable) -> NDArray[np.int64]:
+    """Entries of each layer's kernel, kernel^2 * cin * cout / groups; skipped layers give 0.  Returns: (N, L)."""
+    return table.kernel**2 * table.cin * table.cout // np.maximum(table.groups, 1)
+
+
+def layer_macs(table: LayerTable) -> NDArray[np.int64]:
+    """Multiply-accumulates of each layer, convolutions, linear layers and SE; skipped layers give 0.
+
+    Batch norm, pooling, activations, the SE product and shortcuts count nothing.  Returns: (N, L).
+    """
+    return table.size_out**2 * layer_weights(table)
+
+
 def _layers(units: UnitTable) -> LayerTable:
     columns: list[dict[str, object]] = []
     size = units.resolution

@@ -10,21 +10,8 @@ from numpy.typing import NDArray
 
 from ofa.errors import UserError
 from ofa.space import Genes, Space
-from ofa.table import LayerTable
+from ofa.table import LayerTable, layer_macs, layer_weights
 from predictors.lookup import Lookup
-
-
-def layer_weights(table: LayerTable) -> NDArray[np.int64]:
-    """Entries of each layer's kernel, kernel^2 * cin * cout / groups; skipped layers give 0.  Returns: (N, L)."""
-    return table.kernel**2 * table.cin * table.cout // np.maximum(table.groups, 1)
-
-
-def layer_macs(table: LayerTable) -> NDArray[np.int64]:
-    """Multiply-accumulates of each layer, convolutions, linear layers and SE; skipped layers give 0.
-
-    Batch norm, pooling, activations, the SE product and shortcuts count nothing.  Returns: (N, L).
-    """
-    return table.size_out**2 * layer_weights(table)
 
 
 def layer_params(table: LayerTable) -> NDArray[np.int64]:

@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 
 from ofa.errors import UserError
 from ofa.space import Genes, Space
-from ofa.table import LayerTable
-from predictors.costs import layer_weights
+from ofa.table import LayerTable, layer_weights
 from predictors.lookup import Lookup
 
 Elements = NDArray[np.int64]

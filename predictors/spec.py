@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from ofa.spec import NetSpec
-from ofa.table import spec_table
-from predictors.costs import layer_macs, layer_params
+from ofa.table import layer_macs, spec_table
+from predictors.costs import layer_params
 from predictors.memory import peak_memory
 
 

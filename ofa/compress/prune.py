@@ -19,7 +19,7 @@ from torch import Tensor
 from ofa.errors import UserError
 from ofa.spec import NetSpec, Unit
 from ofa.static import StaticNet, build_spec
-from ofa.table import spec_table
+from ofa.table import layer_macs, spec_table
 
 CRITERIA = ("l1", "l2", "bn_scale")
 
@@ -78,8 +78,7 @@ def prune(net: StaticNet, pruning: Pruning) -> StaticNet:
 
 def macs(spec: NetSpec) -> int:
     """Multiply-accumulates of one image, convolutions and linear layers."""
-    t = spec_table(spec)
-    return int((t.cin // np.maximum(t.groups, 1) * t.cout * t.kernel**2 * t.size_out**2).sum())
+    return int(layer_macs(spec_table(spec)).sum())
 
 
 def channel_groups(spec: NetSpec) -> list[Groups]:
