@@ -31,8 +31,8 @@ def accuracy(net: nn.Module, data: ImageData, split: str, *, resolution: int, li
 
 
 def specialise(supernet: Supernet, arch: Arch, data: ImageData, *, images: int = CALIBRATION_IMAGES) -> StaticNet:
-    """Extract an architecture and give it batch-norm statistics of its own, from unlabelled validation images."""
+    """Extract an architecture and give it batch-norm statistics of its own, from augmented validation images."""
     net = extract(supernet, arch)
     device = next(net.parameters()).device
-    recalibrate(net, (x.to(device) for x in data.calibration("val", images, arch.resolution)))
+    recalibrate(net, (x.to(device) for x in data.calibration("val", images, arch.resolution, augment=True)))
     return net

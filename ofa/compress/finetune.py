@@ -86,7 +86,7 @@ def finetune(
         loss.backward()
         optimizer.step()
         report({"step": step + 1, "steps": steps, "loss": loss.item(), "lr": rate})
-    recalibrate(net, (x.to(device) for x in data.calibration("val", CALIBRATION_IMAGES, resolution)))
+    recalibrate(net, (x.to(device) for x in data.calibration("val", CALIBRATION_IMAGES, resolution, augment=True)))
     return net.eval()
 
 

@@ -123,9 +123,15 @@ class ImageData:
             x = resize(x, resolution(i) if callable(resolution) else resolution)
             yield self.normalise(x), split.labels[torch.from_numpy(parts[i])]
 
-    def calibration(self, split: str, images: int, resolution: int, *, batch_size: int = 256) -> Iterator[Tensor]:
-        """Images alone, spread evenly over a split, for batch-norm statistics and quantization ranges."""
-        for x, _ in self.batches(split, min(batch_size, images), resolution, rng=None, limit=images):
+    def calibration(
+        self, split: str, images: int, resolution: int, *, batch_size: int = 256, augment: bool = False
+    ) -> Iterator[Tensor]:
+        """Images alone, the same ones each time: for quantization ranges, or, augmented, for batch-norm statistics.
+
+        Batch norm wants what training saw: statistics of images that were not moved and padded cost points of accuracy.
+        """
+        rng = np.random.default_rng(0) if augment else None
+        for x, _ in self.batches(split, min(batch_size, images), resolution, rng=rng, limit=images):
             yield x
 
     def normalise(self, x: Tensor) -> Tensor:

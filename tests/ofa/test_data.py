@@ -173,3 +173,13 @@ def test_a_card_says_what_the_data_was(data: ImageData) -> None:
     assert about["images"] == {"train": 1137, "val": 300, "test": 360}
     assert about["classes"] == list("0123456789")
     assert about["mean"] == list(data.mean)
+
+
+def test_calibration_images_are_the_same_each_time_and_augmented_on_demand() -> None:
+    data = digits()
+    plain, again = (torch.cat(list(data.calibration("val", 100, 8))) for _ in range(2))
+    moved, again_moved = (torch.cat(list(data.calibration("val", 100, 8, augment=True))) for _ in range(2))
+    assert torch.equal(plain, again)
+    assert torch.equal(moved, again_moved)
+    assert moved.shape == plain.shape
+    assert moved.mean() < plain.mean(), "shifted images are padded"
