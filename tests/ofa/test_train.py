@@ -13,7 +13,7 @@ import torch
 from ofa.data import ImageData, digits
 from ofa.distill import label_loss, soft_label_loss
 from ofa.errors import UserError
-from ofa.files import read_jsonl
+from ofa.files import append_jsonl, read_jsonl
 from ofa.schedule import Phase, Schedule, draw
 from ofa.space import Space, load_space
 from ofa.train import Trainer, Watch, load_supernet
@@ -159,3 +159,13 @@ def test_losses_equal_their_formulas() -> None:
     assert label_loss(logits, torch.tensor([0]), 0.2).item() == pytest.approx((-0.9 * log[0] - 0.1 * log[1]).item())
     soft, cold = torch.softmax(teacher / 2, 1)[0], torch.log(torch.softmax(logits / 2, 1))[0]
     assert soft_label_loss(logits, teacher, 2.0).item() == pytest.approx(-4 * float(soft @ cold))
+
+
+def test_a_net_that_lost_most_of_what_it_had_learned_is_called_collapsed(
+    tmp_path: Path, data: ImageData, space: Space
+) -> None:
+    run = trainer(tmp_path, data, space)
+    append_jsonl(tmp_path / "log.jsonl", {"epoch": 1, "val": {"largest": 0.9, "smallest": 0.2}})
+    assert run._collapsed("largest", 0.3)
+    assert not run._collapsed("largest", 0.8)
+    assert not run._collapsed("smallest", 0.1), "a net that never learned has nothing to lose"
