@@ -306,3 +306,10 @@ def test_later_results_prove_earlier_stages(tmp_path: Path) -> None:
 def test_report_never_loads_torch(run: Path) -> None:
     code = f"import sys, ofa.report as r; r.write_report({str(run)!r}); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2]).returncode == 0
+
+
+def test_the_time_of_training_counts_the_sessions_that_were_killed(run: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(run, tmp_path / "run"))
+    times = read_json(copy / "timings.json")
+    write_json(copy / "timings.json", times | {"train": 1.0})
+    assert load_run(copy).timings == pytest.approx(times | {"train": 24 * 0.3})
