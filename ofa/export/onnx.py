@@ -77,6 +77,11 @@ def load_onnx(path: str | Path) -> onnx.ModelProto:
         raise UserError(f"{path} is no usable ONNX file ({str(error).splitlines()[0]}); export it again") from None
 
 
+def weight_bytes(path: str | Path) -> int:
+    """Bytes of a file's constants: weights, biases, scales and zero points; what any runtime must keep in flash."""
+    return sum(onnx.numpy_helper.to_array(tensor).nbytes for tensor in load_onnx(path).graph.initializer)
+
+
 def run_onnx(path: str | Path, images: Tensor, *, threads: int = 1, batch_size: int = 256) -> Logits:
     """Logits (N, K) of normalised images (N, C, H, W) from ONNX Runtime."""
     session = open_session(path, threads)

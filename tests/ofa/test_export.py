@@ -27,6 +27,7 @@ from ofa.export.onnx import (
     run_onnx,
     run_torch,
     verify,
+    weight_bytes,
 )
 from ofa.space import load_space
 from ofa.static import StaticNet, build
@@ -243,3 +244,13 @@ def test_a_file_of_another_network_is_not_loaded(card: Card, tmp_path: Path) -> 
 
 def test_onnx_files_are_valid(file: Path) -> None:
     onnx.checker.check_model(str(file), full_check=True)
+
+
+def test_weight_bytes_are_those_of_every_folded_parameter(tmp_path: Path) -> None:
+    net = random_net()
+    export(net, tmp_path / "a.onnx")
+    kernels = sum(m.weight.numel() for m in net.modules() if isinstance(m, (nn.Conv2d, nn.Linear)))
+    biases = sum(m.num_features for m in net.modules() if isinstance(m, nn.BatchNorm2d))
+    biases += sum(m.bias.numel() for m in net.modules() if isinstance(m, (nn.Conv2d, nn.Linear)) and m.bias is not None)
+    limits = 2 * sum(isinstance(m, nn.ReLU6) for m in net.modules())
+    assert weight_bytes(tmp_path / "a.onnx") == 4 * (kernels + biases + limits)
