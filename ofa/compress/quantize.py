@@ -7,6 +7,7 @@ a scale for each output channel.  C, H, W: channels and sides of an image.
 from __future__ import annotations
 
 import logging
+import platform
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -34,7 +35,8 @@ class Quantization:
 
     images: how many to calibrate on.  method: minmax takes the extremes over them, percentile leaves out the outermost
     100 - `percentile` percent.  per_channel: a weight scale for each output channel instead of one for each layer.
-    reduce_range: weights of 7 bits, for x86 processors without VNNI, whose sums of two products saturate.
+    reduce_range: weights of 7 bits, for x86 processors without VNNI, whose sums of two products saturate (None: where
+    this machine's processor is one of them).
 
     ONNX Runtime's entropy method is left out: as its `quantize_static` calls it (128 bins, 128 levels), it gives
     MinMax's ranges at five times the time.
@@ -44,7 +46,7 @@ class Quantization:
     images: int = 256
     percentile: float = 99.99
     per_channel: bool = True
-    reduce_range: bool = False
+    reduce_range: bool | None = None
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -75,7 +77,7 @@ def quantize(
             _Reader(batches, settings.images),
             quant_format=ort.QuantFormat.QDQ,
             per_channel=settings.per_channel,
-            reduce_range=settings.reduce_range,
+            reduce_range=saturates() if settings.reduce_range is None else settings.reduce_range,
             activation_type=ort.QuantType.QUInt8,
             weight_type=ort.QuantType.QInt8,
             calibrate_method=ort.CalibrationMethod[METHODS[settings.method]],
@@ -84,6 +86,14 @@ def quantize(
         counts = check_quantized(onnx.load(file))
         atomic_write(target, file.read_bytes())
     return counts
+
+
+def saturates() -> bool:
+    """Whether this processor adds pairs of 8-bit products in 16 bits: x86 without VNNI."""
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return False
+    info = Path("/proc/cpuinfo")
+    return not (info.exists() and "vnni" in info.read_text())
 
 
 def check_quantized(model: onnx.ModelProto) -> dict[str, int]:
