@@ -14,7 +14,7 @@ _HOMES = {
     "Unit": "spec",
     "layer_table": "table",
     "spec_table": "table",
-    "space_spec": "table",
+    "space_spec": "units",
     "Supernet": "supernet",
     "StaticNet": "static",
     "build": "static",

@@ -6,12 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from ofa.layers import ElasticBatchNorm, ElasticConv
-from ofa.supernet import ElasticMBConv, Supernet
+from ofa.supernet import ElasticBottleneck, ElasticMBConv, Supernet
 
 
 @torch.no_grad()
 def sort_channels(supernet: Supernet) -> None:
-    """Order the middle channels of every block by the L1 norm of their projection weights, in place.
+    """Order the middle channels of every block by the L1 norm of the weights that read them, in place.
 
     The largest net computes the same function afterwards (Cai et al. 2020, sec. 3.3, elastic width).
     """
@@ -19,6 +19,12 @@ def sort_channels(supernet: Supernet) -> None:
         if isinstance(block, ElasticMBConv) and block.expand is not None:
             order = block.project.conv.weight.abs().sum((0, 2, 3)).argsort(descending=True, stable=True)
             _permute_block(block, block.expand, order)
+        elif isinstance(block, ElasticBottleneck):
+            for first, second in ((block.conv2, block.conv3), (block.conv1, block.conv2)):
+                order = second.conv.weight.abs().sum((0, 2, 3)).argsort(descending=True, stable=True)
+                _permute(first.conv.weight, order, 0)
+                _permute_norm(first.bn, order)
+                _permute(second.conv.weight, order, 1)
 
 
 def _permute_block(block: ElasticMBConv, expand: ElasticConv, order: Tensor) -> None:

@@ -11,7 +11,7 @@ from ofa.errors import UserError
 from ofa.space import Arch
 from ofa.static import StaticNet
 from ofa.supernet import Supernet
-from ofa.table import arch_units, space_spec
+from ofa.units import arch_units, space_spec
 
 
 @torch.no_grad()
@@ -26,7 +26,7 @@ def extract(supernet: Supernet, arch: Arch) -> StaticNet:
     net = net.to_empty(device=device).to(memory_format=torch.channels_last)
     kept = [m for m, unit in zip(supernet.units, arch_units(supernet.space, arch), strict=True) if unit is not None]
     for elastic, plain in zip(kept, net.units, strict=True):
-        if not isinstance(elastic, nn.AdaptiveAvgPool2d):
+        if hasattr(elastic, "copy_to"):
             elastic.copy_to(plain)  # type: ignore[operator]
     return net.eval()
 

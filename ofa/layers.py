@@ -35,6 +35,7 @@ class ElasticBatchNorm(nn.Module):
         self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
         self.register_buffer("running_mean", torch.zeros(channels))
         self.register_buffer("running_var", torch.ones(channels))
+        self.eps = 1e-5
         self.running_mean: Tensor
         self.running_var: Tensor
 
@@ -43,8 +44,8 @@ class ElasticBatchNorm(nn.Module):
         c = x.shape[1]
         weight, bias = self.weight[:c], self.bias[:c]
         if self.training:
-            return F.batch_norm(x, None, None, weight, bias, True)
-        return F.batch_norm(x, self.running_mean[:c], self.running_var[:c], weight, bias)
+            return F.batch_norm(x, None, None, weight, bias, True, eps=self.eps)
+        return F.batch_norm(x, self.running_mean[:c], self.running_var[:c], weight, bias, eps=self.eps)
 
     def copy_to(self, bn: nn.BatchNorm2d) -> None:
         """Copy the leading channels into a plain batch norm."""

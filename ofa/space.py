@@ -16,28 +16,32 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ofa.errors import UserError
-from ofa.spec import ACTIVATIONS, KINDS
+from ofa.spec import ACTIVATIONS, BLOCKS, KINDS
 
 Genes = NDArray[np.int8]
-DIMENSIONS = ("resolution", "width", "depth", "kernel", "expand")
+DIMENSIONS = ("resolution", "width", "depth", "kernel", "expand", "op")
+OF_BLOCKS = ("kernel", "expand", "op")
+ELASTIC = {"conv": (), "mbconv": ("kernel", "expand"), "bottleneck": ("expand",)}  # what each block can vary
 
 
 @dataclass(frozen=True, slots=True)
 class Arch:
-    """One architecture in values: image side in pixels, width, blocks of each stage, kernel and expand of each block.
+    """One architecture in values: image side in pixels, width, depth of each stage, choices of each block.
 
-    `kernel` and `expand` hold either the active blocks alone (sum of `depth` entries, as `Space.decode` writes them) or
-    one entry for every block of the supernet (as once-for-all does; those of skipped blocks are ignored).
+    `kernel`, `expand` and `op` hold either the active blocks alone (as `Space.decode` writes them) or one entry for
+    every block of the supernet (as once-for-all does; those of skipped blocks are ignored); what a space does not let
+    one choose stays empty.  `width`: one multiplier, or one for each width that the space can choose.
     """
 
     resolution: int
-    depth: tuple[int, ...]
-    kernel: tuple[int, ...]
-    expand: tuple[float, ...]
+    depth: tuple[int, ...] = ()
+    kernel: tuple[int, ...] = ()
+    expand: tuple[float, ...] = ()
     width: tuple[float, ...] = (1.0,)
+    op: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("depth", "kernel", "expand", "width"):
+        for name in ("depth", "width", *OF_BLOCKS):
             value = getattr(self, name)
             object.__setattr__(self, name, tuple(value) if isinstance(value, (list, tuple)) else (value,))
 
@@ -47,10 +51,10 @@ class Arch:
 
     @staticmethod
     def from_dict(values: Mapping[str, Any]) -> Arch:
-        """From `to_dict`; raises UserError for unknown or missing fields."""
+        """From `to_dict`; raises UserError for unknown fields or where the resolution is missing."""
         names = [field.name for field in fields(Arch)]
-        if set(values) - set(names) or set(names) - {"width"} - set(values):
-            raise UserError(f"an architecture has the fields {names}, not {sorted(values)}")
+        if set(values) - set(names) or "resolution" not in values:
+            raise UserError(f"an architecture has the fields {names}, resolution among them, not {sorted(values)}")
         return Arch(**dict(values))
 
 
@@ -64,7 +68,12 @@ class Gene:
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """A fixed unit before or after the stages; `channels` is scaled by the width multiplier (0: the classes)."""
+    """A fixed unit, or one of the operations that a block can choose from.
+
+    channels: before the width multiplier (0: the classes, or those of the stage).  width: the multiplier that scales
+    them, by its position in `Arch.width`; None: never scaled.  kind "skip" does nothing, or changes the shape by a 1x1
+    convolution with batch norm where it must.
+    """
 
     kind: str
     channels: int = 0
@@ -74,9 +83,10 @@ class Layer:
     act: str = "none"
     se: bool = False
     bn: bool = True
+    width: int | None = 0
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS or self.act not in ACTIVATIONS:
+        if self.kind not in (*KINDS, "skip") or self.act not in ACTIVATIONS:
             raise UserError(
                 f"layer {self.kind!r} with activation {self.act!r} is not known; "
                 f"kinds: {', '.join(KINDS)}; activations: {', '.join(ACTIVATIONS)}"
@@ -85,31 +95,79 @@ class Layer:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """Elastic blocks of one width: the first has the stride, `depth` says how many of them are kept."""
+    """Elastic blocks of one width, the first of which has the stride.
+
+    depth, kernel, expand: a list is a choice (one gene for the stage, or for each block), a number is fixed.
+    blocks: how many blocks each depth keeps, where that is not the depth itself.  block: kind of its units, or `op`
+    chooses among `ops` for each block, by position.  se: of all blocks, or of each.  before: fixed layers in front.
+    """
 
     channels: int
-    stride: int
-    depth: tuple[int, ...]
-    kernel: tuple[int, ...]
-    expand: tuple[float, ...]
+    stride: int = 1
+    depth: int | tuple[int, ...] = 1
+    kernel: int | tuple[int, ...] = 3
+    expand: float | tuple[float, ...] = 1
     act: str = "relu"
-    se: bool = False
+    se: bool | tuple[bool, ...] = False
+    block: str = "mbconv"
+    blocks: tuple[int, ...] = ()
+    width: int | None = 0
+    before: tuple[Layer, ...] = ()
+    op: tuple[int, ...] = ()
+    ops: tuple[Layer, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("depth", "kernel", "expand"):
-            object.__setattr__(self, name, _choices(name, getattr(self, name)))
-        if self.depth[0] < 1:
-            raise UserError(f"depth {self.depth[0]} leaves a stage without a block; depths start at 1")
-        if any(kernel % 2 == 0 for kernel in self.kernel):
+        for name in ("depth", *OF_BLOCKS):
+            value = getattr(self, name)
+            if isinstance(value, (Sequence, np.ndarray)):
+                object.__setattr__(self, name, _choices(name, value) if len(value) or name != "op" else ())
+        for name in ("before", "ops"):
+            records = tuple(r if isinstance(r, Layer) else record(Layer, r) for r in getattr(self, name))
+            object.__setattr__(self, name, records)
+        object.__setattr__(self, "blocks", _choices("blocks", self.blocks or self.choices("depth")))
+        if isinstance(self.se, Sequence):
+            object.__setattr__(self, "se", tuple(self.se))
+        self._check()
+
+    def _check(self) -> None:
+        if len(self.blocks) != len(self.choices("depth")) or self.blocks[0] < 0:
+            raise UserError(f"blocks {self.blocks} must say for each depth of {self.depth} how many blocks it keeps")
+        if self.blocks[0] < 1 and (self.stride != 1 or self.block == "bottleneck"):
+            raise UserError(f"depth {self.choices('depth')[0]} leaves a stage that changes the shape without a block")
+        if isinstance(self.se, tuple) and len(self.se) != self.blocks[-1]:
+            raise UserError(f"se {self.se} has {len(self.se)} entries; give one for each of {self.blocks[-1]} blocks")
+        if any(kernel % 2 == 0 for kernel in self.choices("kernel")):
             raise UserError(f"kernels {self.kernel} must all be odd")
+        if self.block not in BLOCKS:
+            raise UserError(f"block {self.block!r} is not known; choose from {', '.join(BLOCKS)}")
+        for name in ("kernel", "expand"):
+            if self.chooses(name) and (self.ops or name not in ELASTIC[self.block]):
+                raise UserError(f"{name} {self.choices(name)} cannot be chosen in a stage of {self.op or self.block}")
+        if set(self.op) - set(range(len(self.ops))) or bool(self.ops) != bool(self.op):
+            raise UserError(f"op {self.op} must be positions in ops, 0 to {len(self.ops) - 1}")
+
+    def chooses(self, dimension: str) -> bool:
+        """Whether the stage has genes of this dimension."""
+        value = getattr(self, dimension)
+        return isinstance(value, tuple) and bool(value)
+
+    def choices(self, dimension: str) -> tuple[float, ...]:
+        """What a dimension can be: its choices, or its fixed value alone; nothing for `op` where there are none."""
+        value = getattr(self, dimension)
+        return value if isinstance(value, tuple) else (value,)
+
+    def has_se(self, block: int) -> bool:
+        """Whether a block has squeeze-excite."""
+        return self.se[block] if isinstance(self.se, tuple) else self.se
 
 
 @dataclass(frozen=True)
 class Space:
     """A family of networks: fixed stem and head, elastic stages, image resolutions and width multipliers.
 
-    genes: resolution, width, a depth for each stage, a kernel for each block, an expand ratio for each block.  Genes of
-    skipped blocks are 0 (canonical), so equal networks have equal genes.
+    genes: resolution, width multipliers, a depth for each stage, then kernel, expand ratio and operation of each block,
+    as far as there is a choice.  Genes of skipped blocks are 0 (canonical), so equal networks have equal genes.
+    bn_eps: what batch norm adds to the variance.
     """
 
     name: str
@@ -120,6 +178,7 @@ class Space:
     width: tuple[float, ...] = (1.0,)
     in_channels: int = 3
     classes: int = 1000
+    bn_eps: float = 1e-5
 
     def __post_init__(self) -> None:
         for name in ("resolution", "width"):
@@ -133,13 +192,15 @@ class Space:
     @cached_property
     def genes(self) -> tuple[Gene, ...]:
         """The table of genes, in column order."""
-        blocks = [(s, b, stage) for s, stage in enumerate(self.stages) for b in range(stage.depth[-1])]
         return (
             Gene("resolution", self.resolution),
-            Gene("width.0", self.width),
-            *(Gene(f"depth.{s}", stage.depth) for s, stage in enumerate(self.stages)),
-            *(Gene(f"kernel.{s}.{b}", stage.kernel) for s, b, stage in blocks),
-            *(Gene(f"expand.{s}.{b}", stage.expand) for s, b, stage in blocks),
+            *(Gene(f"width.{i}", self.width) for i in range(self.widths)),
+            *(Gene(f"depth.{s}", stage.choices("depth")) for s, stage in self._choosing),
+            *(
+                Gene(f"{name}.{s}.{b}", self.stages[s].choices(name))
+                for name in OF_BLOCKS
+                for s, b in self.blocks[self._own[name]]
+            ),
         )
 
     @cached_property
@@ -148,22 +209,42 @@ class Space:
         return np.array([len(gene.choices) for gene in self.genes])
 
     @cached_property
+    def widths(self) -> int:
+        """How many width multipliers an architecture chooses."""
+        layers = [*self.stem, *self.head, *(layer for stage in self.stages for layer in stage.before)]
+        widths = [layer.width for layer in layers] + [stage.width for stage in self.stages]
+        return 1 + max((width for width in widths if width is not None), default=0)
+
+    @cached_property
     def blocks(self) -> NDArray[np.int64]:
         """Stage and position in it of every elastic block, (B, 2)."""
-        return np.array([(s, b) for s, stage in enumerate(self.stages) for b in range(stage.depth[-1])])
+        pairs = [(s, b) for s, stage in enumerate(self.stages) for b in range(stage.blocks[-1])]
+        return np.array(pairs, dtype=np.int64).reshape(-1, 2)
+
+    @cached_property
+    def _choosing(self) -> list[tuple[int, Stage]]:
+        """Stages that choose their depth, with their positions."""
+        return [(s, stage) for s, stage in enumerate(self.stages) if stage.chooses("depth")]
+
+    @cached_property
+    def _own(self) -> dict[str, NDArray[np.int64]]:
+        """Blocks that have a gene of each dimension."""
+        return {
+            name: np.array([i for i, (s, _) in enumerate(self.blocks) if self.stages[s].chooses(name)], dtype=np.int64)
+            for name in OF_BLOCKS
+        }
 
     @cached_property
     def size(self) -> int:
         """How many distinct networks the space holds."""
-        stages = [
-            sum((len(stage.kernel) * len(stage.expand)) ** depth for depth in stage.depth) for stage in self.stages
-        ]
-        return len(self.resolution) * len(self.width) * math.prod(stages)
+        forms = [math.prod(len(s.choices(name)) for name in OF_BLOCKS if s.chooses(name)) for s in self.stages]
+        stages = [sum(n**kept for kept in s.blocks) for n, s in zip(forms, self.stages, strict=True)]
+        return len(self.resolution) * len(self.width) ** self.widths * math.prod(stages)
 
     def columns(self, dimension: str) -> slice:
-        """Columns of the genes of one dimension ("resolution", "width", "depth", "kernel", "expand")."""
-        stages, blocks = len(self.stages), len(self.blocks)
-        ends = np.cumsum([0, 1, 1, stages, blocks, blocks])
+        """Columns of the genes of one dimension ("resolution", "width", "depth", "kernel", "expand", "op")."""
+        sizes = [1, self.widths, len(self._choosing), *(len(self._own[name]) for name in OF_BLOCKS)]
+        ends = np.cumsum([0, *sizes])
         at = DIMENSIONS.index(dimension)
         return slice(int(ends[at]), int(ends[at + 1]))
 
@@ -179,12 +260,29 @@ class Space:
         columns = np.arange(len(self.genes))[self.columns(dimension)]
         return self._values[columns, genes[:, columns]]
 
+    def block_values(self, genes: Genes, dimension: str) -> NDArray[np.float64]:
+        """Kernel, expand ratio or operation of every block, chosen or fixed (no operation: -1): (N, B)."""
+        fixed = [(self.stages[s].choices(dimension) or (-1,))[0] for s, _ in self.blocks]
+        values = np.repeat(np.array([fixed], dtype=np.float64), len(genes), axis=0)
+        values[:, self._own[dimension]] = self.values(genes, dimension)
+        return values
+
+    def depths(self, genes: Genes) -> NDArray[np.int64]:
+        """How many blocks each stage keeps, (N, stages)."""
+        kept = np.array([[stage.blocks[-1] for stage in self.stages]], dtype=np.int64).repeat(len(genes), axis=0)
+        for column, (s, stage) in zip(genes[:, self.columns("depth")].T, self._choosing, strict=True):
+            kept[:, s] = np.array(stage.blocks)[column]
+        return kept
+
+    def used(self, genes: Genes) -> NDArray[np.bool_]:
+        """Which blocks an architecture keeps, (N, B)."""
+        return self.blocks[:, 1] < self.depths(genes)[:, self.blocks[:, 0]]
+
     def active(self, genes: Genes) -> NDArray[np.bool_]:
         """Which genes matter, (N, G): those of a block beyond its stage's depth do not."""
-        depth = self.values(genes, "depth")[:, self.blocks[:, 0]]
-        used = self.blocks[:, 1] < depth
-        always = np.ones((len(genes), 2 + len(self.stages)), dtype=bool)
-        return np.concatenate([always, used, used], axis=1)
+        used = self.used(genes)
+        always = np.ones((len(genes), 1 + self.widths + len(self._choosing)), dtype=bool)
+        return np.concatenate([always, *(used[:, self._own[name]] for name in OF_BLOCKS)], axis=1)
 
     def canonical(self, genes: Genes) -> Genes:
         """The same networks with the genes of skipped blocks set to 0: (N, G)."""
@@ -195,9 +293,8 @@ class Space:
         genes = np.asarray(genes)
         if genes.ndim != 2 or genes.shape[1] != len(self.genes):
             raise UserError(f"genes have shape {genes.shape}; {self.name} needs (N, {len(self.genes)})")
-        wrong = np.argwhere((genes < 0) | (genes >= self.counts))
-        if len(wrong):
-            row, column = wrong[0]
+        if genes.size and (genes.min() < 0 or (genes.max(axis=0) >= self.counts).any()):
+            row, column = np.argwhere((genes < 0) | (genes >= self.counts))[0]
             gene = self.genes[column]
             raise UserError(
                 f"gene {gene.name} of row {row} is {genes[row, column]}; it must be 0 to {len(gene.choices) - 1}"
@@ -228,16 +325,17 @@ class Space:
         """Genes of architectures, (N, G) canonical; raises UserError for a value that is not in this space."""
         genes = np.zeros((len(archs), len(self.genes)), dtype=np.int8)
         for row, arch in zip(genes, archs, strict=True):
-            if len(arch.depth) != len(self.stages):
-                raise UserError(f"depth {arch.depth} has {len(arch.depth)} entries; {self.name} has {len(self.stages)}")
-            for column, value in enumerate((arch.resolution, arch.width[0], *arch.depth)):
+            depth = self._as_long("depth", arch.depth, len(self._choosing))
+            width = self._as_long("width", arch.width * (self.widths if len(arch.width) == 1 else 1), self.widths)
+            for column, value in enumerate((arch.resolution, *width, *depth)):
                 row[column] = self._index(column, value)
-            for column, value in self._block_values(arch):
+            used = self.used(row[None])[0]
+            for column, value in (pair for name in OF_BLOCKS for pair in self._block_pairs(name, arch, used)):
                 row[column] = self._index(column, value)
         return self.canonical(genes)
 
     def decode(self, genes: Genes) -> list[Arch]:
-        """Architectures of genes, with the kernels and expand ratios of active blocks alone."""
+        """Architectures of genes, with the kernels, expand ratios and operations of active blocks alone."""
         self.validate(genes)
         table = np.concatenate([self.values(genes, dimension) for dimension in DIMENSIONS], axis=1)
         return [self._arch(values, used) for values, used in zip(table, self.active(genes), strict=True)]
@@ -247,24 +345,28 @@ class Space:
         for dimension in DIMENSIONS:
             columns = self.columns(dimension)
             picked[dimension] = tuple(_number(v) for v in values[columns][used[columns]])
-        return Arch(int(picked["resolution"][0]), picked["depth"], picked["kernel"], picked["expand"], picked["width"])
+        return Arch(**picked | {"resolution": int(picked["resolution"][0])})
 
-    def _block_values(self, arch: Arch) -> list[tuple[int, float]]:
-        """Pairs (column, value) of the kernels and expand ratios of active blocks."""
-        pairs: list[tuple[int, float]] = []
-        kept = [i for i, (s, b) in enumerate(self.blocks) if b < arch.depth[s]]
-        for dimension, given in (("kernel", arch.kernel), ("expand", arch.expand)):
-            first = self.columns(dimension).start
-            if len(given) == len(self.blocks):
-                pairs += [(first + i, given[i]) for i in kept]
-            elif len(given) == len(kept):
-                pairs += [(first + i, value) for i, value in zip(kept, given, strict=True)]
-            else:
-                raise UserError(
-                    f"{dimension} has {len(given)} entries; give one for each of the {len(kept)} active blocks "
-                    f"(sum of depth) or for each of the {len(self.blocks)} blocks of {self.name}"
-                )
-        return pairs
+    def _as_long(self, name: str, given: tuple[float, ...], length: int) -> tuple[float, ...]:
+        if len(given) != length:
+            raise UserError(f"{name} {given} has {len(given)} entries; {self.name} has {length}")
+        return given
+
+    def _block_pairs(self, name: str, arch: Arch, used: NDArray[np.bool_]) -> list[tuple[int, float]]:
+        """Pairs (column, value) of one dimension's genes of active blocks."""
+        given, own = getattr(arch, name), self._own[name]
+        kept = [(self.columns(name).start + i, i) for i, block in enumerate(own) if used[block]]
+        if len(given) == len(own):
+            return [(column, given[i]) for column, i in kept]
+        if len(given) == len(kept):
+            return [(column, value) for (column, _), value in zip(kept, given, strict=True)]
+        fixed = {value for stage in self.stages for value in stage.choices(name) if not stage.chooses(name)}
+        if not len(own) and set(given) <= fixed:
+            return []
+        raise UserError(
+            f"{name} has {len(given)} entries; give one for each of the {len(kept)} active blocks that choose it, "
+            f"or for each of all {len(own)} such blocks of {self.name}"
+        )
 
     def _index(self, column: int, value: float) -> int:
         gene = self.genes[column]
@@ -328,7 +430,7 @@ def record(kind: type, values: Mapping[str, Any]) -> Any:
         raise UserError(f"a {kind.__name__.lower()} record lacks a field: {error}") from None
 
 
-def _choices(name: str, values: Any) -> tuple[float, ...]:
+def _choices(name: str, values: Any) -> tuple[Any, ...]:
     values = tuple(values) if isinstance(values, (Sequence, np.ndarray)) else (values,)
     if not values or list(values) != sorted(set(values)) or len(values) > 127:
         raise UserError(f"{name} {values} must be 1 to 127 different values in ascending order")
@@ -349,7 +451,13 @@ def _keep(name: str, values: tuple[float, ...], wanted: int | Sequence[float] | 
 
 
 def _kept_stage(stage: Stage, choices: Mapping[str, int | Sequence[float]]) -> Stage:
-    kept: dict[str, Any] = {name: _keep(name, getattr(stage, name), choices.get(name)) for name in DIMENSIONS[2:]}
+    kept: dict[str, Any] = {
+        name: _keep(name, getattr(stage, name), choices.get(name))
+        for name in ("depth", *OF_BLOCKS)
+        if stage.chooses(name)
+    }
+    count = dict(zip(stage.choices("depth"), stage.blocks, strict=True))
+    kept["blocks"] = tuple(count[depth] for depth in kept.get("depth", stage.choices("depth")))
     return replace(stage, **kept)
 
 

@@ -11,7 +11,8 @@ from typing import Any
 
 from ofa.errors import UserError
 
-KINDS = ("conv", "mbconv", "pool", "linear")
+BLOCKS = ("conv", "mbconv", "bottleneck")
+KINDS = (*BLOCKS, "maxpool", "pool", "linear")
 ACTIVATIONS = ("none", "relu", "relu6", "h_swish")
 
 
@@ -19,9 +20,11 @@ ACTIVATIONS = ("none", "relu", "relu6", "h_swish")
 class Unit:
     """One step of a network.
 
-    conv: convolution (batch norm, activation); mbconv: [1x1 expand] - depthwise - [squeeze-excite] - 1x1 project;
-    pool: global average pool; linear: the classifier, with bias.
-    `mid`: channels of the depthwise convolution; `se`: channels that squeeze-excite reduces to, 0 without it.
+    conv: convolution (batch norm, activation), plus its input where it has a shortcut;
+    mbconv: [1x1 expand] - depthwise - [squeeze-excite] - 1x1 project, plus its input where it has a shortcut;
+    bottleneck: 1x1 - kernel - 1x1, plus its input or, without `shortcut`, average pool - 1x1 of it, then activation;
+    maxpool: of kernel and stride; pool: global average pool; linear: the classifier, with bias.
+    `mid`: channels in the middle of a block; `se`: channels that squeeze-excite reduces to, 0 without it.
     """
 
     kind: str
@@ -47,12 +50,16 @@ class Unit:
 
 @dataclass(frozen=True, slots=True)
 class NetSpec:
-    """A whole network: its units, the image side in pixels it is meant for, its input channels and classes."""
+    """A whole network: its units, the image side in pixels it is meant for, its input channels and classes.
+
+    bn_eps: what batch norm adds to the variance.
+    """
 
     units: tuple[Unit, ...]
     resolution: int
     in_channels: int
     classes: int
+    bn_eps: float = 1e-5
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values."""
@@ -67,6 +74,7 @@ class NetSpec:
                 if unknown := set(unit) - known:
                     raise UserError(f"unit field {sorted(unknown)} is not known; a unit has {sorted(known)}")
             units = tuple(Unit(**unit) for unit in values["units"])
-            return NetSpec(units, values["resolution"], values["in_channels"], values["classes"])
+            others = {key: value for key, value in values.items() if key != "units"}
+            return NetSpec(units, **others)
         except (KeyError, TypeError) as error:
             raise UserError(f"not a network spec ({error}); it needs units, resolution, in_channels, classes") from None

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
 
 from ofa.space import Arch, Space
 from ofa.spec import NetSpec, Unit
-from ofa.table import space_spec
+from ofa.units import space_spec
 
 
 def activation(name: str) -> nn.Module:
@@ -31,6 +33,14 @@ class ConvBN(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, cin, H, W) to (N, cout, H / stride, W / stride)."""
         return self.act(self.bn(self.conv(x)))
+
+
+class ResidualConv(ConvBN):
+    """Convolution, batch norm, activation, plus the input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) to the same."""
+        return x + super().forward(x)
 
 
 class SqueezeExcite(nn.Module):
@@ -69,12 +79,51 @@ class MBConv(nn.Module):
         return x + y if self.shortcut else y
 
 
-def _unit(unit: Unit) -> nn.Module:
-    if unit.kind == "mbconv":
-        return MBConv(unit)
-    if unit.kind == "conv":
-        return ConvBN(unit.cin, unit.cout, unit.kernel, unit.stride, act=unit.act, bn=unit.bn)
-    return nn.AdaptiveAvgPool2d(1) if unit.kind == "pool" else nn.Linear(unit.cin, unit.cout)
+class Bottleneck(nn.Module):
+    """1x1 - kernel - 1x1, plus the input, pooled and projected where the shape changes (He et al. 2016, 2019: D)."""
+
+    def __init__(self, unit: Unit):
+        super().__init__()
+        self.conv1 = ConvBN(unit.cin, unit.mid, 1, 1, act=unit.act)
+        self.conv2 = ConvBN(unit.mid, unit.mid, unit.kernel, unit.stride, act=unit.act)
+        self.conv3 = ConvBN(unit.mid, unit.cout, 1, 1, act="none")
+        self.pool = nn.AvgPool2d(unit.stride, ceil_mode=True) if unit.stride > 1 else None
+        self.downsample = None if unit.shortcut else ConvBN(unit.cin, unit.cout, 1, 1, act="none")
+        self.act = activation(unit.act)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, cin, H, W) to (N, cout, H / stride, W / stride)."""
+        y = self.conv3(self.conv2(self.conv1(x)))
+        if self.downsample is not None:
+            x = self.downsample(x if self.pool is None else self.pool(x))
+        return self.act(y + x)
+
+
+def _conv(unit: Unit) -> nn.Module:
+    kind = ResidualConv if unit.shortcut else ConvBN
+    return kind(unit.cin, unit.cout, unit.kernel, unit.stride, act=unit.act, bn=unit.bn)
+
+
+UNITS: dict[str, Callable[[Unit], nn.Module]] = {
+    "conv": _conv,
+    "mbconv": MBConv,
+    "bottleneck": Bottleneck,
+    "maxpool": lambda unit: max_pool(unit),
+    "pool": lambda unit: nn.AdaptiveAvgPool2d(1),
+    "linear": lambda unit: nn.Linear(unit.cin, unit.cout),
+}
+
+
+def max_pool(unit: Unit) -> nn.MaxPool2d:
+    """Max pooling of a unit's kernel and stride."""
+    return nn.MaxPool2d(unit.kernel, unit.stride, unit.kernel // 2)
+
+
+def set_bn_eps(net: nn.Module, eps: float) -> None:
+    """Set what every batch norm adds to the variance, in place."""
+    for module in net.modules():
+        if hasattr(module, "running_var"):
+            module.eps = eps  # type: ignore[assignment]
 
 
 class StaticNet(nn.Module):
@@ -83,7 +132,8 @@ class StaticNet(nn.Module):
     def __init__(self, spec: NetSpec):
         super().__init__()
         self.spec = spec
-        self.units = nn.ModuleList([_unit(unit) for unit in spec.units])
+        self.units = nn.ModuleList([UNITS[unit.kind](unit) for unit in spec.units])
+        set_bn_eps(self, spec.bn_eps)
 
     def forward(self, x: Tensor) -> Tensor:
         """Images (N, C, H, W) to logits (N, K)."""

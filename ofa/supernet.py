@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from ofa.layers import ElasticConv, ElasticDepthwise, ElasticLinear, ElasticSE
 from ofa.space import Arch, Space
-from ofa.spec import Unit
-from ofa.static import MBConv, initialise
-from ofa.table import arch_units
+from ofa.spec import BLOCKS, Unit
+from ofa.static import Bottleneck, MBConv, activation, initialise, max_pool, set_bn_eps
+from ofa.units import arch_units, largest_units
 
 
 class ElasticMBConv(nn.Module):
@@ -41,19 +41,42 @@ class ElasticMBConv(nn.Module):
                 getattr(self, name).copy_to(getattr(plain, name))
 
 
+class ElasticBottleneck(nn.Module):
+    """Bottleneck of elastic width and expand ratio."""
+
+    def __init__(self, unit: Unit):
+        super().__init__()
+        conv = replace(unit, kind="conv", kernel=1, stride=1, act="none")
+        self.conv1 = ElasticConv(replace(conv, cout=unit.mid, act=unit.act))
+        self.conv2 = ElasticConv(replace(unit, kind="conv", cin=unit.mid, cout=unit.mid))
+        self.conv3 = ElasticConv(replace(conv, cin=unit.mid))
+        self.pool = nn.AvgPool2d(unit.stride, ceil_mode=True) if unit.stride > 1 else None
+        self.downsample = None if unit.shortcut else ElasticConv(conv)
+        self.act = activation(unit.act)
+
+    def forward(self, x: Tensor, unit: Unit) -> Tensor:
+        """(N, unit.cin, H, W) to (N, unit.cout, H / stride, W / stride)."""
+        y = self.conv3(self.conv2(self.conv1(x, unit.mid), unit.mid), unit.cout)
+        if self.downsample is not None:
+            x = self.downsample(x if self.pool is None else self.pool(x), unit.cout)
+        return self.act(y + x)
+
+    def copy_to(self, plain: Bottleneck) -> None:
+        """Copy the weights that `plain` needs."""
+        for name in ("conv1", "conv2", "conv3", "downsample"):
+            if getattr(self, name) is not None:
+                getattr(self, name).copy_to(getattr(plain, name))
+
+
 class Supernet(nn.Module):
     """All networks of a space in one: `supernet(x, arch)`, images (N, C, H, W) to logits (N, classes)."""
 
     def __init__(self, space: Space):
         super().__init__()
         self.space = space
-        largest = arch_units(space, space.decode(space.largest())[0])
-        kernels = [(unit.kernel,) for unit in largest if unit is not None]
-        for i, (s, _) in enumerate(space.blocks):
-            kernels[len(space.stem) + i] = space.stages[s].kernel
-        assert len(largest) == len(kernels), "the largest architecture keeps every unit"
-        self.units = nn.ModuleList([_elastic(u, k) for u, k in zip(largest, kernels, strict=True) if u is not None])
+        self.units = nn.ModuleList([_elastic(*place) for place in largest_units(space)])
         initialise(self)
+        set_bn_eps(self, space.bn_eps)
         self.to(memory_format=torch.channels_last)
 
     def forward(self, x: Tensor, arch: Arch) -> Tensor:
@@ -65,14 +88,19 @@ class Supernet(nn.Module):
 
 
 def _elastic(unit: Unit, kernels: tuple[int, ...]) -> nn.Module:
-    if unit.kind == "mbconv":
-        return ElasticMBConv(unit, kernels)
-    if unit.kind == "conv":
-        return ElasticConv(unit)
-    return nn.AdaptiveAvgPool2d(1) if unit.kind == "pool" else ElasticLinear(unit)
+    """The module of a place whose largest unit is given, and whose kernel may be any of `kernels`."""
+    return {
+        "conv": lambda: ElasticConv(unit),
+        "mbconv": lambda: ElasticMBConv(unit, kernels),
+        "bottleneck": lambda: ElasticBottleneck(unit),
+        "maxpool": lambda: max_pool(unit),
+        "pool": lambda: nn.AdaptiveAvgPool2d(1),
+        "linear": lambda: ElasticLinear(unit),
+    }[unit.kind]()
 
 
 def _run(module: nn.Module, x: Tensor, unit: Unit) -> Tensor:
-    if unit.kind == "mbconv":
-        return module(x, unit)
-    return module(x, unit.cout) if unit.kind == "conv" else module(x)
+    if unit.kind == "conv":
+        y = module(x, unit.cout)
+        return x + y if unit.shortcut else y
+    return module(x, unit) if unit.kind in BLOCKS else module(x)

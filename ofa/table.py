@@ -1,149 +1,34 @@
-"""Every unit and every layer of many architectures as arrays: the one truth that builder and costs read.
+"""Every layer of many architectures as arrays: the one truth that builder and costs read.
 
 N architectures, U units (places in the supernet), L layers.  Needs no torch.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from functools import lru_cache
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ofa.space import Arch, Genes, Layer, Space, Stage
-from ofa.spec import NetSpec, Unit
+from ofa.space import Genes, Space
+from ofa.spec import NetSpec
+from ofa.units import Bool, Int, UnitTable, spec_units, unit_table, wide
 
-Int = NDArray[np.int64]
-Bool = NDArray[np.bool_]
-
-
-def make_divisible(channels: NDArray[Any] | float, divisor: int = 8) -> Int:
-    """Nearest multiple of `divisor`, never below 90 % of `channels` (Howard et al. 2017, TF slim)."""
-    channels = np.asarray(channels, dtype=np.float64)
-    rounded = np.maximum(divisor, (channels + divisor / 2) // divisor * divisor)
-    return np.where(rounded < 0.9 * channels, rounded + divisor, rounded).astype(np.int64)
-
-
-@dataclass(frozen=True)
-class UnitTable:
-    """Units of N architectures.  (U,): kind, act, stride, expand, shortcut, bn; (N, U): the rest, 0 where inactive."""
-
-    kind: tuple[str, ...]
-    act: tuple[str, ...]
-    bn: Bool
-    stride: Int
-    expand: Bool
-    shortcut: Bool
-    active: Bool
-    cin: Int
-    cout: Int
-    kernel: Int
-    mid: Int
-    se: Int
-    resolution: Int
-    names: tuple[str, ...]
-
-    def row(self, n: int) -> tuple[Unit | None, ...]:
-        """The units of architecture n, None where it skips one."""
-        return tuple(self._unit(n, u) if self.active[n, u] else None for u in range(len(self.kind)))
-
-    def _unit(self, n: int, u: int) -> Unit:
-        return Unit(
-            self.kind[u],
-            int(self.cin[n, u]),
-            int(self.cout[n, u]),
-            int(self.kernel[n, u]),
-            int(self.stride[u]),
-            int(self.mid[n, u]),
-            int(self.se[n, u]),
-            self.act[u],
-            bool(self.expand[u]),
-            bool(self.shortcut[u]),
-            bool(self.bn[u]),
-        )
-
-
-def unit_table(space: Space, genes: Genes) -> UnitTable:
-    """Units of N architectures of a space; raises UserError for genes that are not of it."""
-    space.validate(genes)
-    n = len(genes)
-    width = space.values(genes, "width")[:, 0]
-    kernels, expands = space.values(genes, "kernel"), space.values(genes, "expand")
-    used = space.active(genes)[:, space.columns("kernel")]
-    columns: list[dict[str, object]] = []
-    channels: Int = np.full(n, space.in_channels)
-    base = space.in_channels
-
-    def add(name: str, record: Layer | Stage, kind: str, stride: int, **given: object) -> None:
-        nonlocal channels, base
-        plain = kind == "pool"
-        cout = channels if plain else _out_channels(record.channels, width, space.classes, kind)
-        mbconv = kind == "mbconv"
-        ratio = np.asarray(given["expand"], dtype=np.float64)
-        expands = kind == "mbconv" and record.expand not in (1, (1,))
-        mid = make_divisible(np.rint(channels * ratio)) if expands else channels
-        columns.append(
-            {
-                "name": name,
-                "kind": kind,
-                "act": record.act,
-                "bn": kind == "mbconv" or (kind == "conv" and getattr(record, "bn", True)),
-                "stride": stride,
-                "expand": expands,
-                "shortcut": mbconv and stride == 1 and base == record.channels,
-                "active": given["active"],
-                "cin": channels,
-                "cout": cout,
-                "kernel": given["kernel"],
-                "mid": mid if mbconv else 0,
-                "se": make_divisible(mid // 4) if mbconv and record.se else 0,
-            }
-        )
-        channels, base = cout, record.channels or base
-
-    for i, layer in enumerate(space.stem):
-        add(f"stem.{i}", layer, layer.kind, layer.stride, active=True, kernel=layer.kernel, expand=layer.expand)
-    for i, (s, b) in enumerate(space.blocks):
-        stage = space.stages[s]
-        choice = {"active": used[:, i], "kernel": kernels[:, i], "expand": expands[:, i]}
-        add(f"stages.{s}.{b}", stage, "mbconv", stage.stride if b == 0 else 1, **choice)
-    for i, layer in enumerate(space.head):
-        add(f"head.{i}", layer, layer.kind, layer.stride, active=True, kernel=layer.kernel, expand=layer.expand)
-
-    resolution = space.values(genes, "resolution")[:, 0].astype(np.int64)
-    return _unit_table(columns, resolution)
-
-
-def spec_units(spec: NetSpec) -> UnitTable:
-    """The units of one network (N = 1)."""
-    columns = [{f.name: getattr(unit, f.name) for f in fields(Unit)} for unit in spec.units]
-    for u, column in enumerate(columns):
-        column |= {"name": f"units.{u}", "active": True}
-    return _unit_table(columns, np.array([spec.resolution]))
-
-
-@lru_cache(maxsize=4096)
-def arch_units(space: Space, arch: Arch) -> tuple[Unit | None, ...]:
-    """The unit at each place of the supernet, None where the architecture skips it."""
-    return unit_table(space, space.encode([arch])).row(0)
-
-
-def space_spec(space: Space, arch: Arch) -> NetSpec:
-    """The plain network that an architecture of a space stands for."""
-    units = tuple(unit for unit in arch_units(space, arch) if unit is not None)
-    return NetSpec(units, arch.resolution, space.in_channels, space.classes)
+Column = dict[str, object]
+POOLS = ("pool", "maxpool")
 
 
 @dataclass(frozen=True)
 class LayerTable:
-    """Convolutions and linear layers of N architectures; 0 everywhere where a layer is inactive.
+    """Convolutions, linear layers and pools of N architectures; 0 everywhere where a layer is inactive.
 
-    names, op ("conv" or "linear"), act: (L,) strings; bn, bias: (L,) booleans; block: (L,) index of its unit.
-    active, cin, cout, kernel, stride, groups, size_in, size_out (side in pixels): (N, L).  groups == cin: depthwise.
-    held: (N, L) elements of the block input kept for a shortcut besides the layer's own input.
+    names, op ("conv", "linear", "pool", "maxpool"), act: (L,) strings; bn, bias: (L,) booleans; block: (L,) index of
+    its unit.  active, cin, cout, kernel, stride, groups, size_in, size_out (side in pixels): (N, L).  groups == cin:
+    depthwise; pools: kernel 0.
+    held: (N, L) elements kept besides the layer's own input and output while its block runs, for its shortcut.
     shortcut: (L,) the layer's block adds its input to its output.
+    units: what the layers belong to; unit_in, unit_out: (N, U) side in pixels before and after each unit.
     """
 
     names: tuple[str, ...]
@@ -162,6 +47,9 @@ class LayerTable:
     size_in: Int
     size_out: Int
     held: Int
+    units: UnitTable
+    unit_in: Int
+    unit_out: Int
 
 
 def layer_table(space: Space, genes: Genes) -> LayerTable:
@@ -188,43 +76,43 @@ def layer_macs(table: LayerTable) -> NDArray[np.int64]:
 
 
 def _layers(units: UnitTable) -> LayerTable:
-    columns: list[dict[str, object]] = []
+    columns: list[Column] = []
+    befores, afters = [], []
     size = units.resolution
     for u, kind in enumerate(units.kind):
         active, stride = units.active[:, u], int(units.stride[u])
         before = size
-        size = np.where(active, (size - 1) // stride + 1, size)
-        if kind == "pool":
-            size = np.ones_like(size)
-            continue
-        expand = _mbconv_layers if kind == "mbconv" else _plain_layer
-        for column in expand(units, u, before, size):
-            columns.append({"block": u, "shortcut": units.shortcut[u], "bias": False, "bn": units.bn[u]} | column)
-    return _layer_table(columns)
+        after = np.ones_like(size) if kind == "pool" else (size - 1) // stride + 1
+        size = np.where(active, after, size)
+        befores.append(before * active)
+        afters.append(size * active)
+        shared = {"block": u, "shortcut": units.shortcut[u], "bias": False, "bn": units.bn[u], "held": 0}
+        columns += [shared | column for column in LAYERS[kind](units, u, before, size)]
+    return _stack(columns, units, np.stack(befores, axis=1), np.stack(afters, axis=1))
 
 
-def _plain_layer(units: UnitTable, u: int, before: Int, after: Int) -> list[dict[str, object]]:
-    linear = units.kind[u] == "linear"
+def _plain_layer(units: UnitTable, u: int, before: Int, after: Int) -> list[Column]:
+    """A convolution, linear layer or pool by itself; the input of a shortcut is its own, held by nobody else."""
+    op = units.kind[u]
     return [
         {
             "name": units.names[u],
-            "op": units.kind[u],
+            "op": op,
             "act": units.act[u],
-            "bias": linear,
+            "bias": op == "linear",
             "active": units.active[:, u],
             "cin": units.cin[:, u],
             "cout": units.cout[:, u],
-            "kernel": units.kernel[:, u],
+            "kernel": 0 if op in POOLS else units.kernel[:, u],
             "stride": units.stride[u],
             "groups": 1,
             "size_in": before,
             "size_out": after,
-            "held": 0,
         }
     ]
 
 
-def _mbconv_layers(units: UnitTable, u: int, before: Int, after: Int) -> list[dict[str, object]]:
+def _mbconv_layers(units: UnitTable, u: int, before: Int, after: Int) -> list[Column]:
     name, act, active = units.names[u], units.act[u], units.active[:, u]
     cin, cout, mid, se = units.cin[:, u], units.cout[:, u], units.mid[:, u], units.se[:, u]
     held = cin * before**2 * bool(units.shortcut[u])
@@ -244,28 +132,42 @@ def _mbconv_layers(units: UnitTable, u: int, before: Int, after: Int) -> list[di
     return layers
 
 
-def _out_channels(base: int, width: NDArray[np.float64], classes: int, kind: str) -> Int:
-    return np.full(len(width), classes) if kind == "linear" else make_divisible(base * width)
+def _bottleneck_layers(units: UnitTable, u: int, before: Int, after: Int) -> list[Column]:
+    """The input waits for the shortcut, which runs last and finds the block's output waiting."""
+    name, act = units.names[u], units.act[u]
+    cin, cout, mid = units.cin[:, u], units.cout[:, u], units.mid[:, u]
+    held = cin * before**2
+    conv = {"op": "conv", "kernel": 1, "stride": 1, "groups": 1, "active": units.active[:, u], "act": act}
+    layers = [
+        conv | {"name": f"{name}.conv1", "cin": cin, "cout": mid, "size_in": before, "size_out": before},
+        conv
+        | {"name": f"{name}.conv2", "cin": mid, "cout": mid, "size_in": before, "size_out": after, "held": held}
+        | {"kernel": units.kernel[:, u], "stride": units.stride[u]},
+        conv | {"name": f"{name}.conv3", "cin": mid, "cout": cout, "size_in": after, "size_out": after, "held": held},
+    ]
+    if not units.shortcut[u]:
+        last = {"act": "none", "size_in": after, "size_out": after, "held": cout * after**2}
+        layers.append(conv | last | {"name": f"{name}.downsample", "cin": cin, "cout": cout})
+    return layers
 
 
-def _unit_table(columns: list[dict[str, object]], resolution: Int) -> UnitTable:
-    n, active = len(resolution), _wide(columns, "active", len(resolution)).astype(bool)
-    wide = {name: _wide(columns, name, n) * active for name in ("cin", "cout", "kernel", "mid", "se")}
-    narrow = {name: np.array([c[name] for c in columns]) for name in ("bn", "stride", "expand", "shortcut")}
-    text = {name: tuple(str(c[name]) for c in columns) for name in ("kind", "act")}
-    names = tuple(str(c["name"]) for c in columns)
-    return UnitTable(**wide, **narrow, **text, names=names, active=active, resolution=resolution)  # type: ignore[arg-type]
+LAYERS: dict[str, Callable[[UnitTable, int, Int, Int], list[Column]]] = {
+    "conv": _plain_layer,
+    "linear": _plain_layer,
+    "pool": _plain_layer,
+    "maxpool": _plain_layer,
+    "mbconv": _mbconv_layers,
+    "bottleneck": _bottleneck_layers,
+}
 
 
-def _layer_table(columns: list[dict[str, object]]) -> LayerTable:
-    n = len(np.asarray(columns[0]["active"]))
-    active = _wide(columns, "active", n).astype(bool)
+def _stack(columns: list[Column], units: UnitTable, unit_in: Int, unit_out: Int) -> LayerTable:
+    n = len(units.resolution)
+    active = wide(columns, "active", n).astype(bool)
     names = ("cin", "cout", "kernel", "stride", "groups", "size_in", "size_out", "held")
-    wide = {name: _wide(columns, name, n) * active for name in names}
-    narrow = {name: np.array([c[name] for c in columns]) for name in ("bn", "bias", "block", "shortcut")}
+    table = {name: wide(columns, name, n) * active for name in names}
+    table |= {name: np.array([c[name] for c in columns]) for name in ("bn", "bias", "block", "shortcut")}
     text = {name: tuple(str(c[name]) for c in columns) for name in ("op", "act")}
-    return LayerTable(names=tuple(str(c["name"]) for c in columns), active=active, **text, **narrow, **wide)  # type: ignore[arg-type]
-
-
-def _wide(columns: list[dict[str, object]], name: str, n: int) -> Int:
-    return np.stack([np.broadcast_to(np.asarray(c[name]), (n,)) for c in columns], axis=1).astype(np.int64)
+    names = tuple(str(c["name"]) for c in columns)
+    places = {"units": units, "unit_in": unit_in, "unit_out": unit_out}
+    return LayerTable(names=names, active=active, **places, **text, **table)  # type: ignore[arg-type]

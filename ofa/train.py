@@ -27,7 +27,7 @@ from ofa.schedule import Phase, Schedule, draw
 from ofa.space import Arch, Space
 from ofa.static import StaticNet, build_spec
 from ofa.supernet import Supernet
-from ofa.table import space_spec
+from ofa.units import space_spec
 from ofa.weights import load_tensors, load_weights, save_tensors
 
 if TYPE_CHECKING:

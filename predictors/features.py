@@ -39,10 +39,9 @@ class Features:
         return np.concatenate([onehot, counts, *self._sums(genes)], axis=1)
 
     def _sums(self, genes: Genes) -> list[Float]:
-        used = self.space.active(genes)[:, self.space.columns("kernel")]
-        stage = np.eye(len(self.space.stages))[self.space.blocks[:, 0]]
-        sums = [np.where(used, self.space.values(genes, name), 0) @ stage for name in ("kernel", "expand")]
-        return [*sums, self.space.values(genes, "depth")]
+        used, stage = self.space.used(genes), np.eye(len(self.space.stages))[self.space.blocks[:, 0]]
+        sums = [np.where(used, self.space.block_values(genes, name), 0) @ stage for name in ("kernel", "expand")]
+        return [*sums, self.space.depths(genes).astype(np.float64)]
 
     def _groups(self) -> tuple[Group, ...]:
         stages = len(self.space.stages)

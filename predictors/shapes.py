@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from ofa.errors import UserError
 from ofa.space import Space
-from ofa.table import LayerTable, layer_table
+from ofa.table import POOLS, LayerTable, layer_table
 from predictors.lookup import forms
 
 OPS = ("none", "conv", "depthwise", "linear", "squeeze_excite")
@@ -43,6 +43,7 @@ def shape_codes(table: LayerTable) -> NDArray[np.int64]:
             columns[:, layer, 0], columns[:, layer, 6] = OPS.index("squeeze_excite"), table.size_out[:, layer - 1]
         elif name.endswith(".se.expand"):
             columns[:, layer] = 0
+    columns[:, np.isin(table.op, POOLS)] = 0  # next to nothing; what they take is in the correction
     return _pack(columns * table.active[:, :, None])
 
 

@@ -58,15 +58,12 @@ class TestEverySpace:
 
     def test_full_length_lists_mean_the_same_network(self, space: Space) -> None:
         genes = space.sample(1, np.random.default_rng(3))
-        arch = space.decode(genes)[0]
-        kernels, expands = iter(arch.kernel), iter(arch.expand)
-        kept = [b < arch.depth[s] for s, b in space.blocks]
-        full = replace(
-            arch,
-            kernel=tuple(next(kernels) if k else 99 for k in kept),
-            expand=tuple(next(expands) if k else 99 for k in kept),
-        )
-        assert np.array_equal(space.encode([full]), genes)
+        arch, used = space.decode(genes)[0], space.active(genes)[0]
+        lists = {}
+        for name in ("kernel", "expand", "op"):
+            values = iter(getattr(arch, name))
+            lists[name] = tuple(next(values) if kept else 99 for kept in used[space.columns(name)])
+        assert np.array_equal(space.encode([replace(arch, **lists)]), genes)  # type: ignore[arg-type]
 
 
 def tiny() -> Space:

@@ -10,7 +10,7 @@ import pandas as pd
 
 from ofa.space import Arch, Genes, Space
 from ofa.spec import NetSpec, Unit
-from ofa.table import make_divisible
+from ofa.units import make_divisible
 
 
 def read_genes(space: Space, frame: pd.DataFrame) -> Genes:

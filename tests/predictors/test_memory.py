@@ -11,7 +11,8 @@ import pytest
 from ofa.errors import UserError
 from ofa.space import load_space
 from ofa.spec import NetSpec
-from ofa.table import layer_table, space_spec, spec_table
+from ofa.table import layer_table, spec_table
+from ofa.units import space_spec
 from predictors import PeakMemory
 from predictors.memory import MODELS, peak_memory
 from tests.predictors.published import published_nets, published_spec, read_genes
