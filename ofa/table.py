@@ -164,8 +164,8 @@ LAYERS: dict[str, Callable[[UnitTable, int, Int, Int], list[Column]]] = {
 def _stack(columns: list[Column], units: UnitTable, unit_in: Int, unit_out: Int) -> LayerTable:
     n = len(units.resolution)
     active = wide(columns, "active", n).astype(bool)
-    names = ("cin", "cout", "kernel", "stride", "groups", "size_in", "size_out", "held")
-    table = {name: wide(columns, name, n) * active for name in names}
+    sizes = ("cin", "cout", "kernel", "stride", "groups", "size_in", "size_out", "held")
+    table = {name: wide(columns, name, n) * active for name in sizes}
     table |= {name: np.array([c[name] for c in columns]) for name in ("bn", "bias", "block", "shortcut")}
     text = {name: tuple(str(c[name]) for c in columns) for name in ("op", "act")}
     names = tuple(str(c["name"]) for c in columns)

@@ -1,7 +1,8 @@
 """Structured channel pruning: a smaller plain network that computes what the larger one does with channels silenced.
 
 Channels that must go together form a group: the middle channels of one mbconv unit (expand, depthwise, squeeze-excite,
-project), or a residual stream with every layer that writes to it or reads it.  C channels of one group.
+project) or of one bottleneck (both, since they are equally many), or a residual stream with every layer that writes to
+it or reads it.  C channels of one group.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from torch import Tensor
 from ofa.errors import UserError
 from ofa.spec import NetSpec, Unit
 from ofa.static import StaticNet, build_spec
-from ofa.table import layer_macs, spec_table
+from ofa.table import POOLS, layer_macs, spec_table
 
 CRITERIA = ("l1", "l2", "bn_scale")
 
@@ -85,8 +86,8 @@ def channel_groups(spec: NetSpec) -> list[Groups]:
     """The groups of each unit; group 0 is the image, the last one the classes."""
     groups, stream, fresh = [], 0, count(1)
     for unit in spec.units:
-        mid = next(fresh) if unit.expand else stream
-        outer = stream if unit.shortcut or unit.kind == "pool" else next(fresh)
+        mid = next(fresh) if unit.expand or unit.kind == "bottleneck" else stream
+        outer = stream if unit.shortcut or unit.kind in POOLS else next(fresh)
         groups.append(Groups(stream, mid, outer))
         stream = outer
     return groups
@@ -96,7 +97,9 @@ def channel_scores(net: StaticNet, pruning: Pruning) -> dict[int, NDArray[np.flo
     """Importance of each channel of each group that may be pruned, (C,), relative to the group's mean."""
     groups = channel_groups(net.spec)
     fixed = {0, groups[-1].outer}
-    allowed = {g.mid for g, unit in zip(groups, net.spec.units, strict=True) if unit.expand}
+    allowed = {
+        g.mid for g, unit in zip(groups, net.spec.units, strict=True) if unit.expand or unit.kind == "bottleneck"
+    }
     if pruning.streams:
         allowed |= {group for g in groups for group in g} - fixed
     parts: dict[int, list[Tensor]] = {}
@@ -132,6 +135,9 @@ def _axes(path: list[str], g: Groups) -> tuple[int, ...]:
         "se.reduce": (-1, g.mid),
         "se.expand": (g.mid,),
         "project": (g.outer, g.mid),
+        "conv1": (g.mid, g.inner),
+        "conv2": (g.mid, g.mid),
+        "conv3": (g.outer, g.mid),
     }.get(layer, (g.outer, g.inner))
 
 
@@ -165,7 +171,7 @@ def _resize(spec: NetSpec, groups: list[Groups], widths: dict[int, int]) -> NetS
     """The same units with the groups' new widths."""
 
     def resized(unit: Unit, g: Groups) -> Unit:
-        mid = widths.get(g.mid, unit.mid) if unit.kind == "mbconv" else unit.mid
+        mid = widths.get(g.mid, unit.mid) if unit.kind in ("mbconv", "bottleneck") else unit.mid
         return replace(unit, cin=widths.get(g.inner, unit.cin), mid=mid, cout=widths.get(g.outer, unit.cout))
 
     return replace(spec, units=tuple(resized(unit, g) for unit, g in zip(spec.units, groups, strict=True)))

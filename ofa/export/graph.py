@@ -62,6 +62,24 @@ def _pool(w: Writer, name: str, m: nn.AdaptiveAvgPool2d, x: str) -> str:
     return w.emit("GlobalAveragePool", name, x)
 
 
+def _max_pool(w: Writer, name: str, m: nn.MaxPool2d, x: str) -> str:
+    if (m.ceil_mode, m.dilation, m.return_indices) != (False, 1, False):
+        raise UserError(f"{name} rounds up, dilates or returns indices; only plain max pooling can be exported")
+    sizes = {"kernel_shape": _two(m.kernel_size), "strides": _two(m.stride), "pads": _two(m.padding) * 2}
+    return w.emit("MaxPool", name, x, **sizes)
+
+
+def _avg_pool(w: Writer, name: str, m: nn.AvgPool2d, x: str) -> str:
+    if _two(m.padding) != [0, 0] or m.divisor_override is not None:
+        raise UserError(f"{name} pads or has a divisor of its own; only plain average pooling can be exported")
+    sizes = {"kernel_shape": _two(m.kernel_size), "strides": _two(m.stride)}
+    return w.emit("AveragePool", name, x, ceil_mode=int(m.ceil_mode), **sizes)
+
+
+def _two(value: int | tuple[int, ...]) -> list[int]:
+    return list(value) if isinstance(value, tuple) else [value, value]
+
+
 def _relu6(w: Writer, name: str, m: nn.ReLU6, x: str) -> str:
     limits = [w.weight(f"{name}.{key}", torch.tensor(value)) for key, value in (("low", 0.0), ("high", 6.0))]
     return w.emit("Clip", name, x, *limits)
@@ -77,6 +95,8 @@ MODULES: dict[type, Callable[..., str]] = {
     nn.Conv2d: _conv,
     nn.Linear: _linear,
     nn.AdaptiveAvgPool2d: _pool,
+    nn.MaxPool2d: _max_pool,
+    nn.AvgPool2d: _avg_pool,
     nn.ReLU: lambda w, name, m, x: w.emit("Relu", name, x),
     nn.ReLU6: _relu6,
     nn.Hardswish: lambda w, name, m, x: w.emit("HardSwish", name, x),

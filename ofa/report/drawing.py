@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 
 from ofa.report.markup import Html, el
-from ofa.spec import NetSpec, Unit
+from ofa.spec import BLOCKS, NetSpec, Unit
 
 ROW, TOP, WIDTH = 21, 24, 470
 MIDDLE, HALF = 114, 58  # of the room for bars, in SVG units
 SHADE = {1: 0.35, 3: 0.5, 5: 0.75}  # a larger kernel is darker
-NAMES = {"conv": "conv", "mbconv": "MBConv", "pool": "average pool", "linear": "linear"}
+NAMES = {"conv": "conv", "mbconv": "MBConv", "bottleneck": "bottleneck", "maxpool": "max pool"} | {
+    "pool": "average pool",
+    "linear": "linear",
+}
 ACTIVATIONS = {"relu": "ReLU", "relu6": "ReLU6", "h_swish": "h-swish", "none": ""}
 COLUMNS = ((44, "end", "map"), (MIDDLE, "middle", "channels"), (192, "start", "block"), (312, "end", "expand"),
            (342, "end", "SE"), (378, "end", "stride"), (408, "end", "out"), (420, "start", "act."))  # fmt: skip
@@ -33,7 +36,7 @@ def draw(spec: NetSpec) -> Html:
 
 def block_name(unit: Unit) -> str:
     """What a unit is: "MBConv 5×5"."""
-    return NAMES[unit.kind] + (f" {unit.kernel}×{unit.kernel}" if unit.kind in ("conv", "mbconv") else "")
+    return NAMES[unit.kind] + ("" if unit.kind in ("pool", "linear") else f" {unit.kernel}×{unit.kernel}")
 
 
 def _unit(i: int, unit: Unit, side: str, unit_width: float) -> list[Html]:
@@ -42,9 +45,9 @@ def _unit(i: int, unit: Unit, side: str, unit_width: float) -> list[Html]:
     stride = f"/{unit.stride}" if unit.stride > 1 else ""
     marks = (expand, str(unit.se or ""), stride)
     cells = [_row(i, side, block_name(unit), *marks, out=unit.cout, act=ACTIVATIONS[unit.act])]
-    if unit.kind == "mbconv":
+    if unit.mid:
         cells.append(_bar(i, unit.mid, unit_width, opacity=0.14))
-    if unit.kind in ("conv", "mbconv"):
+    if unit.kind in BLOCKS:
         cells.append(_bar(i, unit.cout, unit_width, opacity=SHADE.get(unit.kernel, 1.0)))
     if unit.shortcut:
         x, top = MIDDLE + HALF + 4, TOP + ROW * i + 1

@@ -1,0 +1,198 @@
+"""Published networks given as block lists: once-for-all's and MCUNet's `net.config`, and tables of their blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ofa.checkpoint import import_network
+from ofa.errors import UserError
+from ofa.files import read_json
+from ofa.space import Arch, Space
+from ofa.spec import ACTIVATIONS, NetSpec, Unit
+from ofa.static import StaticNet, build_spec
+from ofa.units import make_divisible
+
+Config = Mapping[str, Any]
+Named = list[tuple[str | None, Unit]]  # their name for a unit, and the unit
+
+
+def load_network(
+    config: str | Path | Config,
+    weights: str | Path | Mapping[str, Tensor] | None = None,
+    *,
+    resolution: int | None = None,
+) -> StaticNet:
+    """The plain network of a block list, with published weights or fresh ones, in evaluation mode.
+
+    config: the file or content of a `net.config` of once-for-all or MCUNet, or an entry of a table of block lists
+    (`blocks`: in, out, kernel, stride, expand, mid, se, activation, shortcut; `head`: the other layers).  weights: a
+    PyTorch file, URL or state_dict, all keys of which must be used.  resolution: side of the image in pixels, where
+    neither the config nor a `run.config` beside it says it.  Raises UserError.
+    """
+    spec, names = read_network(config, resolution=resolution)
+    net = build_spec(spec)
+    if weights is not None:
+        import_network(net, names, weights)
+    return net.eval()
+
+
+def read_network(config: str | Path | Config, *, resolution: int | None = None) -> tuple[NetSpec, list[str | None]]:
+    """The spec of a block list, and the publisher's name for each unit; arguments as of `load_network`."""
+    given = config if isinstance(config, Mapping) else _read(Path(config))
+    resolution = resolution or given.get("resolution") or given.get("image_size")
+    if resolution is None:
+        raise UserError("the block list does not say its image size; give resolution=<pixels>")
+    try:
+        named = _table_units(given) if "head" in given else _config_units(given)
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise UserError(f"not a block list ({type(error).__name__}: {error}); give a net.config") from None
+    default = 1e-5 if any(unit.act == "h_swish" or unit.kind == "bottleneck" for _, unit in named) else 1e-3
+    units = tuple(unit for _, unit in named)
+    eps = float(given.get("bn", {}).get("eps", default))  # what their builders use where the list is silent
+    return NetSpec(units, int(resolution), units[0].cin, units[-1].cout, eps), [name for name, _ in named]
+
+
+def arch_of(space: Space, config: Config, *, resolution: int | None = None) -> Arch:
+    """An architecture from once-for-all's or MCUNet's settings: d, and ks, e, w (positions), wid, r or image_size.
+
+    `space.encode` takes the result.  A depth that means the same network as a smaller one becomes that.
+    """
+    known = {"d", "ks", "e", "w", "wid", "r", "image_size"}
+    if unknown := set(config) - known:
+        raise UserError(f"setting {sorted(unknown)} is not known; choose from {', '.join(sorted(known))}")
+    side = resolution or config.get("r") or config.get("image_size")
+    stages = [stage for stage in space.stages if stage.chooses("depth")]
+    depths = _list(config.get("d"))[: len(stages)]
+    depth = tuple(max(c for c in s.choices("depth") if c <= d) for s, d in zip(stages, depths, strict=True))
+    widths = _list(config.get("w", config.get("wid", len(space.width) - 1)))
+    lists = {name: tuple(_list(config[key])) for name, key in (("kernel", "ks"), ("expand", "e")) if key in config}
+    return Arch(int(_list(side)[0]), tuple(map(int, depth)), width=tuple(space.width[int(i)] for i in widths), **lists)
+
+
+def _list(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, Sequence) else [value]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A net.config, with the image size of the run.config beside it."""
+    config: dict[str, Any] = read_json(path)
+    run = path.with_name("run.config")
+    return ({"image_size": read_json(run)["image_size"]} if run.exists() else {}) | config
+
+
+# -- net.config --------------------------------------------------------------------------------------------------------
+
+
+def _config_units(config: Config) -> Named:
+    if "input_stem" in config:
+        return _resnet_units(config)
+    named = [("first_conv", _conv_of(config["first_conv"]))]
+    for i, block in enumerate(config["blocks"]):
+        unit = _block_of(block, default_act=named[0][1].act)
+        named += [(f"blocks.{i}", unit)] if unit is not None else []
+    final, mix = config.get("final_expand_layer"), config.get("feature_mix_layer")
+    named += [("final_expand_layer", _conv_of(final))] if final else []
+    named += [("feature_mix_layer", _conv_of(mix))] if mix and not final else []
+    named += [(None, _pool(named[-1][1].cout))]
+    named += [("feature_mix_layer", _conv_of(mix))] if mix and final else []
+    return [*named, ("classifier", _linear(config["classifier"]))]
+
+
+def _resnet_units(config: Config) -> Named:
+    named: Named = []
+    for i, layer in enumerate(config["input_stem"]):
+        residual = layer["name"] == "ResidualBlock"
+        named.append((f"input_stem.{i}", _conv_of(layer["conv"] if residual else layer, shortcut=residual)))
+    channels = named[-1][1].cout
+    named.append((None, Unit("maxpool", channels, channels, 3, 2)))
+    named += [(f"blocks.{i}", _bottleneck_of(block)) for i, block in enumerate(config["blocks"])]
+    named.append((None, _pool(named[-1][1].cout)))
+    return [*named, ("classifier", _linear(config["classifier"]))]
+
+
+def _conv_of(layer: Config, *, shortcut: bool = False) -> Unit:
+    if layer.get("groups", 1) != 1 or layer.get("dilation", 1) != 1 or layer.get("bias"):
+        raise UserError(f"{layer['name']} has groups, dilation or a bias; a block list has plain convolutions")
+    sizes = layer["in_channels"], layer["out_channels"], layer.get("kernel_size", 3), layer.get("stride", 1)
+    act, bn = _act(layer.get("act_func", "relu")), bool(layer.get("use_bn", True))
+    return Unit("conv", *map(_one, sizes), act=act, bn=bn, shortcut=shortcut)
+
+
+def _block_of(block: Config, *, default_act: str) -> Unit | None:
+    """An mbconv unit; None for a block that is left out (a ZeroLayer, or no convolution at all)."""
+    conv = block.get("conv", block.get("mobile_inverted_conv"))
+    if conv is None or conv["name"] == "ZeroLayer":
+        return None
+    cin, cout = conv["in_channels"], conv["out_channels"]
+    expand, stride = conv["expand_ratio"], _one(conv.get("stride", 1))
+    mid = conv.get("mid_channels") or round(cin * expand)
+    if conv.get("groups") is not None:
+        raise UserError(f"groups {conv['groups']} of a block are not supported; depthwise convolutions are")
+    skip = block.get("shortcut")
+    shortcut = skip is not None and skip["name"] != "ZeroLayer"
+    se = int(make_divisible(mid // 4)) if conv.get("use_se") else 0
+    act = _act(conv.get("act_func", "relu6"))
+    kernel = _one(conv.get("kernel_size", 3))
+    return Unit("mbconv", cin, cout, kernel, stride, mid, se, act, expand=expand != 1, shortcut=shortcut)
+
+
+def _bottleneck_of(block: Config) -> Unit:
+    cin, cout, stride = block["in_channels"], block["out_channels"], _one(block.get("stride", 1))
+    mode = block.get("downsample_mode", "avgpool_conv")
+    if block.get("groups", 1) != 1 or (mode != "avgpool_conv" and stride != 1):
+        raise UserError(f"a bottleneck with groups or downsample_mode {mode!r} is not supported; avgpool_conv is")
+    mid = int(make_divisible(block.get("mid_channels") or round(cout * block["expand_ratio"])))
+    act, kernel = _act(block.get("act_func", "relu")), _one(block.get("kernel_size", 3))
+    return Unit("bottleneck", cin, cout, kernel, stride, mid, act=act, shortcut=stride == 1 and cin == cout)
+
+
+def _linear(layer: Config) -> Unit:
+    return Unit("linear", layer["in_features"], layer["out_features"])
+
+
+def _pool(channels: int) -> Unit:
+    return Unit("pool", channels, channels)
+
+
+def _one(size: Any) -> int:
+    """A number given once, or twice for height and width."""
+    return int(size[0]) if isinstance(size, Sequence) else int(size)
+
+
+def _act(name: str | None) -> str:
+    name = name or "none"
+    if name not in ACTIVATIONS:
+        raise UserError(f"activation {name!r} of the block list is not known; choose from {', '.join(ACTIVATIONS)}")
+    return name
+
+
+# -- tables of blocks --------------------------------------------------------------------------------------------------
+
+
+def _table_units(net: Config) -> Named:
+    head = net["head"]
+    cin, classes = head["classifier"][:2]
+    mix, final = head.get("feature_mix_layer"), head.get("final_expand_layer")
+    named: Named = [("first_conv", _table_conv(*head["first_conv"]))]
+    named += [(f"blocks.{i}", _table_block(*block)) for i, block in enumerate(net["blocks"])]
+    linear = ("classifier", Unit("linear", cin, classes))
+    if final:  # MobileNetV3 mixes after the pool, without batch norm
+        named += [("final_expand_layer", _table_conv(*final)), (None, _pool(final[1]))]
+        return [*named, ("feature_mix_layer", _table_conv(mix[0], mix[1], mix[2], 1, mix[4], bn=False)), linear]
+    named += [("feature_mix_layer", _table_conv(*mix))] if mix else []
+    return [*named, (None, _pool(cin)), linear]
+
+
+def _table_conv(cin: int, cout: int, kernel: int, stride: int, act: str, *, bn: bool = True) -> Unit:
+    return Unit("conv", cin, cout, kernel, stride, act=_act(act), bn=bn)
+
+
+def _table_block(
+    cin: int, cout: int, kernel: int, stride: int, expand: float, mid: int, se: int, act: str, shortcut: int
+) -> Unit:
+    reduced = int(make_divisible(mid // 4)) if se else 0
+    return Unit("mbconv", cin, cout, kernel, stride, mid, reduced, _act(act), expand != 1, bool(shortcut))
