@@ -66,9 +66,8 @@ def read_checkpoint(source: str | Path, *, sha256: str | None = None) -> tuple[d
         raise UserError(f"{path} has the SHA-256 {digest}, not {sha256}; fetch it again or correct sha256")
     try:
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # of pickle, zip and torch, which share no narrower class
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path} is no PyTorch file of plain tensors ({reason}); fetch it again") from None
+    except Exception:  # of pickle, zip and torch, which share no narrower class; torch's advice is to run what is in it
+        raise UserError(f"{path} is damaged, or holds more than tensors, which is not read; fetch it again") from None
     for key in ("state_dict", "model"):
         content = content.get(key, content) if isinstance(content, dict) else content
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):

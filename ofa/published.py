@@ -90,7 +90,7 @@ def _read(path: Path) -> dict[str, Any]:
 def _config_units(config: Config) -> Named:
     if "input_stem" in config:
         return _resnet_units(config)
-    named = [("first_conv", _conv_of(config["first_conv"]))]
+    named: Named = [("first_conv", _conv_of(config["first_conv"]))]
     for i, block in enumerate(config["blocks"]):
         unit = _block_of(block, default_act=named[0][1].act)
         named += [(f"blocks.{i}", unit)] if unit is not None else []
@@ -117,9 +117,9 @@ def _resnet_units(config: Config) -> Named:
 def _conv_of(layer: Config, *, shortcut: bool = False) -> Unit:
     if layer.get("groups", 1) != 1 or layer.get("dilation", 1) != 1 or layer.get("bias"):
         raise UserError(f"{layer['name']} has groups, dilation or a bias; a block list has plain convolutions")
-    sizes = layer["in_channels"], layer["out_channels"], layer.get("kernel_size", 3), layer.get("stride", 1)
+    kernel, stride = _one(layer.get("kernel_size", 3)), _one(layer.get("stride", 1))
     act, bn = _act(layer.get("act_func", "relu")), bool(layer.get("use_bn", True))
-    return Unit("conv", *map(_one, sizes), act=act, bn=bn, shortcut=shortcut)
+    return Unit("conv", layer["in_channels"], layer["out_channels"], kernel, stride, act=act, bn=bn, shortcut=shortcut)
 
 
 def _block_of(block: Config, *, default_act: str) -> Unit | None:

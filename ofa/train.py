@@ -58,7 +58,7 @@ class Trainer:
     """One training run in one folder: `run()` starts it or continues it to its end.
 
     folder: checkpoint.safetensors (weights, momentum, step), log.jsonl (a line an epoch), supernet.safetensors (at the
-    end).
+    end).  initial: a supernet file to start from.
     """
 
     def __init__(
@@ -72,13 +72,17 @@ class Trainer:
         watch: Watch | None = None,
         save_seconds: float = 60.0,
         device: str = "cpu",
+        initial: str | Path | None = None,
         report: Report = lambda values: None,
     ):
         self.space, self.data, self.schedule, self.folder = space, data, schedule, folder
         self.seed, self.watch, self.save_seconds, self.report = seed, watch or Watch(), save_seconds, report
         self.device = torch.device(device)
         torch.manual_seed(seed)
-        self.supernet = Supernet(space).to(self.device)
+        self.supernet = Supernet(space)
+        if initial is not None:
+            start_from(self.supernet, initial)
+        self.supernet.to(self.device)
         self.optimizer = _optimizer(self.supernet, schedule)
         self.steps_per_epoch = data.size("train") // schedule.batch_size
         if not self.steps_per_epoch:
@@ -282,6 +286,18 @@ def _optimizer(supernet: Supernet, schedule: Schedule) -> torch.optim.SGD:
 def _reset_momentum(optimizer: torch.optim.SGD) -> None:
     for state in optimizer.state.values():
         state["momentum_buffer"].zero_()
+
+
+def start_from(supernet: Supernet, path: str | Path) -> None:
+    """Load the weights of a supernet file, in place.
+
+    A first or last layer whose shape differs (other channels or classes) keeps its fresh weights; raises UserError for
+    any other difference.
+    """
+    own, (tensors, _) = supernet.state_dict(), load_tensors(path)
+    ends = ("units.0.", f"units.{len(supernet.units) - 1}.")
+    fresh = {n: own[n] for n, t in tensors.items() if n in own and n.startswith(ends) and t.shape != own[n].shape}
+    load_weights(supernet, tensors | fresh, path)
 
 
 def load_supernet(folder: Path, space: Space) -> Supernet:

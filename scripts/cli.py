@@ -65,7 +65,7 @@ def stage_command(*sections: str) -> Callable[[Function], Callable[..., None]]:
 
 
 def _command(function: Function, sections: tuple[str, ...]) -> None:
-    stage = Path(inspect.getfile(function)).stem
+    stage = Path(inspect.getfile(function)).stem.rstrip("_")  # import_.py, since import is a keyword
     command, ran = f"ofa-{stage}", False
 
     @functools.wraps(function)

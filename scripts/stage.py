@@ -81,6 +81,7 @@ def note(run: str | Path, **values: Any) -> None:
 
 def next_command(stage: str) -> str | None:
     """The shell line that runs the stage after `stage` with the same options; None after the last."""
+    stage = "train" if stage == "import" else stage  # which it takes the place of
     if stage not in STAGES[:-1]:
         return None
     following = STAGES[STAGES.index(stage) + 1]
@@ -92,12 +93,13 @@ def _own_command(name: str) -> str:
 
 
 def _options() -> list[str]:
-    """The arguments of this command; none where it is not one of ours, as in a test."""
-    return [argument for argument in sys.argv[1:] if _ours() and not argument.startswith("restart=")]
+    """The arguments of this command that other stages share; none where it is not one of ours, as in a test."""
+    own = ("restart=", "checkpoint=", "sha256=")
+    return [argument for argument in sys.argv[1:] if _ours() and not argument.startswith(own)]
 
 
 def _ours() -> bool:
-    return Path(sys.argv[0]).stem.removeprefix("ofa-") in (*STAGES, "run")
+    return Path(sys.argv[0]).stem.removeprefix("ofa-").rstrip("_") in (*STAGES, "run", "import")
 
 
 def _program(stage: str) -> list[str]:

@@ -37,6 +37,7 @@ def main(cfg: DictConfig) -> None:
                 watch=Watch(**options["watch"]),
                 save_seconds=options["save_seconds"],
                 device=device,
+                initial=options["initial"],
                 report=lambda values: _show(progress, values),
             ).run()
 

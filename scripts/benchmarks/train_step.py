@@ -30,9 +30,7 @@ from ofa.extract import extract, recalibrate
 from ofa.files import versions, write_json
 from ofa.schedule import Phase, Schedule
 from ofa.space import Arch, Genes, Space, load_space
-from ofa.static import StaticNet, build_spec
 from ofa.supernet import Supernet
-from ofa.table import space_spec
 from ofa.train import _optimizer
 from scripts.benchmarks.once_for_all import OnceForAll, add_option, arch_dict
 from scripts.benchmarks.once_for_all_worker import pictures
@@ -227,7 +225,10 @@ def main() -> None:
             space = replace(load_space("ofa_mbv3_w1.0"), resolution=(side,))
             genes = architectures(space, args.random, args.seed)
             ours = Ours(space, images, labels)
-            for part in (step_rows(ours, rival, genes, args.rounds), other_rows(ours, rival, genes["random_0"], args.rounds)):
+            for part in (
+                step_rows(ours, rival, genes, args.rounds),
+                other_rows(ours, rival, genes["random_0"], args.rounds),
+            ):
                 rows += part
                 print("\n".join(line(row.record()) for row in part), flush=True)
     if args.out:
