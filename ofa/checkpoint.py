@@ -36,8 +36,10 @@ def import_supernet(space: Space, checkpoint: str | Path, *, sha256: str | None 
     """
     state, digest = read_checkpoint(checkpoint, sha256=sha256)
     supernet = Supernet(space)
-    names = places([unit for unit, _ in largest_units(space)])
-    tensors = {_elastic(name): tensor for name, tensor in _rename(state, names, checkpoint).items()}
+    units = [unit for unit, _ in largest_units(space)]
+    tensors = {_elastic(name): tensor for name, tensor in _rename(state, places(units), checkpoint).items()}
+    for i in [i for i, unit in enumerate(units) if unit.kind == "conv"]:  # MCUNet's block of a projection alone
+        tensors = {name.replace(f"units.{i}.project.", f"units.{i}."): tensor for name, tensor in tensors.items()}
     tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith("num_batches_tracked")}
     load_weights(supernet, tensors, f"{checkpoint}, read as space {space.name},")
     return supernet.eval(), digest

@@ -39,6 +39,7 @@ def peak_elements(net: nn.Module, image: Tensor) -> int:
     training = net.training
     recorder = _Recorder()
     own = {recorder.key(tensor) for tensor in (*net.parameters(), *net.buffers())}
+    image = image.clone()  # without the rest of a larger tensor that it may have been cut from
     try:
         with recorder:
             net.eval()(image)

@@ -5,7 +5,8 @@
 
 Its own code builds each supernet with random weights, batch-norm statistics and kernel transforms, and saves it with
 the keys of its newest and of its first release; `ofa.checkpoint` reads both.  Each architecture that it draws runs in
-both, and in the network extracted here.  "changed" is the control: the same comparison after one weight of the checkpoint was changed by 1 %.
+both, and in the network extracted here.  "changed" is the control: the same comparison after one weight of the
+checkpoint was changed by 1 %.
 """
 
 from __future__ import annotations

@@ -25,6 +25,22 @@ SPEC = NetSpec(
     in_channels=1,
     classes=10,
 )
+RESNET = NetSpec(
+    units=(
+        Unit("conv", 1, 16, 3, 1, act="relu"),
+        Unit("conv", 16, 16, 3, 1, act="relu", shortcut=True),
+        Unit("maxpool", 16, 16, 3, 2),
+        Unit("bottleneck", 16, 64, 3, 1, 24, act="relu"),
+        Unit("bottleneck", 64, 64, 3, 1, 16, act="relu", shortcut=True),
+        Unit("bottleneck", 64, 96, 3, 2, 32, act="relu"),
+        Unit("pool", 96, 96),
+        Unit("linear", 96, 10),
+    ),
+    resolution=16,
+    in_channels=1,
+    classes=10,
+    bn_eps=1e-3,
+)
 
 
 def random_net(spec: NetSpec = SPEC, seed: int = 0) -> StaticNet:

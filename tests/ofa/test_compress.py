@@ -24,8 +24,8 @@ from ofa.data import ImageData, digits
 from ofa.errors import UserError
 from ofa.export.onnx import export, run_onnx, run_torch, verify
 from ofa.spec import Unit
-from ofa.static import MBConv, StaticNet
-from tests.ofa.nets import SPEC, random_net
+from ofa.static import Bottleneck, MBConv, StaticNet
+from tests.ofa.nets import RESNET, SPEC, random_net
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +46,9 @@ def trained(data: ImageData) -> StaticNet:
 # -- pruning -----------------------------------------------------------------------------------------------------------
 
 
+WRITERS = (".project", ".conv3", "")
+
+
 def keep_only(net: StaticNet, kept: dict[int, list[int]]) -> StaticNet:
     """Silence, by hooks on the original, all channels but those kept: what pruning must equal."""
 
@@ -57,6 +60,9 @@ def keep_only(net: StaticNet, kept: dict[int, list[int]]) -> StaticNet:
         silence(unit, group.outer)
         if isinstance(unit, MBConv):
             silence(unit.depthwise, group.mid)
+        if isinstance(unit, Bottleneck):
+            silence(unit.conv1, group.mid)
+            silence(unit.conv2, group.mid)
     return net
 
 
@@ -68,7 +74,7 @@ def kept_channels(net: StaticNet, small: StaticNet) -> dict[int, list[int]]:
     """Channels that survive, found from batch-norm biases (random values are all different)."""
     kept, before, after = {}, net.state_dict(), small.state_dict()
     for i, group in enumerate(channel_groups(net.spec)):
-        for layer, number in ((".depthwise", group.mid), (".project", group.outer), ("", group.outer)):
+        for layer, number in ((".depthwise", group.mid), (".conv2", group.mid), *((n, group.outer) for n in WRITERS)):
             key = f"units.{i}{layer}.bn.bias"
             if key in before:
                 kept[number] = positions(before[key], after[key])
@@ -95,6 +101,17 @@ def test_a_pruned_stream_is_cut_from_everything_that_writes_to_it_or_reads_it(im
     net = random_net(spec)
     small = prune(net, Pruning(0.4, streams=True))
     assert all(new.cout < old.cout for new, old in zip(small.spec.units[1:4], spec.units[1:4], strict=True))
+    expected = run_torch(keep_only(net, kept_channels(net, small)), images)
+    np.testing.assert_allclose(run_torch(small, images), expected, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("streams", [False, True])
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_bottlenecks_are_pruned_too(criterion: str, streams: bool, images: Tensor) -> None:
+    net = random_net(RESNET)
+    small = prune(net, Pruning(0.7, criterion, streams=streams))
+    assert any(new.mid < old.mid for new, old in zip(small.spec.units, RESNET.units, strict=True))
+    assert small.spec.bn_eps == RESNET.bn_eps
     expected = run_torch(keep_only(net, kept_channels(net, small)), images)
     np.testing.assert_allclose(run_torch(small, images), expected, rtol=1e-5, atol=1e-4)
 

@@ -31,7 +31,7 @@ from ofa.export.onnx import (
 )
 from ofa.space import load_space
 from ofa.static import StaticNet, build
-from tests.ofa.nets import SPEC, random_net
+from tests.ofa.nets import RESNET, SPEC, random_net
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +59,14 @@ def test_an_onnx_file_gives_the_logits_of_the_network(file: Path, images: Tensor
     assert parity.agreement == 1
     assert parity.sqnr_db > 80
     assert np.ptp(run_onnx(file, images), axis=0).min() > 1, "logits follow the image"
+
+
+@pytest.mark.parametrize("side", [16, 14, 13])
+def test_a_residual_network_is_exported_at_odd_sizes_too(side: int, images: Tensor, tmp_path: Path) -> None:
+    net, x = random_net(RESNET), nn.functional.interpolate(images, (side, side))
+    net.spec = replace(net.spec, resolution=side)
+    export(net, tmp_path / "net.onnx")
+    assert verify(tmp_path / "net.onnx", net, x).max_relative < 1e-4
 
 
 def test_one_weight_changed_by_a_percent_is_seen(file: Path, images: Tensor) -> None:

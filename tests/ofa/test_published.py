@@ -1,0 +1,302 @@
+"""Block lists and checkpoints that others published, and the errors for those that are none."""
+
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from ofa.checkpoint import import_supernet, read_checkpoint
+from ofa.compress.finetune import Finetuning, finetune
+from ofa.compress.prune import Pruning, prune
+from ofa.compress.quantize import Quantization, quantize
+from ofa.data import digits
+from ofa.errors import UserError
+from ofa.export.onnx import export, verify
+from ofa.layers import ElasticDepthwise
+from ofa.liveness import peak_elements
+from ofa.published import arch_of, load_network, read_network
+from ofa.space import Space, load_space
+from ofa.spec import Unit
+from ofa.supernet import Supernet
+from predictors.spec import spec_costs
+
+NET = "weights/proxyless-w0.25-r112_imagenet"
+
+
+def conv(cin: int, cout: int, kernel: int = 3, stride: int = 1, **more: Any) -> dict[str, Any]:
+    return {
+        "name": "ConvLayer",
+        "in_channels": cin,
+        "out_channels": cout,
+        "kernel_size": kernel,
+        "stride": stride,
+    } | more
+
+
+def block(cin: int, cout: int, stride: int = 1, **more: Any) -> dict[str, Any]:
+    layer = {"name": "MBConvLayer", "in_channels": cin, "out_channels": cout, "kernel_size": 5, "stride": stride}
+    return {
+        "name": "ResidualBlock",
+        "conv": layer | {"expand_ratio": 4, "act_func": "h_swish"} | more,
+        "shortcut": None,
+    }
+
+
+IDENTITY = {"name": "IdentityLayer"}
+MBV3 = {
+    "name": "MobileNetV3",
+    "bn": {"momentum": 0.1, "eps": 1e-4},
+    "image_size": 16,
+    "first_conv": conv(1, 16, act_func="h_swish"),
+    "blocks": [
+        block(16, 16, expand_ratio=1, act_func="relu"),
+        {"name": "ResidualBlock", "conv": {"name": "ZeroLayer"}, "shortcut": IDENTITY},
+        block(16, 24, stride=2, use_se=True),
+        block(24, 24, mid_channels=72) | {"shortcut": IDENTITY},
+    ],
+    "final_expand_layer": conv(24, 64, 1, act_func="h_swish"),
+    "feature_mix_layer": conv(64, 48, 1, act_func="h_swish", use_bn=False),
+    "classifier": {"name": "LinearLayer", "in_features": 48, "out_features": 10},
+}
+UNITS = (
+    Unit("conv", 1, 16, 3, 1, act="h_swish"),
+    Unit("mbconv", 16, 16, 5, 1, 16, 0, "relu"),
+    Unit("mbconv", 16, 24, 5, 2, 64, 16, "h_swish", expand=True),
+    Unit("mbconv", 24, 24, 5, 1, 72, 0, "h_swish", expand=True, shortcut=True),
+    Unit("conv", 24, 64, act="h_swish"),
+    Unit("pool", 64, 64),
+    Unit("conv", 64, 48, act="h_swish", bn=False),
+    Unit("linear", 48, 10),
+)
+
+
+def test_a_block_list_is_read_as_it_is_meant() -> None:
+    spec, names = read_network(MBV3)
+    assert spec.units == UNITS
+    assert (spec.resolution, spec.in_channels, spec.classes, spec.bn_eps) == (16, 1, 10, 1e-4)
+    assert names[2] == "blocks.2"  # block 1 is left out, and keeps its number
+    net = load_network(MBV3)
+    assert net(torch.randn(2, 1, 16, 16)).shape == (2, 10)
+    assert net.units[0].bn.eps == 1e-4
+
+
+def test_the_image_size_may_stand_in_the_file_beside(tmp_path: Path) -> None:
+    (tmp_path / "net.config").write_text(json.dumps({k: v for k, v in MBV3.items() if k != "image_size"}))
+    with pytest.raises(UserError, match="give resolution=<pixels>"):
+        read_network(tmp_path / "net.config")
+    assert read_network(tmp_path / "net.config", resolution=12)[0].resolution == 12
+    (tmp_path / "run.config").write_text('{"image_size": 20}')
+    assert read_network(tmp_path / "net.config")[0].resolution == 20
+
+
+def test_a_published_network_is_trained_compressed_and_exported_like_ones_own(tmp_path: Path) -> None:
+    data, net = digits(), load_network(MBV3)
+    tuned = finetune(prune(net, Pruning(0.7)), data, Finetuning(epochs=1, lr=0.1), teacher=net)
+    images = next(data.batches("test", 64, 16, rng=None))[0]
+    export(tuned, tmp_path / "float.onnx")
+    assert verify(tmp_path / "float.onnx", tuned, images).max_relative < 1e-4
+    quantize(tmp_path / "float.onnx", tmp_path / "int8.onnx", [images], Quantization())
+    assert verify(tmp_path / "int8.onnx", tuned, images).sqnr_db > 10
+    costs = spec_costs(tuned.spec, model="liveness")
+    assert costs["peak_memory_bytes"] == 4 * peak_elements(tuned, images[:1])
+    assert costs["macs"] < spec_costs(net.spec)["macs"]
+
+
+def test_the_published_weights_load_with_every_key_used(data_folder: Path) -> None:
+    config, weights = data_folder / f"{NET}.json", data_folder / f"{NET}.pth"
+    net = load_network(config, weights)
+    state, _ = read_checkpoint(weights)
+    assert len(state) == len(net.state_dict())
+    assert torch.equal(net.units[-1].weight, state["classifier.linear.weight"])
+    assert sum(t.double().sum().item() for t in state.values()) == pytest.approx(
+        sum(t.double().sum().item() for t in net.state_dict().values())
+    )
+    entry = next(n for n in _table(data_folder, "mcunet") if n["name"] in NET)
+    assert read_network(entry)[0] == net.spec, "the table of blocks is the same network"
+    logits = net(torch.randn(8, 3, 112, 112))
+    assert (logits - logits.mean(0)).abs().max() > 0.5, "logits follow the image"
+    with pytest.raises(UserError, match=r"missing.*units.0.conv.weight"):
+        load_network(config, {k: v for k, v in state.items() if k != "first_conv.conv.weight"})
+    with pytest.raises(UserError, match=r"'blocks.99.conv.weight', which this network has no place for"):
+        load_network(config, state | {"blocks.99.conv.weight": torch.zeros(1)})
+
+
+def _table(folder: Path, source: str) -> list[dict[str, Any]]:
+    return json.loads((folder / "tables/published_subnets.json").read_text())[source]["nets"]  # type: ignore[no-any-return]
+
+
+def _with(path: tuple[str | int, ...], value: Any) -> dict[str, Any]:
+    config: Any = copy.deepcopy(MBV3)
+    inner = config
+    for key in path[:-1]:
+        inner = inner[key]
+    inner[path[-1]] = value
+    return config  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        (_with(("blocks", 2, "conv", "act_func"), "swish"), "activation 'swish' .*choose from none, relu, relu6"),
+        (_with(("blocks", 2, "conv", "kernel_size"), 4), "kernel 4 is even"),
+        (_with(("blocks", 2, "conv", "groups"), 4), "groups 4 of a block are not supported"),
+        (_with(("first_conv", "dilation"), 2), "dilation"),
+        (
+            _with(("blocks",), [{"name": "ResidualBlock", "conv": {"name": "MBConvLayer"}}]),
+            "not a block list .*in_chan",
+        ),
+        ({"image_size": 16}, "not a block list .*first_conv"),
+    ],
+)
+def test_a_wrong_block_list_is_explained(config: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        read_network(config)
+
+
+# -- supernets ---------------------------------------------------------------------------------------------------------
+
+
+def small(name: str) -> Space:
+    """A published family with few blocks and narrow stages, so that it is quick."""
+    space = load_space(name)
+    stages = tuple(
+        replace(s, channels=8 * (i + 1), before=tuple(replace(x, channels=x.channels and 16) for x in s.before))
+        for i, s in enumerate(space.stages[:3])
+    )
+    stem = tuple(replace(layer, channels=8) for layer in space.stem)
+    return replace(space, name="small", resolution=(32,), stages=stages, stem=stem, classes=10)
+
+
+FAMILIES = ("ofa_mbv3_w1.0", "ofa_proxyless_w1.3", "ofa_resnet50", "mcunet")
+
+
+def theirs(supernet: Supernet, *, old: bool) -> dict[str, Tensor]:
+    """The weights under once-for-all's names, written a second time and the other way round."""
+    bottleneck = any(hasattr(unit, "conv3") for unit in supernet.units)
+    found, counts = {}, {"input_stem": -1, "blocks": -1}
+    after_pool = False
+    last = max(i for i, unit in enumerate(supernet.units) if hasattr(unit, "project") or hasattr(unit, "conv3"))
+    mixes = sum(hasattr(unit, "conv") for unit in list(supernet.units)[last:])
+    for i, unit in enumerate(supernet.units):
+        after_pool |= isinstance(unit, torch.nn.AdaptiveAvgPool2d)
+        block = hasattr(unit, "project") or hasattr(unit, "conv3")
+        if hasattr(unit, "linear"):
+            place = "classifier"
+        elif bottleneck and hasattr(unit, "conv"):
+            place = "input_stem.{}"
+        elif i == 0:
+            place = "first_conv"
+        elif block or i < last:
+            place = "blocks.{}"
+        else:
+            place = "final_expand_layer" if mixes == 2 and not after_pool else "feature_mix_layer"
+        if "{}" in place and dict(unit.named_parameters()):
+            counts[place[:-3]] += 1
+            place = place.format(counts[place[:-3]])
+        for key, tensor in unit.state_dict().items():
+            found[f"{place}.{_their_layer(place, key, old=old, bottleneck=bottleneck)}"] = tensor
+        for norm in {key.rpartition(".")[0] for key in unit.state_dict() if "running_mean" in key}:
+            key = _their_layer(place, f"{norm}.num_batches_tracked", old=old, bottleneck=bottleneck)
+            found[f"{place}.{key}"] = torch.tensor(7)
+    return found
+
+
+def _their_layer(place: str, key: str, *, old: bool, bottleneck: bool) -> str:
+    for mine, name in (
+        ("expand.", "inverted_bottleneck."),
+        ("depthwise.", "depth_conv."),
+        ("project.", "point_linear."),
+    ):
+        key = name + key.removeprefix(mine) if key.startswith(mine) else key
+    key = key.replace("depth_conv.weight", "depth_conv.conv.conv.weight").replace("se.", "depth_conv.se.fc.")
+    for mine, name in (("transforms.3", "conv.5to3_matrix"), ("transforms.5", "conv.7to5_matrix")):
+        key = key.replace(mine, name)
+    key = key.replace("bn.", "bn.bn.")
+    key = key.replace("conv.weight", "conv.conv.weight") if "conv.conv" not in key else key
+    if place == "input_stem.1":
+        return f"conv.{key}"
+    if place.startswith("blocks") and not bottleneck:
+        key = f"point_linear.{key}" if key.startswith(("conv.", "bn.")) else key
+        return f"{'mobile_inverted_conv' if old else 'conv'}.{key}"
+    return key.replace("linear.", "linear.linear.") if place == "classifier" and not old else key
+
+
+@pytest.mark.parametrize("old", [False, True])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_checkpoint_in_their_names_gives_the_same_supernet(name: str, old: bool, tmp_path: Path) -> None:
+    supernet = Supernet(small(name))
+    for module in supernet.modules():
+        if isinstance(module, ElasticDepthwise):
+            for transform in module.transforms.values():
+                torch.nn.init.normal_(transform)
+    torch.save({"state_dict": theirs(supernet, old=old)}, tmp_path / "net.pth")
+    found, digest = import_supernet(supernet.space, tmp_path / "net.pth")
+    assert len(digest) == 64
+    for key, tensor in supernet.state_dict().items():
+        assert torch.equal(found.state_dict()[key], tensor), key
+    assert {m.eps for m in found.modules() if hasattr(m, "running_var")} == {supernet.space.bn_eps}
+
+
+def test_a_file_that_is_no_checkpoint_of_the_space_is_explained(tmp_path: Path) -> None:
+    space, file = small("ofa_mbv3_w1.0"), tmp_path / "net.pth"
+    state = theirs(Supernet(space), old=False)
+    torch.save({"state_dict": state}, file)
+    with pytest.raises(UserError, match=r"read as space small, does not fit.*other shape"):
+        import_supernet(replace(space, classes=7), file)
+    with pytest.raises(UserError, match=r"'first_conv.conv.conv.weight', which this network has no place for"):
+        import_supernet(small("ofa_resnet50"), file)
+    with pytest.raises(UserError, match=r"SHA-256 .*, not abc; fetch it again"):
+        import_supernet(space, file, sha256="abc")
+    state.pop("classifier.linear.linear.bias")
+    torch.save(state, file)
+    with pytest.raises(UserError, match=r"missing \['units.*linear.bias'\]"):
+        import_supernet(space, file)
+    torch.save({"state_dict": Path}, file)
+    with pytest.raises(UserError, match="damaged, or holds more than tensors"):
+        import_supernet(space, file)
+    torch.save([1, 2], file)
+    with pytest.raises(UserError, match="holds no state_dict"):
+        import_supernet(space, file)
+    file.write_bytes(b"nothing")
+    with pytest.raises(UserError, match="damaged"):
+        import_supernet(space, file)
+    with pytest.raises(UserError, match="does not exist"):
+        import_supernet(space, tmp_path / "none.pth")
+
+
+def test_a_checkpoint_behind_a_url_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    torch.save({"state_dict": {"a": torch.ones(2)}}, tmp_path / "net.pth")
+    url = (tmp_path / "net.pth").as_uri()
+    first = read_checkpoint(url)
+    (tmp_path / "net.pth").unlink()
+    assert read_checkpoint(url)[1] == first[1]
+    with pytest.raises(UserError, match=r"other.pth cannot be fetched"):
+        read_checkpoint((tmp_path / "other.pth").as_uri())
+
+
+# -- settings ----------------------------------------------------------------------------------------------------------
+
+
+def test_their_settings_become_architectures() -> None:
+    space = load_space("ofa_resnet50")
+    config = {"d": [1, 0, 1, 2, 0], "e": [0.2, 0.25, 0.35] * 6, "w": [0, 1, 2, 0, 1, 2], "image_size": 128}
+    arch = arch_of(space, config)
+    assert arch.depth == (0, 0, 1, 2, 0), "their stem skips its block at depth 1 as at 0"
+    assert arch.width == (0.65, 0.8, 1.0, 0.65, 0.8, 1.0)
+    assert arch.resolution == 128
+    space.encode([arch])
+    mcunet = load_space("mcunet")
+    full = {"d": [0, 1, 2, 0, 1, 1], "ks": [3] * 20, "e": [4] * 20, "wid": 1, "image_size": 96}
+    assert arch_of(mcunet, full).width == (0.75,)
+    np.testing.assert_array_equal(mcunet.depths(mcunet.encode([arch_of(mcunet, full)]))[0], [1, 3, 4, 2, 3, 1])
+    with pytest.raises(UserError, match=r"setting .*'k'.* not known; choose from"):
+        arch_of(space, {"k": 3})
