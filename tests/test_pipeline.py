@@ -16,6 +16,10 @@ import torch
 from ofa.data import digits
 from ofa.export.card import load_card, rebuild
 from ofa.export.onnx import load_onnx, run_onnx, run_torch
+from ofa.space import load_space
+from ofa.supernet import Supernet
+from ofa.weights import load_tensors, load_weights
+from tests.ofa.test_published import theirs
 
 SHORT = (
     "schedule.scale=0.3",
@@ -92,6 +96,21 @@ def test_a_finished_run_is_not_run_again(run: Path) -> None:
     assert found.returncode == 0, found.stderr
     assert "train: already done" in found.stdout
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*.onnx")} == before
+
+
+def test_an_imported_checkpoint_takes_the_place_of_training(run: Path, tmp_path: Path) -> None:
+    tensors = load_tensors(run / "train/supernet.safetensors")[0]
+    supernet = Supernet(load_space("digits_mbv3"))
+    load_weights(supernet, tensors, run)
+    torch.save({"state_dict": theirs(supernet, old=False)}, tmp_path / "net.pth")
+    found = ofa("import_", *SHORT, "checkpoint=net.pth", folder=tmp_path)
+    assert found.returncode == 0, found.stderr
+    assert "SHA-256" in found.stdout
+    imported = load_tensors(tmp_path / "runs/digits/train/supernet.safetensors")[0]
+    assert all(torch.equal(imported[name], tensor) for name, tensor in tensors.items())
+    found = ofa("measure", *SHORT, folder=tmp_path)
+    assert found.returncode == 0, found.stderr
+    assert (tmp_path / "runs/digits/measure/subnets.jsonl").read_text() == (run / "measure/subnets.jsonl").read_text()
 
 
 def test_another_configuration_is_refused(run: Path) -> None:

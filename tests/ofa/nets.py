@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import nn
 
 from ofa.extract import recalibrate
+from ofa.space import Space, load_space
 from ofa.spec import NetSpec, Unit
 from ofa.static import StaticNet, build_spec
 
@@ -55,3 +58,18 @@ def random_net(spec: NetSpec = SPEC, seed: int = 0) -> StaticNet:
     nn.init.normal_(net.units[-1].weight)  # type: ignore[arg-type]
     recalibrate(net, [torch.randn(64, spec.in_channels, spec.resolution, spec.resolution)])
     return net.eval()
+
+
+def small(name: str) -> Space:
+    """A published family with few blocks and narrow stages, so that it is quick."""
+    space = load_space(name)
+    stages = tuple(
+        replace(
+            s,
+            channels=(64 if s.block == "bottleneck" else 8) * (i + 1),
+            before=tuple(replace(x, channels=x.channels and 16) for x in s.before),
+        )
+        for i, s in enumerate(space.stages[:3])
+    )
+    stem = tuple(replace(layer, channels=8) for layer in space.stem)
+    return replace(space, name="small", resolution=(32,), stages=stages, stem=stem, classes=10)

@@ -23,10 +23,11 @@ from ofa.export.onnx import export, verify
 from ofa.layers import ElasticDepthwise
 from ofa.liveness import peak_elements
 from ofa.published import arch_of, load_network, read_network
-from ofa.space import Space, load_space
+from ofa.space import load_space
 from ofa.spec import Unit
 from ofa.supernet import Supernet
 from predictors.spec import spec_costs
+from tests.ofa.nets import small
 
 NET = "weights/proxyless-w0.25-r112_imagenet"
 
@@ -162,17 +163,6 @@ def test_a_wrong_block_list_is_explained(config: dict[str, Any], words: str) -> 
 
 
 # -- supernets ---------------------------------------------------------------------------------------------------------
-
-
-def small(name: str) -> Space:
-    """A published family with few blocks and narrow stages, so that it is quick."""
-    space = load_space(name)
-    stages = tuple(
-        replace(s, channels=8 * (i + 1), before=tuple(replace(x, channels=x.channels and 16) for x in s.before))
-        for i, s in enumerate(space.stages[:3])
-    )
-    stem = tuple(replace(layer, channels=8) for layer in space.stem)
-    return replace(space, name="small", resolution=(32,), stages=stages, stem=stem, classes=10)
 
 
 FAMILIES = ("ofa_mbv3_w1.0", "ofa_proxyless_w1.3", "ofa_resnet50", "mcunet")

@@ -16,8 +16,9 @@ from ofa.errors import UserError
 from ofa.files import append_jsonl, read_jsonl
 from ofa.schedule import Phase, Schedule, draw
 from ofa.space import Space, load_space
+from ofa.supernet import Supernet
 from ofa.train import Trainer, Watch, load_supernet
-from ofa.weights import load_tensors
+from ofa.weights import load_tensors, save_tensors
 
 WATCH = Watch(random_nets=1, images=60, calibration=60)
 FULL = Phase("full", 0.1, 0.05, rule="largest", keep={"kernel": 1, "depth": 1, "expand": 1, "width": 1})
@@ -41,6 +42,23 @@ def schedule(**changes: object) -> Schedule:
 
 def trainer(folder: Path, data: ImageData, space: Space, **changes: object) -> Trainer:
     return Trainer(space, data, schedule(**changes), folder, watch=WATCH, save_seconds=0.0)
+
+
+def test_training_starts_from_a_supernet_file_whose_ends_may_differ(
+    tmp_path: Path, data: ImageData, space: Space
+) -> None:
+    supernet, file = Supernet(space), tmp_path / "supernet.safetensors"
+    save_tensors(file, supernet.state_dict())
+    same = Trainer(space, data, schedule(), tmp_path / "same", initial=file).supernet.state_dict()
+    assert all(torch.equal(same[name], tensor) for name, tensor in supernet.state_dict().items())
+    other = space.adapt(in_channels=3, classes=7)
+    started = Trainer(other, data, schedule(), tmp_path / "other", initial=file).supernet.state_dict()
+    last = f"units.{len(supernet.units) - 1}.linear.weight"
+    assert started[last].shape[0] == 7
+    fresh = {name for name, tensor in supernet.state_dict().items() if not torch.equal(started[name], tensor)}
+    assert fresh == {"units.0.conv.weight", last, last.replace("weight", "bias")}
+    with pytest.raises(UserError, match="does not fit this network"):
+        Trainer(load_space("cifar_mbv3"), data, schedule(), tmp_path / "wrong", initial=file)
 
 
 class Killed(BaseException):

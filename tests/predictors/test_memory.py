@@ -9,13 +9,19 @@ import pandas as pd
 import pytest
 
 from ofa.errors import UserError
+from ofa.published import read_network
 from ofa.space import load_space
 from ofa.spec import NetSpec
 from ofa.table import layer_table, spec_table
 from ofa.units import space_spec
 from predictors import PeakMemory
 from predictors.memory import MODELS, peak_memory
-from tests.predictors.published import published_nets, published_spec, read_genes
+from tests.predictors.published import published_nets, read_genes
+
+FAMILIES = (
+    *("digits_mbv3", "cifar_mbv3", "ofa_mbv3_w1.0", "ofa_mbv3_w1.2"),
+    *("ofa_proxyless_w1.3", "ofa_resnet50", "mcunet", "nas_bench_macro"),
+)
 
 
 def mcunet_peak(spec: NetSpec) -> int:
@@ -36,7 +42,7 @@ def mcunet_peak(spec: NetSpec) -> int:
 
 def test_published_mcunet_peaks_agree_within_a_kilobyte(data_folder: Path) -> None:
     for net in published_nets(data_folder, "mcunet"):
-        peak = peak_memory(spec_table(published_spec(net)), bits=net.get("bits", 8))
+        peak = peak_memory(spec_table(read_network(net)[0]), bits=net.get("bits", 8))
         assert abs(int(peak[0]) / 1024 - net["published"]["peak_act_kB"]) < 1, net["name"]
 
 
@@ -48,7 +54,7 @@ def test_every_row_of_the_published_peak_table_is_reproduced(data_folder: Path) 
     np.testing.assert_array_equal(predicted, frame.peak_elems)
 
 
-@pytest.mark.parametrize("name", ["digits_mbv3", "cifar_mbv3", "ofa_mbv3_w1.0"])
+@pytest.mark.parametrize("name", ["digits_mbv3", "cifar_mbv3", "ofa_mbv3_w1.0", "ofa_proxyless_w1.3", "mcunet"])
 def test_the_default_model_equals_a_walk_over_the_network(name: str) -> None:
     space = load_space(name)
     genes = space.sample(100, np.random.default_rng(1))
@@ -56,12 +62,36 @@ def test_the_default_model_equals_a_walk_over_the_network(name: str) -> None:
     np.testing.assert_array_equal(PeakMemory(space)(genes), walked)
 
 
+@pytest.mark.parametrize("name", ["ofa_mbv3_w1.0", "ofa_resnet50", "mcunet", "nas_bench_macro"])
 @pytest.mark.parametrize("model", MODELS)
-def test_look_up_equals_the_largest_layer(model: str) -> None:
-    space = load_space("ofa_mbv3_w1.0")
+def test_look_up_equals_the_largest_layer(model: str, name: str) -> None:
+    space = load_space(name)
     genes = space.sample(300, np.random.default_rng(2))
     expected = peak_memory(layer_table(space, genes), model=model)
     np.testing.assert_array_equal(PeakMemory(space, model)(genes), expected)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_liveness_equals_what_is_recorded_on_the_running_network(name: str) -> None:
+    import torch
+
+    from ofa.liveness import peak_elements
+    from ofa.static import build
+
+    space = load_space(name)
+    genes = np.concatenate([space.smallest(), space.sample(3, np.random.default_rng(5))])
+    recorded = [
+        peak_elements(build(space, arch), torch.randn(1, space.in_channels, arch.resolution, arch.resolution))
+        for arch in space.decode(genes)
+    ]
+    np.testing.assert_array_equal(PeakMemory(space, "liveness")(genes), recorded)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_liveness_counts_at_least_what_the_other_models_do(name: str) -> None:
+    space = load_space(name)
+    genes = space.sample(100, np.random.default_rng(6))
+    assert (PeakMemory(space, "liveness")(genes) >= PeakMemory(space, "mcunet")(genes)).all()
 
 
 def test_depthwise_in_place_never_needs_more() -> None:
@@ -81,5 +111,7 @@ def test_bytes_follow_the_width_of_an_element() -> None:
 
 
 def test_an_unknown_model_is_answered_with_the_known_ones() -> None:
-    with pytest.raises(UserError, match="'tflite' is not known; choose from mcunet, inplace, elements_plus_weights"):
+    with pytest.raises(
+        UserError, match="'tflite' is not known; choose from mcunet, inplace, elements_plus_weights, liveness"
+    ):
         PeakMemory(load_space("digits_mbv3"), "tflite")
