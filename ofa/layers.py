@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ofa.modules import ConvBN, SqueezeExcite, activation
 from ofa.spec import Unit
-from ofa.static import ConvBN, SqueezeExcite, activation
 
 
 def crop_kernel(weight: Tensor, size: int, stride: int) -> Tensor:
@@ -158,3 +158,20 @@ class ElasticLinear(nn.Module):
         """Copy the leading features into a plain linear layer."""
         plain.weight.data.copy_(self.linear.weight[:, : plain.in_features])
         plain.bias.data.copy_(self.linear.bias)
+
+
+def importance(weight: Tensor) -> Tensor:
+    """The channels (C,) that a convolution (K, C, H, W) reads, those of the largest L1 norm first."""
+    return weight.abs().sum((0, 2, 3)).argsort(descending=True, stable=True)
+
+
+def permute(tensor: Tensor, order: Tensor, dimension: int) -> None:
+    """Reorder one dimension, in place."""
+    tensor.copy_(tensor.index_select(dimension, order))
+
+
+def permute_norm(norm: nn.Module, order: Tensor) -> None:
+    """Reorder the channels of a batch norm, in place."""
+    assert isinstance(norm, ElasticBatchNorm)
+    for tensor in (norm.weight, norm.bias, norm.running_mean, norm.running_var):
+        permute(tensor, order, 0)

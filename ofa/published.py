@@ -8,13 +8,13 @@ from typing import Any
 
 from torch import Tensor
 
+from ofa.arrays import make_divisible
 from ofa.checkpoint import import_network
 from ofa.errors import UserError
 from ofa.files import read_json
 from ofa.space import Arch, Space
 from ofa.spec import ACTIVATIONS, NetSpec, Unit
 from ofa.static import StaticNet, build_spec
-from ofa.units import make_divisible
 
 Config = Mapping[str, Any]
 Named = list[tuple[str | None, Unit]]  # their name for a unit, and the unit
@@ -147,7 +147,8 @@ def _bottleneck_of(block: Config) -> Unit:
         raise UserError(f"a bottleneck with groups or downsample_mode {mode!r} is not supported; avgpool_conv is")
     mid = int(make_divisible(block.get("mid_channels") or round(cout * block["expand_ratio"])))
     act, kernel = _act(block.get("act_func", "relu")), _one(block.get("kernel_size", 3))
-    return Unit("bottleneck", cin, cout, kernel, stride, mid, act=act, shortcut=stride == 1 and cin == cout)
+    shortcut = stride == 1 and cin == cout
+    return Unit("bottleneck", cin, cout, kernel, stride, mid, act=act, expand=True, shortcut=shortcut)
 
 
 def _linear(layer: Config) -> Unit:

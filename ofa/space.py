@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ofa.blocks import BLOCKS
 from ofa.errors import UserError
-from ofa.spec import ACTIVATIONS, BLOCKS, KINDS
+from ofa.spec import ACTIVATIONS, KINDS
 
 Genes = NDArray[np.int8]
 DIMENSIONS = ("resolution", "width", "depth", "kernel", "expand", "op")
 OF_BLOCKS = ("kernel", "expand", "op")
-ELASTIC = {"conv": (), "mbconv": ("kernel", "expand"), "bottleneck": ("expand",)}  # what each block can vary
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +141,7 @@ class Stage:
         if self.block not in BLOCKS:
             raise UserError(f"block {self.block!r} is not known; choose from {', '.join(BLOCKS)}")
         for name in ("kernel", "expand"):
-            if self.chooses(name) and (self.ops or name not in ELASTIC[self.block]):
+            if self.chooses(name) and (self.ops or name not in BLOCKS[self.block].elastic):
                 raise UserError(f"{name} {self.choices(name)} cannot be chosen in a stage of {self.op or self.block}")
         if set(self.op) - set(range(len(self.ops))) or bool(self.ops) != bool(self.op):
             raise UserError(f"op {self.op} must be positions in ops, 0 to {len(self.ops) - 1}")

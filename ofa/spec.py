@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from ofa.blocks import BLOCKS
 from ofa.errors import UserError
 
-BLOCKS = ("conv", "mbconv", "bottleneck")
 KINDS = (*BLOCKS, "maxpool", "pool", "linear")
 ACTIVATIONS = ("none", "relu", "relu6", "h_swish")
 

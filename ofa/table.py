@@ -5,17 +5,18 @@ N architectures, U units (places in the supernet), L layers.  Needs no torch.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ofa.arrays import Bool, Int
+from ofa.blocks import BLOCKS
+from ofa.blocks.base import Column
 from ofa.space import Genes, Space
 from ofa.spec import NetSpec
-from ofa.units import Bool, Int, UnitTable, spec_units, unit_table, wide
+from ofa.units import UnitTable, spec_units, unit_table, wide
 
-Column = dict[str, object]
 POOLS = ("pool", "maxpool")
 
 
@@ -87,12 +88,15 @@ def _layers(units: UnitTable) -> LayerTable:
         befores.append(before * active)
         afters.append(size * active)
         shared = {"block": u, "shortcut": units.shortcut[u], "bias": False, "bn": units.bn[u], "held": 0}
-        columns += [shared | column for column in LAYERS[kind](units, u, before, size)]
+        columns += [
+            shared | column
+            for column in (BLOCKS[kind].layers if kind in BLOCKS else _fixed_layer)(units, u, before, size)
+        ]
     return _stack(columns, units, np.stack(befores, axis=1), np.stack(afters, axis=1))
 
 
-def _plain_layer(units: UnitTable, u: int, before: Int, after: Int) -> list[Column]:
-    """A convolution, linear layer or pool by itself; the input of a shortcut is its own, held by nobody else."""
+def _fixed_layer(units: UnitTable, u: int, before: Int, after: Int) -> list[Column]:
+    """A linear layer or a pool."""
     op = units.kind[u]
     return [
         {
@@ -110,55 +114,6 @@ def _plain_layer(units: UnitTable, u: int, before: Int, after: Int) -> list[Colu
             "size_out": after,
         }
     ]
-
-
-def _mbconv_layers(units: UnitTable, u: int, before: Int, after: Int) -> list[Column]:
-    name, act, active = units.names[u], units.act[u], units.active[:, u]
-    cin, cout, mid, se = units.cin[:, u], units.cout[:, u], units.mid[:, u], units.se[:, u]
-    held = cin * before**2 * bool(units.shortcut[u])
-    conv = {"op": "conv", "kernel": 1, "stride": 1, "groups": 1, "active": active, "size_in": after, "size_out": after}
-    gate = conv | {"active": active & (se > 0), "size_in": 1, "size_out": 1, "bias": True, "bn": False, "held": held}
-    depthwise = conv | {"kernel": units.kernel[:, u], "stride": units.stride[u], "groups": mid, "size_in": before}
-    layers = [
-        depthwise
-        | {"name": f"{name}.depthwise", "act": act, "cin": mid, "cout": mid, "held": held * bool(units.expand[u])},
-        gate | {"name": f"{name}.se.reduce", "act": "relu", "cin": mid, "cout": se},
-        gate | {"name": f"{name}.se.expand", "act": "h_sigmoid", "cin": se, "cout": mid},
-        conv | {"name": f"{name}.project", "act": "none", "cin": mid, "cout": cout, "held": held},
-    ]
-    if units.expand[u]:
-        first = {"size_in": before, "size_out": before, "held": 0}
-        layers.insert(0, conv | first | {"name": f"{name}.expand", "act": act, "cin": cin, "cout": mid})
-    return layers
-
-
-def _bottleneck_layers(units: UnitTable, u: int, before: Int, after: Int) -> list[Column]:
-    """The input waits for the shortcut, which runs last and finds the block's output waiting."""
-    name, act = units.names[u], units.act[u]
-    cin, cout, mid = units.cin[:, u], units.cout[:, u], units.mid[:, u]
-    held = cin * before**2
-    conv = {"op": "conv", "kernel": 1, "stride": 1, "groups": 1, "active": units.active[:, u], "act": act}
-    layers = [
-        conv | {"name": f"{name}.conv1", "cin": cin, "cout": mid, "size_in": before, "size_out": before},
-        conv
-        | {"name": f"{name}.conv2", "cin": mid, "cout": mid, "size_in": before, "size_out": after, "held": held}
-        | {"kernel": units.kernel[:, u], "stride": units.stride[u]},
-        conv | {"name": f"{name}.conv3", "cin": mid, "cout": cout, "size_in": after, "size_out": after, "held": held},
-    ]
-    if not units.shortcut[u]:
-        last = {"act": "none", "size_in": after, "size_out": after, "held": cout * after**2}
-        layers.append(conv | last | {"name": f"{name}.downsample", "cin": cin, "cout": cout})
-    return layers
-
-
-LAYERS: dict[str, Callable[[UnitTable, int, Int, Int], list[Column]]] = {
-    "conv": _plain_layer,
-    "linear": _plain_layer,
-    "pool": _plain_layer,
-    "maxpool": _plain_layer,
-    "mbconv": _mbconv_layers,
-    "bottleneck": _bottleneck_layers,
-}
 
 
 def _stack(columns: list[Column], units: UnitTable, unit_in: Int, unit_out: Int) -> LayerTable:

@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ofa.channels import sort_channels
 from ofa.distill import label_loss, soft_label_loss
 from ofa.errors import UserError
 from ofa.evaluate import accuracy, specialise
@@ -178,7 +177,7 @@ class Trainer:
     def _enter(self, phase: Phase) -> None:
         """What happens once, before the first step of a phase."""
         if phase.sort_channels:
-            sort_channels(self.supernet)
+            self.supernet.sort_channels()
             _reset_momentum(self.optimizer)
         if phase.teacher == "previous":
             arch = self.space.decode(self.space.largest())[0]

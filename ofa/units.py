@@ -10,21 +10,13 @@ from dataclasses import dataclass, fields
 from functools import lru_cache
 
 import numpy as np
-from numpy.typing import NDArray
 
+from ofa.arrays import Bool, Int, make_divisible
+from ofa.blocks import BLOCKS
 from ofa.space import Arch, Genes, Layer, Space, Stage
 from ofa.spec import NetSpec, Unit
 
-Int = NDArray[np.int64]
-Bool = NDArray[np.bool_]
 FIXED = -1  # no elastic block, or no width multiplier
-
-
-def make_divisible(channels: NDArray[np.float64] | NDArray[np.int64] | float, divisor: int = 8) -> Int:
-    """Nearest multiple of `divisor`, never below 90 % of `channels` (Howard et al. 2017, TF slim)."""
-    channels = np.asarray(channels, dtype=np.float64)
-    rounded = np.maximum(divisor, (channels + divisor / 2) // divisor * divisor)
-    return np.where(rounded < 0.9 * channels, rounded + divisor, rounded).astype(np.int64)
 
 
 @dataclass(frozen=True)
@@ -177,22 +169,18 @@ class _Walk:
         active: object = True,
         block: int = FIXED,
     ) -> dict[str, object]:
-        kind, elastic = layer.kind, block != FIXED
+        kind, block_of = layer.kind, BLOCKS.get(layer.kind)
         gene = self._gene(layer, block)
         same = self._fits(layer.channels, None if gene == FIXED else gene, layer.stride)
-        expands = kind == "mbconv" and not (np.isscalar(expand) and expand == 1)
-        mid = {
-            "mbconv": make_divisible(np.rint(self.channels * np.asarray(expand))) if expands else self.channels,
-            "bottleneck": make_divisible(np.rint(out * np.asarray(expand))),
-        }.get(kind, 0)
+        mid = block_of.middle(self.channels, out, np.asarray(expand, dtype=np.float64)) if block_of else 0
         return {
             "name": name,
             "kind": kind,
             "act": layer.act,
-            "bn": kind in ("mbconv", "bottleneck") or (kind == "conv" and layer.bn),
+            "bn": block_of is not None and layer.bn,
             "stride": layer.stride,
-            "expand": expands,
-            "shortcut": same and (kind in ("mbconv", "bottleneck") or (kind == "conv" and elastic)),
+            "expand": bool(block_of and "expand" in block_of.elastic) and not (np.isscalar(expand) and expand == 1),
+            "shortcut": same and block_of is not None and (block != FIXED or kind != "conv"),
             "block": block,
             "width_in": self.scaled,
             "width_out": self.scaled if kind in ("pool", "maxpool") else gene,
@@ -201,7 +189,7 @@ class _Walk:
             "cout": out,
             "kernel": kernel,
             "mid": mid,
-            "se": make_divisible(np.asarray(mid) // 4) if kind == "mbconv" and layer.se else 0,
+            "se": make_divisible(np.asarray(mid) // 4) if layer.se else 0,
         }
 
     def _fits(self, base: int, width: int | None, stride: int) -> bool:

@@ -11,6 +11,8 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+from ofa.blocks import BLOCKS
+from ofa.blocks import Elements as UnitElements
 from ofa.errors import UserError
 from ofa.space import Genes, Space
 from ofa.table import LayerTable, layer_weights
@@ -59,58 +61,11 @@ def liveness(table: LayerTable) -> Elements:
       others      x + y
     `ofa.liveness.peak_elements` records the same on a running network.  Returns: (N, L) elements.
     """
-    units = table.units
-    peaks = [UNIT_LIVENESS[kind](_Places(table, u)) for u, kind in enumerate(units.kind)]
+    units, peaks = table.units, []
+    for u, kind in enumerate(units.kind):
+        elements = UnitElements(units, u, table.unit_in[:, u], table.unit_out[:, u])
+        peaks.append(BLOCKS[kind].liveness(elements) if kind in BLOCKS else elements.x + elements.y)
     return np.stack(peaks, axis=1)[:, table.block] * table.active
-
-
-class _Places:
-    """Elements of the tensors that a unit works on, (N,) each."""
-
-    def __init__(self, table: LayerTable, u: int) -> None:
-        units = table.units
-        before, after = table.unit_in[:, u] ** 2, table.unit_out[:, u] ** 2
-        self.x, self.y = units.cin[:, u] * before, units.cout[:, u] * after
-        self.h = self.x * bool(units.shortcut[u])
-        self.pooled = units.cin[:, u] * after
-        self.m, self.r = units.mid[:, u], units.se[:, u]
-        self.ma, self.mb = self.m * before, self.m * after
-        self.expand, self.shortcut = bool(units.expand[u]), bool(units.shortcut[u])
-        self.stride = int(units.stride[u])
-        self.plain = not units.bn[u] and units.act[u] == "none" and not self.shortcut
-
-
-def _largest(*elements: Elements) -> Elements:
-    return np.max(np.stack(elements), axis=0)
-
-
-def _conv_liveness(p: _Places) -> Elements:
-    return p.x + p.y if p.plain else _largest(p.x + p.y, 2 * p.y + p.h)
-
-
-def _mbconv_liveness(p: _Places) -> Elements:
-    expand = [p.x + p.ma, 2 * p.ma + p.h] if p.expand else []
-    depthwise = [p.ma + p.mb + p.h * p.expand, 2 * p.mb + p.h]
-    gate = [_largest(2 * p.mb + p.m, p.mb + p.m + _largest(p.m, p.r)) + p.h] * bool(p.r.any())
-    gate = [np.where(p.r > 0, peak, 0) for peak in gate]
-    return _largest(*expand, *depthwise, *gate, p.mb + p.y + p.h, 2 * p.y + p.h)
-
-
-def _bottleneck_liveness(p: _Places) -> Elements:
-    path = [p.x + 2 * p.ma, p.x + p.ma + p.mb, p.x + 2 * p.mb, p.x + p.mb + p.y, p.x + 2 * p.y]
-    pool = [p.x + p.y + p.pooled] if p.stride > 1 else []
-    shortcut = [] if p.shortcut else [*pool, p.pooled + 2 * p.y]
-    return _largest(*path, *shortcut, 3 * p.y)
-
-
-UNIT_LIVENESS: dict[str, Callable[[_Places], Elements]] = {
-    "conv": _conv_liveness,
-    "mbconv": _mbconv_liveness,
-    "bottleneck": _bottleneck_liveness,
-    "maxpool": lambda p: p.x + p.y,
-    "pool": lambda p: p.x + p.y,
-    "linear": lambda p: p.x + p.y,
-}
 
 
 MODELS: dict[str, Callable[[LayerTable], Elements]] = {

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ofa.blocks import BLOCKS
 from ofa.errors import UserError
 from ofa.spec import NetSpec, Unit
 from ofa.static import StaticNet, build_spec
@@ -86,7 +87,7 @@ def channel_groups(spec: NetSpec) -> list[Groups]:
     """The groups of each unit; group 0 is the image, the last one the classes."""
     groups, stream, fresh = [], 0, count(1)
     for unit in spec.units:
-        mid = next(fresh) if unit.expand or unit.kind == "bottleneck" else stream
+        mid = next(fresh) if _has_inner(unit) else stream
         outer = stream if unit.shortcut or unit.kind in POOLS else next(fresh)
         groups.append(Groups(stream, mid, outer))
         stream = outer
@@ -124,21 +125,19 @@ def _parameters(net: StaticNet, groups: list[Groups]) -> Iterator[tuple[str, Ten
     """Every parameter and buffer with the group of its output and, where it has one, its input axis (-1: none)."""
     for key, value in net.state_dict().items():
         _, unit, *path = key.split(".")
-        yield key, value, _axes(path, groups[int(unit)])
+        yield key, value, _axes(net.spec.units[int(unit)].kind, path, groups[int(unit)])
 
 
-def _axes(path: list[str], g: Groups) -> tuple[int, ...]:
-    layer = ".".join(path[:2]) if path[0] == "se" else path[0]
-    return {
-        "expand": (g.mid, g.inner),
-        "depthwise": (g.mid,),
-        "se.reduce": (-1, g.mid),
-        "se.expand": (g.mid,),
-        "project": (g.outer, g.mid),
-        "conv1": (g.mid, g.inner),
-        "conv2": (g.mid, g.mid),
-        "conv3": (g.outer, g.mid),
-    }.get(layer, (g.outer, g.inner))
+def _has_inner(unit: Unit) -> bool:
+    return unit.kind in BLOCKS and BLOCKS[unit.kind].inner(unit)
+
+
+def _axes(kind: str, path: list[str], g: Groups) -> tuple[int, ...]:
+    if kind not in BLOCKS:
+        return g.outer, g.inner
+    axes = BLOCKS[kind].axes
+    names = axes.get(path[0]) or axes[".".join(path[:2])]
+    return tuple(getattr(g, name, -1) for name in names)
 
 
 def _choose(
@@ -171,7 +170,7 @@ def _resize(spec: NetSpec, groups: list[Groups], widths: dict[int, int]) -> NetS
     """The same units with the groups' new widths."""
 
     def resized(unit: Unit, g: Groups) -> Unit:
-        mid = widths.get(g.mid, unit.mid) if unit.kind in ("mbconv", "bottleneck") else unit.mid
+        mid = widths.get(g.mid, unit.mid) if unit.mid else unit.mid
         return replace(unit, cin=widths.get(g.inner, unit.cin), mid=mid, cout=widths.get(g.outer, unit.cout))
 
     return replace(spec, units=tuple(resized(unit, g) for unit, g in zip(spec.units, groups, strict=True)))

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 
+from ofa.blocks import BLOCKS
 from ofa.report.markup import Html, el
-from ofa.spec import BLOCKS, NetSpec, Unit
+from ofa.spec import NetSpec, Unit
 
 ROW, TOP, WIDTH = 21, 24, 470
 MIDDLE, HALF = 114, 58  # of the room for bars, in SVG units
 SHADE = {1: 0.35, 3: 0.5, 5: 0.75}  # a larger kernel is darker
-NAMES = {"conv": "conv", "mbconv": "MBConv", "bottleneck": "bottleneck", "maxpool": "max pool"} | {
+NAMES = {kind: block.title for kind, block in BLOCKS.items()} | {
+    "maxpool": "max pool",
     "pool": "average pool",
     "linear": "linear",
 }

@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ofa.channels import sort_channels
 from ofa.errors import UserError
 from ofa.extract import extract, recalibrate
 from ofa.layers import ElasticBatchNorm, ElasticDepthwise, crop_kernel
@@ -141,7 +140,7 @@ def test_sorting_channels_keeps_the_largest_net_and_changes_a_narrow_one() -> No
     narrow = replace(large, expand=(2,) * len(large.expand))
     x = images(space, large)
     before = [supernet(x, arch) for arch in (large, narrow)]
-    sort_channels(supernet)
+    supernet.sort_channels()
     assert relative(supernet(x, large), before[0]) < 1e-5
     assert relative(supernet(x, narrow), before[1]) > 1e-3
     norms = supernet.units[2].project.conv.weight.abs().sum((0, 2, 3))
@@ -155,7 +154,7 @@ def test_sorting_the_channels_of_bottlenecks_keeps_the_largest_net_and_changes_a
     narrow = replace(large, expand=(0.2,) * len(large.expand))
     x = images(supernet.space, large)
     before = [supernet(x, arch) for arch in (large, narrow)]
-    sort_channels(supernet)
+    supernet.sort_channels()
     assert relative(supernet(x, large), before[0]) < 1e-4
     assert relative(supernet(x, narrow), before[1]) > 1e-3
 

@@ -1,0 +1,17 @@
+"""Array types that spaces, units, blocks and tables share.  Needs no torch."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+Int = NDArray[np.int64]
+Bool = NDArray[np.bool_]
+Float = NDArray[np.float64]
+
+
+def make_divisible(channels: Int | Float | float, divisor: int = 8) -> Int:
+    """Nearest multiple of `divisor`, never below 90 % of `channels` (Howard et al. 2017, TF slim)."""
+    channels = np.asarray(channels, dtype=np.float64)
+    rounded = np.maximum(divisor, (channels + divisor / 2) // divisor * divisor)
+    return np.where(rounded < 0.9 * channels, rounded + divisor, rounded).astype(np.int64)
