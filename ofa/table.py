@@ -88,10 +88,8 @@ def _layers(units: UnitTable) -> LayerTable:
         befores.append(before * active)
         afters.append(size * active)
         shared = {"block": u, "shortcut": units.shortcut[u], "bias": False, "bn": units.bn[u], "held": 0}
-        columns += [
-            shared | column
-            for column in (BLOCKS[kind].layers if kind in BLOCKS else _fixed_layer)(units, u, before, size)
-        ]
+        layers = BLOCKS[kind].layers if kind in BLOCKS else _fixed_layer
+        columns += [shared | column for column in layers(units, u, before, size)]
     return _stack(columns, units, np.stack(befores, axis=1), np.stack(afters, axis=1))
 
 
