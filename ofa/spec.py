@@ -24,6 +24,7 @@ class Unit:
     mbconv: [1x1 expand] - depthwise - [squeeze-excite] - 1x1 project, plus its input where it has a shortcut;
     bottleneck: 1x1 - kernel - 1x1, plus its input or, without `shortcut`, average pool - 1x1 of it, then activation;
     maxpool: of kernel and stride; pool: global average pool; linear: the classifier, with bias.
+    `bn`: whether its convolutions have batch norm; pools and the classifier never do.
     `mid`: channels in the middle of a block; `se`: channels that squeeze-excite reduces to, 0 without it.
     """
 
@@ -44,6 +45,8 @@ class Unit:
             raise UserError(f"unit kind {self.kind!r} is not known; choose from {', '.join(KINDS)}")
         if self.act not in ACTIVATIONS:
             raise UserError(f"activation {self.act!r} is not known; choose from {', '.join(ACTIVATIONS)}")
+        if self.kind not in BLOCKS:
+            object.__setattr__(self, "bn", False)
         if self.kernel % 2 == 0:
             raise UserError(f"kernel {self.kernel} is even; kernels are odd, so that padding by half keeps the size")
 

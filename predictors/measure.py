@@ -2,57 +2,127 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ofa.errors import UserError
-from ofa.files import append_jsonl, read_jsonl
+from ofa.files import append_jsonl, atomic_write, read_jsonl
 from ofa.space import Arch, Genes, Space
 
 if TYPE_CHECKING:
     from ofa.data import ImageData
     from ofa.supernet import Supernet
 
-
-def choose_subnets(space: Space, n: int, seed: int) -> Genes:
-    """The smallest, the largest and n - 2 different random architectures: (n, G), fewer where the space is smaller."""
-    rng = np.random.default_rng((seed, 4))
-    drawn = np.concatenate([space.smallest(), space.largest(), space.sample(4 * n, rng)])
-    first = np.unique(drawn, axis=0, return_index=True)[1]
-    return drawn[np.sort(first)[:n]]
+Load = Callable[[], "State"]
+Report = Callable[[dict[str, Any]], None]
+State = tuple["Supernet", "ImageData"]
+_worker: list[State] = []  # what a worker process holds
 
 
-def measure_accuracy(
-    supernet: Supernet,
-    genes: Genes,
-    data: ImageData,
-    path: Path,
-    *,
-    images: int | None = None,
-    calibration: int = 1024,
-    report: Callable[[dict[str, Any]], None] = lambda values: None,
-) -> None:
-    """Top-1 on `images` validation images (None: all) of each architecture that the log at `path` lacks.
+class SubnetAccuracy:
+    """Top-1 (0 to 1) of a supernet's subnets on validation images: genes (N, G) to (N,), each measured once.
 
-    Each result is appended as it comes, {"arch", "accuracy"}, so a run that was killed goes on where it was.
+    Every result is appended to the log at `path` as it comes, {"arch", "accuracy"}, so a run that was killed goes on
+    where it was.  load: gives the supernet and the data, in this process or in each of `workers` others (then it must
+    be picklable).  images: validation images (None: all).  calibration: images for batch-norm statistics.  Use it as a
+    context, which ends the workers.
     """
+
+    def __init__(
+        self,
+        space: Space,
+        load: Load,
+        path: Path,
+        *,
+        images: int | None = None,
+        calibration: int = 1024,
+        workers: int = 1,
+        report: Report = lambda values: None,
+    ):
+        if workers < 1:
+            raise UserError(f"workers={workers} must be at least 1, the process that measures")
+        self.space, self.load, self.path, self.workers, self.report = space, load, path, workers, report
+        self.options = {"images": images, "calibration": calibration}
+        self.known = {Arch.from_dict(row["arch"]): float(row["accuracy"]) for row in read_jsonl(path)}
+        self._pool: ProcessPoolExecutor | None = None
+        self._state: State | None = None
+
+    def __enter__(self) -> Self:
+        """The measurer itself; workers start with the first call."""
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """End the workers; what they have not begun is dropped."""
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+
+    def __call__(self, genes: Genes) -> NDArray[np.float64]:
+        """Accuracy of each architecture, measured now where the log does not have it."""
+        archs = self.space.decode(genes)
+        missing = list(dict.fromkeys(arch for arch in archs if arch not in self.known))
+        done = len(archs) - len(missing)
+        for arch, top1 in self._measure(missing):
+            append_jsonl(self.path, {"arch": arch.to_dict(), "accuracy": top1})
+            self.known[arch] = top1
+            done += 1
+            self.report({"step": done, "steps": len(archs), "accuracy": top1})
+        return np.array([self.known[arch] for arch in archs])
+
+    def _measure(self, archs: list[Arch]) -> Iterator[tuple[Arch, float]]:
+        """Each architecture with its accuracy, in the order in which they are done."""
+        if self.workers == 1 or not archs:
+            for arch in archs:
+                self._state = self._state or self.load()
+                yield arch, _measure_one(arch, self.options, self._state)
+            return
+        if self._pool is None:
+            context, given = get_context("spawn"), (self.load, self.workers, os.getpid())
+            self._pool = ProcessPoolExecutor(self.workers, context, initializer=_start_worker, initargs=given)
+        futures = {self._pool.submit(_measure_one, arch, self.options): arch for arch in archs}
+        for future in as_completed(futures):
+            yield futures[future], future.result()
+
+    def settle(self, genes: Genes) -> None:
+        """Write the log anew in the order of `genes`, in which one worker would have measured them."""
+        rows = [{"arch": arch.to_dict(), "accuracy": self.known[arch]} for arch in self.space.decode(genes)]
+        atomic_write(self.path, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def _start_worker(load: Load, workers: int, parent: int) -> None:
+    """Load everything once, on a share of the cores, and end with the process that started this one."""
+    import torch
+
+    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // workers))
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    _worker.append(load())
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
+
+
+def _measure_one(arch: Arch, options: Mapping[str, Any], state: State | None = None) -> float:
     from ofa.evaluate import accuracy, specialise
 
-    done = {Arch.from_dict(row["arch"]) for row in read_jsonl(path)}
-    archs = supernet.space.decode(genes)
-    for i, arch in enumerate(archs, 1):
-        if arch not in done:
-            net = specialise(supernet, arch, data, images=calibration)
-            top1 = accuracy(net, data, "val", resolution=arch.resolution, limit=images)
-            append_jsonl(path, {"arch": arch.to_dict(), "accuracy": top1})
-            report({"step": i, "steps": len(archs), "accuracy": top1})
+    supernet, data = state or _worker[0]
+    net = specialise(supernet, arch, data, images=options["calibration"])
+    return accuracy(net, data, "val", resolution=arch.resolution, limit=options["images"])
 
 
 def read_measured(path: Path, space: Space, value: str) -> tuple[Genes, np.ndarray]:
-    """Genes (N, G) and measured values (N,) of a log that `measure_accuracy` or a latency measurement wrote."""
+    """Genes (N, G) and measured values (N,) of a log that `SubnetAccuracy` or a latency measurement wrote."""
     rows = read_jsonl(path)
     if not rows:
         raise UserError(f"{path} holds no measured network; run ofa-measure first")

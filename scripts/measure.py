@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 
 from omegaconf import DictConfig
 
 from scripts.cli import stage_command
-from scripts.parts import MEASURE, load_parts, trained
+from scripts.parts import MEASURE, load_parts, load_trained
 from scripts.progress import Progress
-from scripts.stage import open_stage
+from scripts.stage import open_stage, plain
 
 
 @stage_command("measure")
@@ -18,23 +19,27 @@ def main(cfg: DictConfig) -> None:
     with open_stage(cfg, "measure", MEASURE, needs=("train",)) as stage:
         if stage.done:
             return
-        from ofa.export.latency import measure_subnets
+        from ofa.export.latency import measure_subnets as measure_latencies
         from ofa.files import atomic_write
+        from predictors.choose import choose_subnets, measure_subnets
         from predictors.latency_table import measure_table
-        from predictors.measure import choose_subnets, measure_accuracy
+        from predictors.measure import SubnetAccuracy
         from predictors.shapes import space_shapes
 
-        data, space = load_parts(cfg)
-        options = cfg.measure
-        subnets = choose_subnets(space, options.subnets, cfg.seed)
-        with Progress("measure accuracy") as progress:
-            supernet, log = trained(cfg, space), stage.folder / "subnets.jsonl"
-            measure_accuracy(supernet, subnets, data, log, images=options.images, report=progress)
+        _, space = load_parts(cfg)
+        options, log, load = cfg.measure, stage.folder / "subnets.jsonl", partial(load_trained, plain(cfg))
+        rule = {"rule": options.choose, "n": options.subnets, "batch": options.batch, "seed": cfg.seed}
+        with (
+            Progress("measure accuracy") as progress,
+            SubnetAccuracy(space, load, log, images=options.images, workers=cfg.workers, report=progress) as measure,
+        ):
+            genes, _ = measure_subnets(space, measure, **rule)
+            measure.settle(genes)
         with Progress("measure layers") as progress:
             table = stage.folder / "latency.parquet"
             measure_table(space_shapes(space), table, threads=options.threads, progress=progress.update)
         whole = choose_subnets(space, options.latency_nets, cfg.seed + 1)
-        rows = measure_subnets(space, whole, threads=options.threads)
+        rows = measure_latencies(space, whole, threads=options.threads)
         atomic_write(stage.folder / "latency_nets.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
 

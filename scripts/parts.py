@@ -49,6 +49,13 @@ def trained(cfg: DictConfig, space: Space) -> Supernet:
     return load_supernet(Path(cfg.run, "train"), space)
 
 
+def load_trained(options: dict[str, Any]) -> tuple[Supernet, ImageData]:
+    """The trained supernet and the data of a configuration given as a dict, as a process of its own gets it."""
+    cfg = OmegaConf.create(options)
+    data, space = load_parts(cfg)
+    return trained(cfg, space), data
+
+
 def fitted(cfg: DictConfig, space: Space) -> dict[str, Callable[[Genes], Any]]:
     """The configured predictors by name: exact costs as they are, learned ones as ofa-fit left them."""
     return {name: _predictor(cfg, space, name) for name in cfg.predictor}
