@@ -11,9 +11,9 @@ import yaml
 
 from ofa.errors import UserError
 from ofa.space import Arch, Space, load_space
-from ofa.table import layer_table, space_spec
-from predictors.lookup import forms
-from predictors.lut import BlockTables, LutLatency, network_keys, spec_latency
+from ofa.table import space_spec
+from predictors.lut import BlockTables, LutLatency, spec_latency
+from tests.predictors.lut_tables import write_tables
 from tests.predictors.published import published_nets, published_spec
 
 EXPANDED = (
@@ -86,7 +86,7 @@ def test_a_whole_space_and_single_networks_are_priced_alike(folder: Path, space:
 
 def test_the_price_of_a_key_is_in_the_sum(tmp_path: Path, space: Space) -> None:
     """One percent more for the classifier of one resolution raises its networks by that, and no others."""
-    write(tmp_path, space.restrict(resolution=[160, 164]))
+    write_tables(tmp_path, space.restrict(resolution=[160, 164]))
     few = space.restrict(resolution=[160, 164])
     genes = few.sample(50, np.random.default_rng(0))
     before = LutLatency(few, tmp_path)(genes)
@@ -96,19 +96,9 @@ def test_the_price_of_a_key_is_in_the_sum(tmp_path: Path, space: Space) -> None:
     np.testing.assert_allclose(LutLatency(few, tmp_path)(genes) - before, 0.01 * (genes[:, 0] == 0), atol=1e-12)
 
 
-def write(folder: Path, space: Space) -> None:
-    """Tables of 1 ms a key for every block of a space."""
-    table = layer_table(space, forms(space))
-    for resolution in space.resolution:
-        rows = np.flatnonzero(table.size_in[:, 0] == resolution)
-        keys = {key for row in rows for _, key in network_keys(table, int(row))}
-        content = {key: {"count": 1, "mean": 1.0, "std": 0.0} for key in sorted(keys)}
-        (folder / f"{resolution}_lookup_table.yaml").write_text(yaml.safe_dump(content))
-
-
 def test_at_one_millisecond_a_key_latency_counts_the_steps(tmp_path: Path) -> None:
     space = load_space("ofa_mbv3_w1.2").restrict(resolution=[160])
-    write(tmp_path, space)
+    write_tables(tmp_path, space)
     genes = space.sample(20, np.random.default_rng(0))
     steps = 2 + space.values(genes, "depth").sum(axis=1) + 4  # stem, blocks, last convolutions with pool and classifier
     np.testing.assert_array_equal(LutLatency(space, tmp_path)(genes), steps)
@@ -116,7 +106,7 @@ def test_at_one_millisecond_a_key_latency_counts_the_steps(tmp_path: Path) -> No
 
 def test_what_the_tables_lack_is_named_with_the_remedy(tmp_path: Path) -> None:
     space = load_space("ofa_mbv3_w1.2").restrict(resolution=[160])
-    write(tmp_path, space)
+    write_tables(tmp_path, space)
     with pytest.raises(UserError, match=r"160_lookup_table.yaml lacks the key Conv-input:160x160x3-output:80x80x16; "):
         LutLatency(load_space("ofa_mbv3_w1.0").restrict(resolution=[160]), tmp_path)
     with pytest.raises(
