@@ -76,13 +76,15 @@ def _prune(x: Float, y: Float, power: float) -> tuple[PowerMean, float]:
 
 
 def _robust(x: Float, y: Float, power: float, kept: Sequence[int]) -> tuple[PowerMean, float]:
-    weight = np.ones(len(y))
+    weight: Float = np.ones(len(y))
     for turn in range(ROUNDS):
         model = _weighted(x, y, power, kept, weight)
         residuals = y - model(x)
         away = np.abs(residuals - np.median(residuals))
-        late = turn >= ROUNDS // 2
-        weight = undisturbed(residuals) * 1.0 if late else 1 / np.maximum(away, 0.3 * robust_scale(residuals))
+        if turn < ROUNDS // 2:
+            weight = 1 / np.maximum(away, 0.3 * robust_scale(residuals))
+        else:
+            weight = undisturbed(residuals).astype(np.float64)
     shift = float(residuals[undisturbed(residuals)].mean())
     error = np.minimum(np.abs(residuals - shift), TRIM * robust_scale(residuals)).mean()
     criterion = 2 * len(y) * np.log(error + 1e-6) + (len(kept) + 1) * np.log(len(y))

@@ -91,7 +91,7 @@ def transfer(space: Space, tables: Mapping[str, tuple[Genes, Float]], args: argp
         others = {f"{args.few} + {_short(name)}": [donor] for name, donor in donors.items() if name != column}
         others |= {f"{args.few} + all others": [donors[name] for name in donors if name != column]}
         others |= {f"{args.few} alone": []}
-        kept: dict[str, Rows] = {f"{args.samples} alone": []} | {name: [] for name in others}
+        kept: dict[str, Rows] = {name: [] for name in (f"{args.samples} alone", *others)}
         for train, test in _splits(len(ms), args):
             alone = LearnedLatency(space).fit(genes[train], ms[train])
             kept[f"{args.samples} alone"].append(score(alone(genes[test]), ms[test], SCORES))
