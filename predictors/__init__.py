@@ -9,8 +9,11 @@ if TYPE_CHECKING:
     from ofa.space import Genes
     from predictors.accuracy import Accuracy
     from predictors.costs import Macs, Params, WeightBytes
+    from predictors.energy import Energy
     from predictors.latency import Latency
     from predictors.latency_table import LatencyTable
+    from predictors.learned_latency import LearnedLatency
+    from predictors.lut import LutLatency
     from predictors.memory import PeakMemory
 
 _HOMES = {
@@ -21,6 +24,9 @@ _HOMES = {
     "Accuracy": "accuracy",
     "Latency": "latency",
     "LatencyTable": "latency_table",
+    "LutLatency": "lut",
+    "LearnedLatency": "learned_latency",
+    "Energy": "energy",
 }
 __all__ = [  # noqa: RUF022
     "Predictor",
@@ -31,6 +37,9 @@ __all__ = [  # noqa: RUF022
     "Accuracy",
     "Latency",
     "LatencyTable",
+    "LutLatency",
+    "LearnedLatency",
+    "Energy",
 ]
 
 

@@ -23,6 +23,7 @@ TRAIN = ("space", "data", "schedule", "seed", "train")
 MEASURE = (*TRAIN, "measure")
 FIT = (*MEASURE, "predictor", "fit")
 SEARCH = (*FIT, "search")
+MEASURED_HERE = "predictors.latency.Latency"
 
 
 def load_data(cfg: DictConfig) -> ImageData:
@@ -66,7 +67,7 @@ def _predictor(cfg: DictConfig, space: Space, name: str) -> Callable[[Genes], An
         from predictors import Accuracy
 
         return Accuracy.load(Path(cfg.run, "fit", "accuracy.json"))
-    if name == "latency_ms":
+    if name == "latency_ms" and cfg.predictor[name]._target_ == MEASURED_HERE:
         from predictors import LatencyTable
 
         correction = read_json(Path(cfg.run, "fit", "fit.json"))["latency"]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,15 +12,29 @@ import pytest
 from ofa.errors import UserError
 from ofa.space import Space, load_space
 from predictors import Accuracy, Latency, LatencyTable, Macs, Params, PeakMemory, Predictor, WeightBytes
+from predictors.energy import Energy
+from predictors.learned_latency import LearnedLatency
+from predictors.lut import LutLatency
 from predictors.memory import MODELS as MEMORY_MODELS
 from predictors.models import MODELS as ACCURACY_MODELS
 from predictors.shapes import space_shapes
+from tests.predictors.lut_tables import write_tables
 
 
 def _latency(space: Space) -> Predictor:
     timing = {"p10_ms": 0.1, "p90_ms": 0.1, "n": 1}
     times = {shape: timing | {"median_ms": 1e-3 * shape.cin} for shape in space_shapes(space)}
     return Latency(space, LatencyTable({}, times), intercept=0.1)
+
+
+def _lut(space: Space) -> Predictor:
+    with tempfile.TemporaryDirectory() as folder:
+        return LutLatency(space, write_tables(Path(folder), space))
+
+
+def _learned(space: Space, *donors: LearnedLatency) -> LearnedLatency:
+    genes = space.sample(60, np.random.default_rng(len(donors)))
+    return LearnedLatency(space, donors).fit(genes, 1e-6 * Macs(space)(genes) * genes[:, 3:5].sum(axis=1) + 1)
 
 
 def _accuracy(model: str) -> Callable[[Space], Predictor]:
@@ -35,6 +51,10 @@ PREDICTORS: dict[str, Callable[[Space], Predictor]] = {
     "weight_bytes": WeightBytes,
     **{f"memory {model}": lambda space, model=model: PeakMemory(space, model) for model in MEMORY_MODELS},  # type: ignore[misc]
     "latency": _latency,
+    "latency look-up tables": _lut,
+    "latency learned": _learned,
+    "latency learned with a donor": lambda space: _learned(space, _learned(space)),
+    "energy": Energy,
     **{f"accuracy {model}": _accuracy(model) for model in ACCURACY_MODELS},
 }
 

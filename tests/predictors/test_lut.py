@@ -1,0 +1,133 @@
+"""Look-up tables in once-for-all's format: published latencies, a second way of summing, mistakes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from ofa.errors import UserError
+from ofa.space import Arch, Space, load_space
+from ofa.table import space_spec
+from predictors.lut import BlockTables, LutLatency, spec_latency
+from predictors.tables import read_blocks
+from tests.predictors.lut_tables import write_tables
+from tests.predictors.published import published_nets, published_spec
+
+EXPANDED = (
+    "expanded_conv-input:{0}x{0}x{1}-output:{2}x{2}x{3}-expand:{4}-kernel:{5}-stride:{6}-idskip:{7}-se:{8}-hs:{9}"
+)
+WIDTHS, STRIDES = (24, 32, 48, 96, 136, 192), (2, 2, 2, 1, 2)  # of once-for-all's MobileNetV3, width 1.2
+SE, HS = (0, 1, 0, 1, 1), (0, 0, 1, 1, 1)
+
+
+@pytest.fixture(scope="module")
+def folder(data_folder: Path) -> Path:
+    return data_folder / "tables/note10_lut"
+
+
+@pytest.fixture(scope="module")
+def tables(folder: Path) -> BlockTables:
+    return BlockTables.load(folder)
+
+
+@pytest.fixture(scope="module")
+def space(tables: BlockTables) -> Space:
+    return load_space("ofa_mbv3_w1.2").restrict(resolution=sorted(tables.times))
+
+
+def by_hand(table: dict[str, Any], arch: Arch) -> float:
+    """The sum over one network, block by block, from its values and the YAML file of its resolution alone."""
+    side, kernels, expands = (arch.resolution + 1) // 2, iter(arch.kernel), iter(arch.expand)
+    keys = [f"Conv-input:{arch.resolution}x{arch.resolution}x3-output:{side}x{side}x24"]
+    keys.append(EXPANDED.format(side, 24, side, 24, 24, 3, 1, 1, 0, 0))
+    for stage, depth in enumerate(arch.depth):
+        for block in range(depth):
+            cin, stride = (WIDTHS[stage + 1], 1) if block else (WIDTHS[stage], STRIDES[stage])
+            after = (side + stride - 1) // stride
+            mid = int(cin * next(expands))
+            shape = (side, cin, after, WIDTHS[stage + 1], mid, next(kernels), stride, int(block > 0))
+            keys.append(EXPANDED.format(*shape, SE[stage], HS[stage]))
+            side = after
+    keys += [f"Conv_1-input:{side}x{side}x192-output:{side}x{side}x1152"]
+    keys += [f"AvgPool2D-input:{side}x{side}x1152-output:1x1x1152"]
+    keys += ["Conv_2-input:1x1x1152-output:1x1x1536", "Logits-input:1x1x1536-output:1000"]
+    return float(sum(table[key]["mean"] for key in keys))
+
+
+def _yaml(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = yaml.safe_load(path.read_text())
+    return content
+
+
+def test_networks_searched_with_the_tables_have_their_published_latency(data_folder: Path, tables: BlockTables) -> None:
+    nets = [net for net in published_nets(data_folder, "ofa_specialized") if net["published"]["device"] == "note10"]
+    wide = [net for net in nets if net["head"]["first_conv"][1] == 24]
+    assert len(wide) == 2
+    for net in wide:
+        assert round(spec_latency(published_spec(net), tables)) == net["published"]["latency_ms"]
+
+
+def test_block_lists_are_read_as_the_published_networks(data_folder: Path) -> None:
+    for source in ("ofa_specialized", "mcunet"):
+        for net in published_nets(data_folder, source):
+            read, expected = read_blocks(net), published_spec(net)
+            assert [replace(unit, bn=True) for unit in read.units] == [replace(u, bn=True) for u in expected.units]
+            assert (read.resolution, read.classes) == (expected.resolution, expected.classes)
+
+
+def test_genes_are_priced_as_their_networks_summed_by_hand(folder: Path, space: Space) -> None:
+    few = space.restrict(resolution=[160, 196])
+    genes = np.concatenate([few.sample(40, np.random.default_rng(0)), few.smallest(), few.largest()])
+    files = {resolution: _yaml(folder / f"{resolution}_lookup_table.yaml") for resolution in few.resolution}
+    expected = [by_hand(files[arch.resolution], arch) for arch in few.decode(genes)]
+    np.testing.assert_allclose(LutLatency(few, folder)(genes), expected, rtol=1e-12)
+
+
+def test_a_whole_space_and_single_networks_are_priced_alike(folder: Path, space: Space, tables: BlockTables) -> None:
+    genes = space.sample(30, np.random.default_rng(1))
+    one_by_one = [spec_latency(space_spec(space, arch), tables) for arch in space.decode(genes)]
+    np.testing.assert_allclose(LutLatency(space, folder)(genes), one_by_one, rtol=1e-12)
+
+
+def test_the_price_of_a_key_is_in_the_sum(tmp_path: Path, space: Space) -> None:
+    """One percent more for the classifier of one resolution raises its networks by that, and no others."""
+    write_tables(tmp_path, space.restrict(resolution=[160, 164]))
+    few = space.restrict(resolution=[160, 164])
+    genes = few.sample(50, np.random.default_rng(0))
+    before = LutLatency(few, tmp_path)(genes)
+    table = _yaml(tmp_path / "160_lookup_table.yaml")
+    table["Logits-input:1x1x1536-output:1000"]["mean"] += 0.01
+    (tmp_path / "160_lookup_table.yaml").write_text(yaml.safe_dump(table))
+    np.testing.assert_allclose(LutLatency(few, tmp_path)(genes) - before, 0.01 * (genes[:, 0] == 0), atol=1e-12)
+
+
+def test_at_one_millisecond_a_key_latency_counts_the_steps(tmp_path: Path) -> None:
+    space = load_space("ofa_mbv3_w1.2").restrict(resolution=[160])
+    write_tables(tmp_path, space)
+    genes = space.sample(20, np.random.default_rng(0))
+    steps = 2 + space.values(genes, "depth").sum(axis=1) + 4  # stem, blocks, last convolutions with pool and classifier
+    np.testing.assert_array_equal(LutLatency(space, tmp_path)(genes), steps)
+
+
+def test_what_the_tables_lack_is_named_with_the_remedy(tmp_path: Path) -> None:
+    space = load_space("ofa_mbv3_w1.2").restrict(resolution=[160])
+    write_tables(tmp_path, space)
+    with pytest.raises(UserError, match=r"160_lookup_table.yaml lacks the key Conv-input:160x160x3-output:80x80x16; "):
+        LutLatency(load_space("ofa_mbv3_w1.0").restrict(resolution=[160]), tmp_path)
+    with pytest.raises(
+        UserError, match=r"resolution 164 has no table .* not interpolated; keep to the resolutions 160"
+    ):
+        LutLatency(load_space("ofa_mbv3_w1.2").restrict(resolution=[160, 164]), tmp_path)
+    with pytest.raises(UserError, match=r"holds no file called <resolution>_lookup_table.yaml"):
+        BlockTables.load(tmp_path / "nowhere")
+    (tmp_path / "164_lookup_table.yaml").write_text("Conv: {std: 1}")
+    with pytest.raises(UserError, match=r"164_lookup_table.yaml is no look-up table .*each key needs a mean"):
+        BlockTables.load(tmp_path)
+    (tmp_path / "164_lookup_table.yaml").rename(tmp_path / "big_lookup_table.yaml")
+    with pytest.raises(UserError, match=r"big_lookup_table.yaml is not called <resolution>"):
+        BlockTables.load(tmp_path)
