@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ofa.errors import UserError
 from ofa.space import Genes, Space
 from ofa.spec import NetSpec
-from ofa.table import LayerTable, layer_macs, spec_table
+from ofa.table import POOLS, LayerTable, layer_macs, spec_table
 from predictors.costs import layer_params
 from predictors.lookup import Lookup
 
@@ -63,7 +63,8 @@ def spec_energy(spec: NetSpec, *, bits: int = 8, activations: str = "sram", weig
 def _elements(table: LayerTable) -> NDArray[np.int64]:
     """Elements that a layer reads and writes, (N, L)."""
     last = np.append(np.diff(table.block) != 0, True)
-    return table.cin * table.size_in**2 + table.cout * table.size_out**2 + np.where(last, table.held, 0)
+    moved = table.cin * table.size_in**2 + table.cout * table.size_out**2 + np.where(last, table.held, 0)
+    return moved * ~np.isin(table.op, POOLS)
 
 
 def _byte_pj(what: str, memory: str) -> float:

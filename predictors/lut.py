@@ -85,7 +85,7 @@ def spec_latency(spec: NetSpec, tables: BlockTables) -> float:
 
 
 def layer_ms(table: LayerTable, tables: BlockTables) -> Float:
-    """Milliseconds of each block, in the column of its first layer; the pool counts with the layer behind it.
+    """Milliseconds of each block, in the column of its first layer.
 
     Returns: (N, L), 0 for the other layers of a block and for skipped blocks.
     """
@@ -104,15 +104,15 @@ def network_keys(table: LayerTable, row: int) -> Iterator[tuple[int, str]]:
         if len(block) > 1:
             yield int(block[0]), _block_key(table, row, block)
             continue
-        layer, before = int(block[0]), int(blocks[at - 1][-1])
-        if table.size_in[row, layer] < table.size_out[row, before] and at:
-            yield layer, f"AvgPool2D-input:{_shape(table, row, before, 'out')}-output:1x1x{table.cin[row, layer]}"
+        layer = int(block[0])
         yield layer, _plain_key(table, row, layer, first=at == 0)
 
 
 def _plain_key(table: LayerTable, row: int, layer: int, *, first: bool) -> str:
-    """The key of a convolution outside the blocks, or of the classifier, whose output has no side."""
+    """The key of a pool, of a convolution outside the blocks, or of the classifier, whose output has no side."""
     given = f"input:{_shape(table, row, layer, 'in')}-output:"
+    if table.op[layer] == "pool":
+        return f"AvgPool2D-{given}{_shape(table, row, layer, 'out')}"
     if table.op[layer] == "linear":
         return f"Logits-{given}{table.cout[row, layer]}"
     name = "Conv" if first else "Conv_2" if table.size_in[row, layer] == 1 else "Conv_1"

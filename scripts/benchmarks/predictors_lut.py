@@ -22,11 +22,11 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from ofa.errors import UserError
 from ofa.files import read_json, versions, write_json
+from ofa.published import read_network
 from ofa.space import load_space
 from predictors.costs import Macs
 from predictors.lut import BlockTables, LutLatency, spec_latency
 from predictors.scores import score
-from predictors.tables import read_blocks
 
 FITTED = 200  # random networks that the rival's line is fitted on
 
@@ -62,7 +62,7 @@ def published(path: Path, device: str, tables: BlockTables) -> Iterator[dict[str
             continue
         row = {"network": net["net_id"], "published_ms": net["published"]["latency_ms"]}
         try:
-            row["predicted_ms"] = spec_latency(read_blocks(net), tables)
+            row["predicted_ms"] = spec_latency(read_network(net)[0], tables)
             print(f"{row['network']:42} predicted {row['predicted_ms']:6.2f} ms, published {row['published_ms']} ms")
         except UserError as error:
             row["error"] = str(error)

@@ -109,6 +109,7 @@ def test_a_published_network_is_trained_compressed_and_exported_like_ones_own(tm
     costs = spec_costs(tuned.spec, model="liveness")
     assert costs["peak_memory_bytes"] == 4 * peak_elements(tuned, images[:1])
     assert costs["macs"] < spec_costs(net.spec)["macs"]
+    assert spec_costs(net.spec)["params"] == sum(p.numel() for p in net.parameters())
 
 
 def test_the_published_weights_load_with_every_key_used(data_folder: Path) -> None:

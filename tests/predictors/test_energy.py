@@ -8,7 +8,7 @@ import pytest
 from ofa.errors import UserError
 from ofa.space import load_space
 from ofa.spec import NetSpec, Unit
-from ofa.table import space_spec
+from ofa.units import space_spec
 from predictors.energy import Energy, spec_energy
 
 CONV = Unit("conv", 3, 8, 3, 2, act="relu")  # 8x8x3 to 4x4x8

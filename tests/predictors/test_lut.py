@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +10,12 @@ import pytest
 import yaml
 
 from ofa.errors import UserError
+from ofa.published import read_network
 from ofa.space import Arch, Space, load_space
-from ofa.table import space_spec
+from ofa.units import space_spec
 from predictors.lut import BlockTables, LutLatency, spec_latency
-from predictors.tables import read_blocks
 from tests.predictors.lut_tables import write_tables
-from tests.predictors.published import published_nets, published_spec
+from tests.predictors.published import published_nets
 
 EXPANDED = (
     "expanded_conv-input:{0}x{0}x{1}-output:{2}x{2}x{3}-expand:{4}-kernel:{5}-stride:{6}-idskip:{7}-se:{8}-hs:{9}"
@@ -69,15 +68,7 @@ def test_networks_searched_with_the_tables_have_their_published_latency(data_fol
     wide = [net for net in nets if net["head"]["first_conv"][1] == 24]
     assert len(wide) == 2
     for net in wide:
-        assert round(spec_latency(published_spec(net), tables)) == net["published"]["latency_ms"]
-
-
-def test_block_lists_are_read_as_the_published_networks(data_folder: Path) -> None:
-    for source in ("ofa_specialized", "mcunet"):
-        for net in published_nets(data_folder, source):
-            read, expected = read_blocks(net), published_spec(net)
-            assert [replace(unit, bn=True) for unit in read.units] == [replace(u, bn=True) for u in expected.units]
-            assert (read.resolution, read.classes) == (expected.resolution, expected.classes)
+        assert round(spec_latency(read_network(net)[0], tables)) == net["published"]["latency_ms"]
 
 
 def test_genes_are_priced_as_their_networks_summed_by_hand(folder: Path, space: Space) -> None:
