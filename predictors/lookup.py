@@ -6,7 +6,6 @@ N architectures, G genes, B elastic blocks, R forms, U units, L layers.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import reduce
 from itertools import product
 from typing import Any
 
@@ -18,7 +17,6 @@ from ofa.table import LayerTable, layer_table
 from ofa.units import FIXED, UnitTable
 
 LayerCost = Callable[[LayerTable], NDArray[Any]]
-Index = NDArray[np.intp]
 CHUNK = 8192  # architectures at a time, so that the rows in work stay in the cache
 
 
@@ -50,28 +48,38 @@ def _radix(space: Space) -> list[int]:
 
 
 class Lookup:
-    """A cost that combines costs of layers, `np.add` or `np.maximum`, looked up for many architectures at once."""
+    """A cost that combines costs of layers, `np.add` or `np.maximum`, looked up for many architectures at once.
+
+    What is always there, by the width multipliers it depends on, and every elastic block has a table of its own, whose
+    row is the number of the form, plus, for each choice of the depth that can skip a block, a table's length.
+    """
 
     def __init__(self, space: Space, cost: LayerCost, combine: np.ufunc = np.add) -> None:
         self.space, self.combine = space, combine
         table = layer_table(space, forms(space))
         starts = np.unique(table.block, return_index=True)[1]
         by_unit = combine.reduceat(cost(table), starts, axis=1)
-        units = table.units
-        self._strides = np.cumprod([1, *_radix(space)[:0:-1]])[::-1]
+        units, strides = table.units, np.cumprod([1, *_radix(space)[:0:-1]])[::-1]
         pairs = [_pair(units, u) for u in range(len(units.kind))]
-        fixed = np.flatnonzero(units.block == FIXED)
-        self._fixed = {
-            pair: combine.reduce(by_unit[:, [u for u in fixed if pairs[u] == pair]], axis=1)
-            for pair in dict.fromkeys(pairs[u] for u in fixed)
-        }
-        self._blocks = []
-        for block, (s, position) in enumerate(space.blocks):
-            own = np.flatnonzero(units.block == block)
-            if len(own):
-                costs = combine.reduce(by_unit[:, own], axis=1)
-                costs = np.append(costs, np.zeros_like(costs))  # the second half: the block is skipped
-                self._blocks.append((pairs[own[0]], self._columns(block), costs, self._skips(int(s), int(position))))
+        at = {gene.name: column for column, gene in enumerate(space.genes)}
+        tables, digits = [], []
+        for block, pair in dict.fromkeys(zip(units.block.tolist(), pairs, strict=True)):
+            own = [u for u in range(len(pairs)) if (units.block[u], pairs[u]) == (block, pair)]
+            costs, columns = combine.reduce(by_unit[:, own], axis=1), {0: int(strides[0])}
+            columns |= {1 + w: int(d) for w, d in zip(pair, strides[1:3], strict=True) if w != FIXED}
+            if block != FIXED:
+                stage, position = space.blocks[block]
+                names = {f"{name}.{stage}.{position}": int(d) for name, d in zip(OF_BLOCKS, strides[3:], strict=True)}
+                columns |= {at[name]: d for name, d in names.items() if name in at}
+                if (depth := at.get(f"depth.{stage}")) is not None:
+                    columns |= {depth: len(costs)}
+                    kept = np.array(space.stages[stage].blocks) > position
+                    costs = np.where(kept[:, None], costs, 0).ravel()
+            tables.append(costs)
+            digits.append({column: stride for column, stride in columns.items() if space.counts[column] > 1})
+        self._table, self._first = np.concatenate(tables), np.cumsum([0, *map(len, tables[:-1])])[:, None]
+        self._type = np.int16 if max(map(len, tables)) < 2**15 else np.int32
+        self._terms = _terms(digits)
 
     def __call__(self, genes: Genes) -> NDArray[Any]:
         """Cost of each architecture: genes (N, G) to (N,); raises UserError for genes that are not of the space."""
@@ -80,38 +88,29 @@ class Lookup:
         return np.concatenate(chunks)
 
     def _chunk(self, genes: Genes) -> NDArray[Any]:
-        columns = np.ascontiguousarray(genes.T, dtype=np.intp)
-        images = {pair: self._image(columns, pair) for pair in {*self._fixed, *(block[0] for block in self._blocks)}}
-        total = reduce(self.combine, (costs.take(images[pair]) for pair, costs in self._fixed.items()))
-        for pair, own, costs, skips in self._blocks:
-            form = images[pair]
-            for column, stride in own:
-                form = form + columns[column] * stride
-            if skips is not None:
-                depth, half = skips
-                form = form + half.take(columns[depth])
-            total = self.combine(total, costs.take(form))
-        return total
+        columns = genes.T.astype(self._type, order="C")
+        rows = np.zeros((len(self._first), len(genes)), dtype=self._type)
+        for tables, own, stride in self._terms:
+            rows[tables] += columns[own] * self._type(stride)
+        return self.combine.reduce(self._table.take(rows + self._first), axis=0)
 
-    def _image(self, columns: Index, pair: tuple[int, int]) -> Index:
-        """The part of a form that resolution and width make, (N,)."""
-        form = columns[0] * self._strides[0]
-        for width, stride in zip(pair, self._strides[1:3], strict=True):
-            form = form + columns[1 + width] * stride if width != FIXED else form
-        return form
 
-    def _columns(self, block: int) -> list[tuple[int, int]]:
-        """Column and stride of each gene of a block."""
-        names = [f"{name}.{self.space.blocks[block, 0]}.{self.space.blocks[block, 1]}" for name in OF_BLOCKS]
-        at = {gene.name: column for column, gene in enumerate(self.space.genes)}
-        pairs = zip(names, self._strides[3:], strict=True)
-        return [(at[name], int(stride)) for name, stride in pairs if name in at]
+def _terms(digits: list[dict[int, int]]) -> list[tuple[slice, slice, int]]:
+    """(tables, columns, stride) such that each table's row is the sum of its columns times their strides.
 
-    def _skips(self, stage: int, position: int) -> tuple[int, Index] | None:
-        """The column of the depth that can skip a block, and how far each of its choices moves the form."""
-        absent = np.array(self.space.stages[stage].blocks) <= position
-        names = [gene.name for gene in self.space.genes]
-        return (names.index(f"depth.{stage}"), absent * np.prod(_radix(self.space))) if absent.any() else None
+    Neighbouring tables with the same column, or with neighbouring ones, are one term.
+    """
+    singles = [(stride, table, column) for table, columns in enumerate(digits) for column, stride in columns.items()]
+    terms: list[tuple[slice, slice, int]] = []
+    for stride, table, column in sorted(singles):
+        tables, own, last = terms[-1] if terms else (slice(0, 0), slice(0, 0), 0)
+        shared = own == slice(column, column + 1)
+        beside = own.stop == column and own.stop - own.start == tables.stop - tables.start
+        if last == stride and tables.stop == table and (shared or beside):
+            terms[-1] = slice(tables.start, table + 1), slice(own.start, column + 1), stride
+        else:
+            terms.append((slice(table, table + 1), slice(column, column + 1), stride))
+    return terms
 
 
 def _pair(units: UnitTable, unit: int) -> tuple[int, int]:
