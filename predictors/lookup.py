@@ -78,7 +78,7 @@ class Lookup:
             tables.append(costs)
             digits.append({column: stride for column, stride in columns.items() if space.counts[column] > 1})
         self._table, self._first = np.concatenate(tables), np.cumsum([0, *map(len, tables[:-1])])[:, None]
-        self._type = np.int16 if max(map(len, tables)) < 2**15 else np.int32
+        self._type: Any = np.int16 if max(map(len, tables)) < 2**15 else np.int32
         self._terms = _terms(digits)
 
     def __call__(self, genes: Genes) -> NDArray[Any]:
