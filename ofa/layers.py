@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ofa.depthwise import depthwise
 from ofa.spec import Unit
 from ofa.static import ConvBN, SqueezeExcite, activation
 
@@ -108,7 +109,7 @@ class ElasticDepthwise(nn.Module):
     def forward(self, x: Tensor, kernel: int) -> Tensor:
         """(N, C, H, W) to (N, C, H / stride, W / stride), by kernel x kernel taps."""
         weight = crop_kernel(self.kernel(x.shape[1], kernel), min(x.shape[-2:]), self.stride)
-        return self.act(self.bn(F.conv2d(x, weight, None, self.stride, weight.shape[-1] // 2, groups=x.shape[1])))
+        return self.act(self.bn(depthwise(x, weight, self.stride)))
 
     def copy_to(self, plain: ConvBN) -> None:
         """Copy the transformed kernels of the leading channels into a plain depthwise convolution."""

@@ -227,7 +227,10 @@ def main() -> None:
             space = replace(load_space("ofa_mbv3_w1.0"), resolution=(side,))
             genes = architectures(space, args.random, args.seed)
             ours = Ours(space, images, labels)
-            for part in (step_rows(ours, rival, genes, args.rounds), other_rows(ours, rival, genes["random_0"], args.rounds)):
+            for part in (
+                step_rows(ours, rival, genes, args.rounds),
+                other_rows(ours, rival, genes["random_0"], args.rounds),
+            ):
                 rows += part
                 print("\n".join(line(row.record()) for row in part), flush=True)
     if args.out:
