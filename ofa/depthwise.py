@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from ofa.kernels import library
+from ofa.kernels import library, plain
 
 
 class What(IntEnum):
@@ -43,22 +43,7 @@ def _stock(x: Tensor, weight: Tensor, stride: int) -> Tensor:
 
 
 def _usable(x: Tensor, weight: Tensor) -> bool:
-    """Plain float32 tensors in CPU memory, channels last, that nobody traces, compiles or transforms."""
-    return (
-        type(x) is Tensor
-        and type(weight) in (Tensor, nn.Parameter)
-        and x.dtype == weight.dtype == torch.float32
-        and x.device.type == weight.device.type == "cpu"
-        and x.numel() > 0
-        and weight.shape[-1] in (1, 3, 5, 7)
-        and x.shape[1] >= 16  # the widest block of channels that the kernel is compiled for
-        and x.is_contiguous(memory_format=torch.channels_last)
-        and not torch.compiler.is_compiling()
-        and not torch.jit.is_tracing()
-        and not torch.is_autocast_enabled("cpu")
-        and not torch._C._are_functorch_transforms_active()
-        and _kernel() is not None
-    )
+    return plain(x, weight) and weight.shape[-1] in (1, 3, 5, 7) and _kernel() is not None
 
 
 def _run(what: What, x: Tensor, weight: Tensor, gy: Tensor, stride: int, out: Tensor) -> Tensor:

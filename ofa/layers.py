@@ -10,8 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ofa.depthwise import depthwise
+from ofa.norm import ACTIVATIONS, EPS, batch_norm_act
 from ofa.spec import Unit
 from ofa.static import ConvBN, SqueezeExcite, activation
+
+SMALL = 16  # pixels of a map up to which a 1x1 convolution is a matrix product
 
 
 def crop_kernel(weight: Tensor, size: int, stride: int) -> Tensor:
@@ -24,15 +27,28 @@ def crop_kernel(weight: Tensor, size: int, stride: int) -> Tensor:
     return weight[:, :, cut : weight.shape[-1] - cut, cut : weight.shape[-1] - cut] if cut else weight
 
 
+def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """1x1 convolution of (N, C, H, W), weight (D, C, 1, 1): (N, D, H, W).
+
+    A matrix product on small maps, where a convolution on a CPU spends more on reordering its weights than on them.
+    """
+    n, c, h, w = x.shape
+    if x.device.type != "cpu" or h * w > SMALL:
+        return F.conv2d(x, weight, bias)
+    y = F.linear(x.permute(0, 2, 3, 1).reshape(-1, c), weight.flatten(1), bias)
+    return y.view(n, h, w, -1).permute(0, 3, 1, 2)
+
+
 class ElasticBatchNorm(nn.Module):
-    """Batch norm over the first C of its channels.
+    """Batch norm over the first C of its channels, with the activation that follows it.
 
     Training normalises by the batch and keeps no statistics, since those of one subnet are wrong for the next;
     evaluation uses the stored ones, as of an imported checkpoint.  Extracted nets get their own.
     """
 
-    def __init__(self, channels: int):
+    def __init__(self, channels: int, act: str = "none"):
         super().__init__()
+        self.act = act
         self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
         self.register_buffer("running_mean", torch.zeros(channels))
         self.register_buffer("running_var", torch.ones(channels))
@@ -44,8 +60,9 @@ class ElasticBatchNorm(nn.Module):
         c = x.shape[1]
         weight, bias = self.weight[:c], self.bias[:c]
         if self.training:
-            return F.batch_norm(x, None, None, weight, bias, True)
-        return F.batch_norm(x, self.running_mean[:c], self.running_var[:c], weight, bias)
+            return batch_norm_act(x, weight, bias, self.act)
+        y = F.batch_norm(x, self.running_mean[:c], self.running_var[:c], weight, bias, eps=EPS)
+        return ACTIVATIONS[self.act](y)
 
     def copy_to(self, bn: nn.BatchNorm2d) -> None:
         """Copy the leading channels into a plain batch norm."""
@@ -62,13 +79,15 @@ class ElasticConv(nn.Module):
     def __init__(self, unit: Unit, *, act: str | None = None):
         super().__init__()
         self.conv = nn.Conv2d(unit.cin, unit.cout, unit.kernel, unit.stride, unit.kernel // 2, bias=False)
-        self.bn = ElasticBatchNorm(unit.cout) if unit.bn else nn.Identity()
-        self.act = activation(unit.act if act is None else act)
+        act = unit.act if act is None else act
+        self.bn = ElasticBatchNorm(unit.cout, act) if unit.bn else activation(act)
 
     def forward(self, x: Tensor, cout: int) -> Tensor:
         """(N, C, H, W) to (N, cout, H / stride, W / stride)."""
         weight = self.conv.weight[:cout, : x.shape[1]]
-        return self.act(self.bn(F.conv2d(x, weight, None, self.conv.stride, self.conv.padding)))
+        if self.conv.kernel_size == self.conv.stride == (1, 1):
+            return self.bn(pointwise(x, weight))
+        return self.bn(F.conv2d(x, weight, None, self.conv.stride, self.conv.padding))
 
     def copy_to(self, plain: ConvBN) -> None:
         """Copy the leading channels into a plain convolution."""
@@ -92,8 +111,7 @@ class ElasticDepthwise(nn.Module):
         self.weight = nn.Parameter(torch.empty(unit.mid, 1, unit.kernel, unit.kernel))
         nn.init.kaiming_normal_(self.weight, mode="fan_out")
         self.transforms = nn.ParameterDict({str(k): nn.Parameter(torch.eye(k * k)) for k in self.kernels[:-1]})
-        self.bn = ElasticBatchNorm(unit.mid)
-        self.act = activation(unit.act)
+        self.bn = ElasticBatchNorm(unit.mid, unit.act)
 
     def kernel(self, channels: int, kernel: int) -> Tensor:
         """The weights (channels, 1, kernel, kernel) of a smaller layer."""
@@ -109,7 +127,7 @@ class ElasticDepthwise(nn.Module):
     def forward(self, x: Tensor, kernel: int) -> Tensor:
         """(N, C, H, W) to (N, C, H / stride, W / stride), by kernel x kernel taps."""
         weight = crop_kernel(self.kernel(x.shape[1], kernel), min(x.shape[-2:]), self.stride)
-        return self.act(self.bn(depthwise(x, weight, self.stride)))
+        return self.bn(depthwise(x, weight, self.stride))
 
     def copy_to(self, plain: ConvBN) -> None:
         """Copy the transformed kernels of the leading channels into a plain depthwise convolution."""
@@ -130,8 +148,8 @@ class ElasticSE(nn.Module):
         """(N, C, H, W) to the same, each channel scaled by a gate of `reduced` hidden channels."""
         c = x.shape[1]
         y = x.mean((2, 3), keepdim=True)
-        y = F.relu(F.conv2d(y, self.reduce.weight[:reduced, :c], self.reduce.bias[:reduced]))  # type: ignore[index]
-        return x * F.hardsigmoid(F.conv2d(y, self.expand.weight[:c, :reduced], self.expand.bias[:c]))  # type: ignore[index]
+        y = F.relu(pointwise(y, self.reduce.weight[:reduced, :c], self.reduce.bias[:reduced]))  # type: ignore[index]
+        return x * F.hardsigmoid(pointwise(y, self.expand.weight[:c, :reduced], self.expand.bias[:c]))  # type: ignore[index]
 
     def copy_to(self, plain: SqueezeExcite) -> None:
         """Copy the leading channels into a plain squeeze-excite."""

@@ -15,7 +15,11 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
+import torch
+from torch import Tensor, nn
+
 FLAGS = ("-O3", "-march=native", "-shared", "-fPIC", "-pthread")
+WIDEST = 16  # channels that a kernel works on at a time, on processors with AVX-512
 log = logging.getLogger(__name__)
 
 
@@ -33,6 +37,26 @@ def library(name: str) -> ctypes.CDLL | None:
     except (OSError, subprocess.CalledProcessError) as error:
         log.info("%s runs on PyTorch's own operations: no compiled kernel (%s)", name, error)
         return None
+
+
+def plain(x: Tensor, *weights: Tensor) -> bool:
+    """Whether a kernel can work on images (N, C, H, W) and weights of a layer.
+
+    That is: float32 in CPU memory, images channels last, weights contiguous or to be copied by the caller, and nobody
+    traces, compiles or transforms.
+    """
+    return (
+        type(x) is Tensor
+        and all(type(weight) in (Tensor, nn.Parameter) for weight in weights)
+        and all(tensor.dtype == torch.float32 and tensor.device.type == "cpu" for tensor in (x, *weights))
+        and x.numel() > 0
+        and x.shape[1] >= WIDEST
+        and x.is_contiguous(memory_format=torch.channels_last)
+        and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
+        and not torch.is_autocast_enabled("cpu")
+        and not torch._C._are_functorch_transforms_active()
+    )
 
 
 def _compile(source: Path, path: Path) -> None:

@@ -30,9 +30,7 @@ from ofa.extract import extract, recalibrate
 from ofa.files import versions, write_json
 from ofa.schedule import Phase, Schedule
 from ofa.space import Arch, Genes, Space, load_space
-from ofa.static import StaticNet, build_spec
 from ofa.supernet import Supernet
-from ofa.table import space_spec
 from ofa.train import _optimizer
 from scripts.benchmarks.once_for_all import OnceForAll, add_option, arch_dict
 from scripts.benchmarks.once_for_all_worker import pictures
