@@ -57,12 +57,11 @@ def _run(what: What, x: Tensor, weight: Tensor, gy: Tensor, stride: int, out: Te
 class _Depthwise(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, stride: int) -> Tensor:
-        weight = weight.contiguous()
         ctx.save_for_backward(x, weight)
         ctx.stride = stride
         n, c, h, w = x.shape
         y = torch.empty((n, c, (h - 1) // stride + 1, (w - 1) // stride + 1), memory_format=torch.channels_last)
-        return _run(What.Y, x, weight, y, stride, y)
+        return _run(What.Y, x, weight.contiguous(), y, stride, y)
 
     @staticmethod
     def backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, Tensor | None, None]:  # type: ignore[override]
@@ -70,7 +69,7 @@ class _Depthwise(torch.autograd.Function):
         stride, (x_needed, weight_needed, _) = ctx.stride, ctx.needs_input_grad
         if torch.is_grad_enabled():  # a gradient of the gradient is asked for
             return *_stock_backward(gy, x, weight, stride, [x_needed, weight_needed, False]), None
-        gy = gy.contiguous(memory_format=torch.channels_last)
+        gy, weight = gy.contiguous(memory_format=torch.channels_last), weight.contiguous()
         gx = _run(What.GX, x, weight, gy, stride, torch.empty_like(x)) if x_needed else None
         gw = _run(What.GW, x, weight, gy, stride, torch.empty_like(weight)) if weight_needed else None
         return gx, gw, None

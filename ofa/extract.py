@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import lru_cache
@@ -15,6 +16,8 @@ from ofa.spec import NetSpec, Unit
 from ofa.static import StaticNet
 from ofa.supernet import Supernet
 from ofa.table import arch_units, space_spec
+
+COPIED = (dict, OrderedDict, set)  # what a module keeps its children, tensors and hooks in
 
 
 @torch.no_grad()
@@ -39,28 +42,30 @@ def _blank(spec: NetSpec, device: torch.device) -> StaticNet:
     net = StaticNet(replace(spec, units=()))
     net.spec = spec
     net.units = nn.ModuleList([_twin(_prototype(unit), device) for unit in spec.units])
-    return net.eval()
+    net.training = net.units.training = False  # as the units are: going through all of them takes its time
+    return net
 
 
 @lru_cache(maxsize=4096)
 def _prototype(unit: Unit) -> nn.Module:
     with torch.device("meta"):
-        return StaticNet(NetSpec((unit,), resolution=1, in_channels=unit.cin, classes=unit.cout)).units[0]
+        return StaticNet(NetSpec((unit,), resolution=1, in_channels=unit.cin, classes=unit.cout)).units[0].eval()
 
 
 def _twin(module: nn.Module, device: torch.device) -> nn.Module:
     """A module like another, with new tensors, whose values are not set."""
-    twin = object.__new__(type(module))
-    twin.__dict__.update({k: v.copy() if isinstance(v, (dict, set)) else v for k, v in module.__dict__.items()})
-    for values in (twin._parameters, twin._buffers):
-        for name, old in values.items():
-            if old is not None:
-                layout = torch.channels_last if old.ndim == 4 else torch.contiguous_format
-                new = torch.empty(old.shape, dtype=old.dtype, device=device, memory_format=layout)
-                values[name] = nn.Parameter(new) if isinstance(old, nn.Parameter) else new
-    for name, child in twin._modules.items():
-        twin._modules[name] = None if child is None else _twin(child, device)
+    twin, own = object.__new__(type(module)), dict(module.__dict__)
+    own |= {k: type(v)(v) if v else type(v)() for k, v in own.items() if type(v) in COPIED}
+    own["_parameters"] = {k: v if v is None else nn.Parameter(_empty(v, device)) for k, v in own["_parameters"].items()}
+    own["_buffers"] = {k: v if v is None else _empty(v, device) for k, v in own["_buffers"].items()}
+    own["_modules"] = {k: v if v is None else _twin(v, device) for k, v in own["_modules"].items()}
+    twin.__dict__.update(own)
     return twin
+
+
+def _empty(like: Tensor, device: torch.device) -> Tensor:
+    layout = torch.channels_last if like.ndim == 4 else torch.contiguous_format
+    return torch.empty(like.shape, dtype=like.dtype, device=device, memory_format=layout)
 
 
 @torch.no_grad()

@@ -5,6 +5,8 @@ N images, C channels, H x H pixels, K kernel size.  Nothing is written by forwar
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -25,6 +27,28 @@ def crop_kernel(weight: Tensor, size: int, stride: int) -> Tensor:
     radius = weight.shape[-1] // 2
     cut = radius - min(radius, max(size - 1, 0)) if stride == 1 else 0
     return weight[:, :, cut : weight.shape[-1] - cut, cut : weight.shape[-1] - cut] if cut else weight
+
+
+def leading(weight: Tensor, cout: int, cin: int) -> Tensor:
+    """The view weight[:cout, :cin]; its gradient fills one tensor of zeros instead of one for each slice."""
+    if weight.shape[:2] == (cout, cin):
+        return weight
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return weight[:cout, :cin]
+    return _Leading.apply(weight, cout, cin)
+
+
+class _Leading(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, cout: int, cin: int) -> Tensor:
+        ctx.whole = torch.empty_like(weight, device="meta")
+        return weight[:cout, :cin]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        whole = torch.zeros_like(ctx.whole, device=gradient.device, dtype=gradient.dtype)
+        whole[: gradient.shape[0], : gradient.shape[1]] = gradient
+        return whole, None, None
 
 
 def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -57,11 +81,10 @@ class ElasticBatchNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) to the same."""
-        c = x.shape[1]
-        weight, bias = self.weight[:c], self.bias[:c]
         if self.training:
-            return batch_norm_act(x, weight, bias, self.act)
-        y = F.batch_norm(x, self.running_mean[:c], self.running_var[:c], weight, bias, eps=EPS)
+            return batch_norm_act(x, self.weight, self.bias, self.act)
+        c = x.shape[1]
+        y = F.batch_norm(x, self.running_mean[:c], self.running_var[:c], self.weight[:c], self.bias[:c], eps=EPS)
         return ACTIVATIONS[self.act](y)
 
     def copy_to(self, bn: nn.BatchNorm2d) -> None:
@@ -84,7 +107,7 @@ class ElasticConv(nn.Module):
 
     def forward(self, x: Tensor, cout: int) -> Tensor:
         """(N, C, H, W) to (N, cout, H / stride, W / stride)."""
-        weight = self.conv.weight[:cout, : x.shape[1]]
+        weight = leading(self.conv.weight, cout, x.shape[1])
         if self.conv.kernel_size == self.conv.stride == (1, 1):
             return self.bn(pointwise(x, weight))
         return self.bn(F.conv2d(x, weight, None, self.conv.stride, self.conv.padding))
@@ -115,7 +138,7 @@ class ElasticDepthwise(nn.Module):
 
     def kernel(self, channels: int, kernel: int) -> Tensor:
         """The weights (channels, 1, kernel, kernel) of a smaller layer."""
-        weight = self.weight[:channels]
+        weight = leading(self.weight, channels, 1)
         for smaller in reversed(self.kernels[:-1]):
             if smaller < kernel:
                 break
@@ -148,8 +171,8 @@ class ElasticSE(nn.Module):
         """(N, C, H, W) to the same, each channel scaled by a gate of `reduced` hidden channels."""
         c = x.shape[1]
         y = x.mean((2, 3), keepdim=True)
-        y = F.relu(pointwise(y, self.reduce.weight[:reduced, :c], self.reduce.bias[:reduced]))  # type: ignore[index]
-        return x * F.hardsigmoid(pointwise(y, self.expand.weight[:c, :reduced], self.expand.bias[:c]))  # type: ignore[index]
+        y = F.relu(pointwise(y, leading(self.reduce.weight, reduced, c), self.reduce.bias[:reduced]))  # type: ignore[index]
+        return x * F.hardsigmoid(pointwise(y, leading(self.expand.weight, c, reduced), self.expand.bias[:c]))  # type: ignore[index]
 
     def copy_to(self, plain: SqueezeExcite) -> None:
         """Copy the leading channels into a plain squeeze-excite."""

@@ -31,7 +31,10 @@ def _kernel() -> Any:
 
 
 def batch_norm_act(x: Tensor, weight: Tensor, bias: Tensor, act: str) -> Tensor:
-    """(N, C, H, W) normalised by its own mean and variance, scaled by `weight` (C,), shifted, activated."""
+    """(N, C, H, W) normalised by its own mean and variance, scaled by `weight`, shifted, activated.
+
+    `weight` and `bias`: (C,) or longer; the rest is not used.
+    """
     if plain(x, weight, bias) and x.numel() > x.shape[1] and _kernel() is not None:
         return _BatchNormAct.apply(x, weight, bias, act)
     return stock(x, weight, bias, act)
@@ -39,7 +42,8 @@ def batch_norm_act(x: Tensor, weight: Tensor, bias: Tensor, act: str) -> Tensor:
 
 def stock(x: Tensor, weight: Tensor, bias: Tensor, act: str) -> Tensor:
     """The same by PyTorch's own operations."""
-    return ACTIVATIONS[act](F.batch_norm(x, None, None, weight, bias, True, eps=EPS))
+    c = x.shape[1]
+    return ACTIVATIONS[act](F.batch_norm(x, None, None, weight[:c], bias[:c], True, eps=EPS))
 
 
 def _run(back: bool, act: str, x: Tensor, *tensors: Tensor | None) -> None:
@@ -52,8 +56,8 @@ def _run(back: bool, act: str, x: Tensor, *tensors: Tensor | None) -> None:
 class _BatchNormAct(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, act: str) -> Tensor:
-        z, mean, inverse = torch.empty_like(x), torch.empty_like(weight), torch.empty_like(weight)
-        _run(False, act, x, weight, bias, None, mean, inverse, z, None, None)
+        z, mean, inverse = torch.empty_like(x), x.new_empty(x.shape[1]), x.new_empty(x.shape[1])
+        _run(False, act, x, weight.contiguous(), bias.contiguous(), None, mean, inverse, z, None, None)
         ctx.save_for_backward(x, weight, bias, mean, inverse)
         ctx.act = act
         return z
@@ -64,6 +68,7 @@ class _BatchNormAct(torch.autograd.Function):
         if torch.is_grad_enabled():  # a gradient of the gradient is asked for
             return *torch.autograd.grad(stock(x, weight, bias, ctx.act), (x, weight, bias), gz, create_graph=True), None
         gz = gz.contiguous(memory_format=torch.channels_last)
-        gx, gw, gb = torch.empty_like(x), torch.empty_like(weight), torch.empty_like(bias)
+        weight, bias = weight.contiguous(), bias.contiguous()
+        gx, gw, gb = torch.empty_like(x), torch.zeros_like(weight), torch.zeros_like(bias)
         _run(True, ctx.act, x, weight, bias, gz, mean, inverse, gx, gw, gb)
         return gx, gw, gb, None

@@ -45,6 +45,7 @@ from scripts.benchmarks.once_for_all_worker import pictures
 
 Timer = Callable[[], tuple[float, float]]  # wall and CPU seconds of one run
 BATCH = 64
+PASSES = 4  # batches of one evaluation
 SCHEDULE = Schedule((Phase("only", 1, 0.01),), batch_size=BATCH)
 TARGETS = {
     ("step", 32, "largest"): 5.0,
@@ -128,9 +129,10 @@ class Ours:
         _update(self.supernet(self.x, arch), self.y, self.optimizer)
 
     @torch.inference_mode()
-    def evaluate(self, net: nn.Module) -> None:
-        """One pass of a plain net."""
-        net(self.x)
+    def evaluate(self, net: nn.Module, passes: int = 1) -> None:
+        """Passes of a plain net."""
+        for _ in range(passes):
+            net(self.x)
 
 
 def _update(logits: Tensor, y: Tensor, optimizer: torch.optim.SGD) -> None:
@@ -201,12 +203,12 @@ def other_rows(ours: Ours, rival: OnceForAll, genes: Genes, rounds: int) -> list
     side = ours.space.resolution[0]
     rival("extract", arch=named)
     net = extract(ours.supernet, arch)
-    evaluate = timed(lambda: ours.evaluate(fast(net)))
+    evaluate = timed(lambda: ours.evaluate(fast(net), PASSES))
     own = timed(lambda: ours.evaluate(net))
     state = timed(lambda: {name: tensor.clone() for name, tensor in net.state_dict().items()})
     extracting = timed(lambda: extract(ours.supernet, arch))
     cases: list[tuple[str, Timer, Timer, float, bool]] = [
-        (f"evaluating, {side} px", asked(rival, "forward"), evaluate, 5.5 if side == 32 else 0, False),
+        (f"evaluating, {side} px", asked(rival, "forward", passes=PASSES), evaluate, 5.5 if side == 32 else 0, False),
         ("extracting", asked(rival, "extract", arch=named), extracting, 5, False),
         ("extracting / plain copy of the state", extracting, state, 0, False),
         ("  the same of once-for-all", asked(rival, "extract", arch=named), asked(rival, "copy_state"), 0, False),
@@ -263,11 +265,12 @@ def main() -> None:
             genes = architectures(space, args.random, args.seed)
             ours = Ours(space, images, labels)
             for part in (
-                step_rows(ours, rival, genes, args.rounds),
-                other_rows(ours, rival, genes["random_0"], args.rounds),
+                partial(step_rows, ours, rival, genes),
+                partial(elastic_rows, ours, genes),
+                partial(other_rows, ours, rival, genes["random_0"]),
             ):
-                rows += part
-                print("\n".join(line(row.record()) for row in part), flush=True)
+                rows += (done := part(args.rounds))
+                print("\n".join(line(row.record()) for row in done), flush=True)
     if args.out:
         about = {"machine": machine(), "versions": versions(), "rounds": args.rounds, "seed": args.seed}
         write_json(args.out, {"rows": [row.record() for row in rows]} | about)
