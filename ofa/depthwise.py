@@ -64,7 +64,7 @@ class _Depthwise(torch.autograd.Function):
         return _run(What.Y, x, weight.contiguous(), y, stride, y)
 
     @staticmethod
-    def backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, Tensor | None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         x, weight = ctx.saved_tensors
         stride, (x_needed, weight_needed, _) = ctx.stride, ctx.needs_input_grad
         if torch.is_grad_enabled():  # a gradient of the gradient is asked for

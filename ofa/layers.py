@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ofa.depthwise import depthwise
+from ofa.kernels import plain
 from ofa.norm import ACTIVATIONS, EPS, batch_norm_act
 from ofa.spec import Unit
 from ofa.static import ConvBN, SqueezeExcite, activation
@@ -45,22 +46,48 @@ class _Leading(torch.autograd.Function):
         return weight[:cout, :cin]
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         whole = torch.zeros_like(ctx.whole, device=gradient.device, dtype=gradient.dtype)
         whole[: gradient.shape[0], : gradient.shape[1]] = gradient
         return whole, None, None
 
 
-def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """1x1 convolution of (N, C, H, W), weight (D, C, 1, 1): (N, D, H, W).
+def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None = None, cout: int | None = None) -> Tensor:
+    """1x1 convolution of (N, C, H, W) with the leading part (cout, C, 1, 1) of a weight: (N, cout, H, W).
 
     A matrix product on small maps, where a convolution on a CPU spends more on reordering its weights than on them.
     """
-    n, c, h, w = x.shape
+    (n, c, h, w), cout = x.shape, len(weight) if cout is None else cout
+    bias = bias if bias is None else bias[:cout]
     if x.device.type != "cpu" or h * w > SMALL:
-        return F.conv2d(x, weight, bias)
-    y = F.linear(x.permute(0, 2, 3, 1).reshape(-1, c), weight.flatten(1), bias)
+        return F.conv2d(x, leading(weight, cout, c), bias)
+    rows = x.permute(0, 2, 3, 1).reshape(-1, c)
+    if bias is None and weight.shape[:2] != (cout, c) and plain(x, weight):
+        y = _Product.apply(rows, weight, cout)
+    else:
+        y = F.linear(rows, leading(weight, cout, c).flatten(1), bias)
     return y.view(n, h, w, -1).permute(0, 3, 1, 2)
+
+
+class _Product(torch.autograd.Function):
+    """Rows (M, C) times the leading part of a weight; its gradient is written where it belongs, without a copy."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, weight: Tensor, cout: int) -> Tensor:
+        ctx.save_for_backward(rows, weight)
+        return rows @ weight[:cout, : rows.shape[1]].flatten(1).t()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        rows, weight = ctx.saved_tensors
+        used = weight[: gradient.shape[1], : rows.shape[1]].flatten(1)
+        whole = torch.zeros_like(weight)
+        part = whole[: gradient.shape[1], : rows.shape[1]].flatten(1)
+        if torch.is_grad_enabled():  # a gradient of the gradient is asked for
+            part.copy_(gradient.t() @ rows)
+        else:
+            torch.mm(gradient.t(), rows, out=part)
+        return gradient @ used, whole, None
 
 
 class ElasticBatchNorm(nn.Module):
@@ -89,9 +116,12 @@ class ElasticBatchNorm(nn.Module):
 
     def copy_to(self, bn: nn.BatchNorm2d) -> None:
         """Copy the leading channels into a plain batch norm."""
-        for name in ("weight", "bias", "running_mean", "running_var"):
-            target = getattr(bn, name)
-            target.data.copy_(getattr(self, name)[: len(target)])
+        c, mean, var = bn.num_features, bn.running_mean, bn.running_var
+        assert mean is not None and var is not None
+        bn.weight.data.copy_(self.weight[:c])
+        bn.bias.data.copy_(self.bias[:c])
+        mean.copy_(self.running_mean[:c])
+        var.copy_(self.running_var[:c])
         assert bn.num_batches_tracked is not None
         bn.num_batches_tracked.zero_()
 
@@ -107,9 +137,9 @@ class ElasticConv(nn.Module):
 
     def forward(self, x: Tensor, cout: int) -> Tensor:
         """(N, C, H, W) to (N, cout, H / stride, W / stride)."""
-        weight = leading(self.conv.weight, cout, x.shape[1])
         if self.conv.kernel_size == self.conv.stride == (1, 1):
-            return self.bn(pointwise(x, weight))
+            return self.bn(pointwise(x, self.conv.weight, None, cout))
+        weight = leading(self.conv.weight, cout, x.shape[1])
         return self.bn(F.conv2d(x, weight, None, self.conv.stride, self.conv.padding))
 
     def copy_to(self, plain: ConvBN) -> None:
@@ -171,8 +201,8 @@ class ElasticSE(nn.Module):
         """(N, C, H, W) to the same, each channel scaled by a gate of `reduced` hidden channels."""
         c = x.shape[1]
         y = x.mean((2, 3), keepdim=True)
-        y = F.relu(pointwise(y, leading(self.reduce.weight, reduced, c), self.reduce.bias[:reduced]))  # type: ignore[index]
-        return x * F.hardsigmoid(pointwise(y, leading(self.expand.weight, c, reduced), self.expand.bias[:c]))  # type: ignore[index]
+        y = F.relu(pointwise(y, self.reduce.weight, self.reduce.bias, reduced))
+        return x * F.hardsigmoid(pointwise(y, self.expand.weight, self.expand.bias, c))
 
     def copy_to(self, plain: SqueezeExcite) -> None:
         """Copy the leading channels into a plain squeeze-excite."""

@@ -63,10 +63,12 @@ class _BatchNormAct(torch.autograd.Function):
         return z
 
     @staticmethod
-    def backward(ctx: Any, gz: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gz: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         x, weight, bias, mean, inverse = ctx.saved_tensors
         if torch.is_grad_enabled():  # a gradient of the gradient is asked for
-            return *torch.autograd.grad(stock(x, weight, bias, ctx.act), (x, weight, bias), gz, create_graph=True), None
+            z = stock(x, weight, bias, ctx.act)
+            first, second, third = torch.autograd.grad(z, (x, weight, bias), gz, create_graph=True)
+            return first, second, third, None
         gz = gz.contiguous(memory_format=torch.channels_last)
         weight, bias = weight.contiguous(), bias.contiguous()
         gx, gw, gb = torch.empty_like(x), torch.zeros_like(weight), torch.zeros_like(bias)

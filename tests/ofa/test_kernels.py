@@ -140,7 +140,8 @@ def test_results_do_not_depend_on_threads() -> None:
 @compiled
 def test_gradients_have_gradients() -> None:
     x, weight = images(2, 16, 4, 4), torch.randn(16, 1, 3, 3, requires_grad=True)
-    found, expected = [], []
+    found: list[Tensor] = []
+    expected: list[Tensor] = []
     for into, run in ((found, depthwise), (expected, depthwise_module._stock)):
         z = batch_norm_act(run(x, weight.flip(3), 1), weight[:, 0, 0, 0], weight[:, 0, 0, 1], "h_swish")
         (first,) = torch.autograd.grad(z.square().sum(), x, create_graph=True)
@@ -178,6 +179,22 @@ def test_small_pointwise_convolutions_equal_conv2d(size: int) -> None:
     y = pointwise(x, weight, bias)
     assert torch.allclose(y, F.conv2d(x, weight, bias), atol=1e-5)
     assert y.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_pointwise_on_a_part_of_the_weight_has_the_gradients_of_conv2d(with_bias: bool) -> None:
+    x, weight = images(2, 24, 2, 2), torch.randn(20, 32, 1, 1, requires_grad=True)
+    bias = torch.randn(20, requires_grad=True) if with_bias else None
+    found = pointwise(x, weight, bias, 12)
+    expected = F.conv2d(x, weight[:12, :24], None if bias is None else bias[:12])
+    assert torch.allclose(found, expected, atol=1e-5)
+    inputs = [x, weight] if bias is None else [x, weight, bias]
+    first = [torch.autograd.grad(y.pow(3).sum(), inputs, create_graph=True) for y in (found, expected)]
+    assert all(relative(a, b) < 1e-5 for a, b in zip(*first, strict=True))
+    second = [torch.autograd.grad(sum(g.square().sum() for g in gradients), inputs) for gradients in first]
+    assert all(relative(a, b) < 1e-5 for a, b in zip(*second, strict=True))
+    plain_gradients = torch.autograd.grad(pointwise(x, weight, bias, 12).pow(3).sum(), inputs)
+    assert all(relative(a, b) < 1e-5 for a, b in zip(plain_gradients, first[1], strict=True))
 
 
 @torch.no_grad()
