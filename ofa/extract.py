@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterable
+from dataclasses import replace
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
 
 from ofa.errors import UserError
 from ofa.space import Arch
+from ofa.spec import NetSpec, Unit
 from ofa.static import StaticNet
 from ofa.supernet import Supernet
 from ofa.units import arch_units, space_spec
+
+COPIED = (dict, OrderedDict, set)  # what a module keeps its children, tensors and hooks in
 
 
 @torch.no_grad()
@@ -20,15 +26,46 @@ def extract(supernet: Supernet, arch: Arch) -> StaticNet:
 
     Its batch-norm statistics are the supernet's stored ones; `recalibrate` it before use.
     """
-    with torch.device("meta"):
-        net = StaticNet(space_spec(supernet.space, arch))
-    device = next(supernet.parameters()).device
-    net = net.to_empty(device=device).to(memory_format=torch.channels_last)
+    net = _blank(space_spec(supernet.space, arch), next(supernet.parameters()).device)
     kept = [m for m, unit in zip(supernet.units, arch_units(supernet.space, arch), strict=True) if unit is not None]
     for elastic, plain in zip(kept, net.units, strict=True):
         if hasattr(elastic, "copy_to"):
             elastic.copy_to(plain)  # type: ignore[operator]
-    return net.eval()
+    return net
+
+
+def _blank(spec: NetSpec, device: torch.device) -> StaticNet:
+    """The plain net of a spec in evaluation mode, its values not set, channels last.
+
+    Making and initialising modules costs several times the copy of the weights, so each unit is made once.
+    """
+    net = StaticNet(replace(spec, units=()))
+    net.spec = spec
+    net.units = nn.ModuleList([_twin(_prototype(unit, spec.bn_eps), device) for unit in spec.units])
+    net.training = net.units.training = False  # as the units are: going through all of them takes its time
+    return net
+
+
+@lru_cache(maxsize=4096)
+def _prototype(unit: Unit, bn_eps: float) -> nn.Module:
+    with torch.device("meta"):
+        return StaticNet(NetSpec((unit,), 1, unit.cin, unit.cout, bn_eps)).units[0].eval()
+
+
+def _twin(module: nn.Module, device: torch.device) -> nn.Module:
+    """A module like another, with new tensors, whose values are not set."""
+    twin, own = object.__new__(type(module)), dict(module.__dict__)
+    own |= {k: type(v)(v) if v else type(v)() for k, v in own.items() if type(v) in COPIED}
+    own["_parameters"] = {k: v if v is None else nn.Parameter(_empty(v, device)) for k, v in own["_parameters"].items()}
+    own["_buffers"] = {k: v if v is None else _empty(v, device) for k, v in own["_buffers"].items()}
+    own["_modules"] = {k: v if v is None else _twin(v, device) for k, v in own["_modules"].items()}
+    twin.__dict__.update(own)
+    return twin
+
+
+def _empty(like: Tensor, device: torch.device) -> Tensor:
+    layout = torch.channels_last if like.ndim == 4 else torch.contiguous_format
+    return torch.empty(like.shape, dtype=like.dtype, device=device, memory_format=layout)
 
 
 @torch.no_grad()

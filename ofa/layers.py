@@ -5,12 +5,19 @@ N images, C channels, H x H pixels, K kernel size.  Nothing is written by forwar
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ofa.depthwise import depthwise
+from ofa.kernels import plain
 from ofa.modules import ConvBN, SqueezeExcite, activation
+from ofa.norm import ACTIVATIONS, batch_norm_act
 from ofa.spec import Unit
+
+SMALL = 16  # pixels of a map up to which a 1x1 convolution is a matrix product
 
 
 def crop_kernel(weight: Tensor, size: int, stride: int) -> Tensor:
@@ -23,35 +30,99 @@ def crop_kernel(weight: Tensor, size: int, stride: int) -> Tensor:
     return weight[:, :, cut : weight.shape[-1] - cut, cut : weight.shape[-1] - cut] if cut else weight
 
 
+def leading(weight: Tensor, cout: int, cin: int) -> Tensor:
+    """The view weight[:cout, :cin]; its gradient fills one tensor of zeros instead of one for each slice."""
+    if weight.shape[:2] == (cout, cin):
+        return weight
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return weight[:cout, :cin]
+    return _Leading.apply(weight, cout, cin)
+
+
+class _Leading(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, cout: int, cin: int) -> Tensor:
+        ctx.whole = torch.empty_like(weight, device="meta")
+        return weight[:cout, :cin]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        whole = torch.zeros_like(ctx.whole, device=gradient.device, dtype=gradient.dtype)
+        whole[: gradient.shape[0], : gradient.shape[1]] = gradient
+        return whole, None, None
+
+
+def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None = None, cout: int | None = None) -> Tensor:
+    """1x1 convolution of (N, C, H, W) with the leading part (cout, C, 1, 1) of a weight: (N, cout, H, W).
+
+    A matrix product on small maps, where a convolution on a CPU spends more on reordering its weights than on them.
+    """
+    (n, c, h, w), cout = x.shape, len(weight) if cout is None else cout
+    bias = bias if bias is None else bias[:cout]
+    if x.device.type != "cpu" or h * w > SMALL:
+        return F.conv2d(x, leading(weight, cout, c), bias)
+    rows = x.permute(0, 2, 3, 1).reshape(-1, c)
+    if bias is None and weight.shape[:2] != (cout, c) and plain(x, weight):
+        y = _Product.apply(rows, weight, cout)
+    else:
+        y = F.linear(rows, leading(weight, cout, c).flatten(1), bias)
+    return y.view(n, h, w, -1).permute(0, 3, 1, 2)
+
+
+class _Product(torch.autograd.Function):
+    """Rows (M, C) times the leading part of a weight; its gradient is written where it belongs, without a copy."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, weight: Tensor, cout: int) -> Tensor:
+        ctx.save_for_backward(rows, weight)
+        return rows @ weight[:cout, : rows.shape[1]].flatten(1).t()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        rows, weight = ctx.saved_tensors
+        used = weight[: gradient.shape[1], : rows.shape[1]].flatten(1)
+        whole = torch.zeros_like(weight)
+        part = whole[: gradient.shape[1], : rows.shape[1]].flatten(1)
+        if torch.is_grad_enabled():  # a gradient of the gradient is asked for
+            part.copy_(gradient.t() @ rows)
+        else:
+            torch.mm(gradient.t(), rows, out=part)
+        return gradient @ used, whole, None
+
+
 class ElasticBatchNorm(nn.Module):
-    """Batch norm over the first C of its channels.
+    """Batch norm over the first C of its channels, with the activation that follows it.
 
     Training normalises by the batch and keeps no statistics, since those of one subnet are wrong for the next;
     evaluation uses the stored ones, as of an imported checkpoint.  Extracted nets get their own.
     """
 
-    def __init__(self, channels: int):
+    def __init__(self, channels: int, act: str = "none"):
         super().__init__()
+        self.act, self.eps = act, 1e-5
         self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
         self.register_buffer("running_mean", torch.zeros(channels))
         self.register_buffer("running_var", torch.ones(channels))
-        self.eps = 1e-5
         self.running_mean: Tensor
         self.running_var: Tensor
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) to the same."""
-        c = x.shape[1]
-        weight, bias = self.weight[:c], self.bias[:c]
         if self.training:
-            return F.batch_norm(x, None, None, weight, bias, True, eps=self.eps)
-        return F.batch_norm(x, self.running_mean[:c], self.running_var[:c], weight, bias, eps=self.eps)
+            return batch_norm_act(x, self.weight, self.bias, self.act, self.eps)
+        c = x.shape[1]
+        mean, var = self.running_mean[:c], self.running_var[:c]
+        y = F.batch_norm(x, mean, var, self.weight[:c], self.bias[:c], eps=self.eps)
+        return ACTIVATIONS[self.act](y)
 
     def copy_to(self, bn: nn.BatchNorm2d) -> None:
         """Copy the leading channels into a plain batch norm."""
-        for name in ("weight", "bias", "running_mean", "running_var"):
-            target = getattr(bn, name)
-            target.data.copy_(getattr(self, name)[: len(target)])
+        c, mean, var = bn.num_features, bn.running_mean, bn.running_var
+        assert mean is not None and var is not None
+        bn.weight.data.copy_(self.weight[:c])
+        bn.bias.data.copy_(self.bias[:c])
+        mean.copy_(self.running_mean[:c])
+        var.copy_(self.running_var[:c])
         assert bn.num_batches_tracked is not None
         bn.num_batches_tracked.zero_()
 
@@ -62,13 +133,15 @@ class ElasticConv(nn.Module):
     def __init__(self, unit: Unit, *, act: str | None = None):
         super().__init__()
         self.conv = nn.Conv2d(unit.cin, unit.cout, unit.kernel, unit.stride, unit.kernel // 2, bias=False)
-        self.bn = ElasticBatchNorm(unit.cout) if unit.bn else nn.Identity()
-        self.act = activation(unit.act if act is None else act)
+        act = unit.act if act is None else act
+        self.bn = ElasticBatchNorm(unit.cout, act) if unit.bn else activation(act)
 
     def forward(self, x: Tensor, cout: int) -> Tensor:
         """(N, C, H, W) to (N, cout, H / stride, W / stride)."""
-        weight = self.conv.weight[:cout, : x.shape[1]]
-        return self.act(self.bn(F.conv2d(x, weight, None, self.conv.stride, self.conv.padding)))
+        if self.conv.kernel_size == self.conv.stride == (1, 1):
+            return self.bn(pointwise(x, self.conv.weight, None, cout))
+        weight = leading(self.conv.weight, cout, x.shape[1])
+        return self.bn(F.conv2d(x, weight, None, self.conv.stride, self.conv.padding))
 
     def copy_to(self, plain: ConvBN) -> None:
         """Copy the leading channels into a plain convolution."""
@@ -92,12 +165,11 @@ class ElasticDepthwise(nn.Module):
         self.weight = nn.Parameter(torch.empty(unit.mid, 1, unit.kernel, unit.kernel))
         nn.init.kaiming_normal_(self.weight, mode="fan_out")
         self.transforms = nn.ParameterDict({str(k): nn.Parameter(torch.eye(k * k)) for k in self.kernels[:-1]})
-        self.bn = ElasticBatchNorm(unit.mid)
-        self.act = activation(unit.act)
+        self.bn = ElasticBatchNorm(unit.mid, unit.act)
 
     def kernel(self, channels: int, kernel: int) -> Tensor:
         """The weights (channels, 1, kernel, kernel) of a smaller layer."""
-        weight = self.weight[:channels]
+        weight = leading(self.weight, channels, 1)
         for smaller in reversed(self.kernels[:-1]):
             if smaller < kernel:
                 break
@@ -109,7 +181,7 @@ class ElasticDepthwise(nn.Module):
     def forward(self, x: Tensor, kernel: int) -> Tensor:
         """(N, C, H, W) to (N, C, H / stride, W / stride), by kernel x kernel taps."""
         weight = crop_kernel(self.kernel(x.shape[1], kernel), min(x.shape[-2:]), self.stride)
-        return self.act(self.bn(F.conv2d(x, weight, None, self.stride, weight.shape[-1] // 2, groups=x.shape[1])))
+        return self.bn(depthwise(x, weight, self.stride))
 
     def copy_to(self, plain: ConvBN) -> None:
         """Copy the transformed kernels of the leading channels into a plain depthwise convolution."""
@@ -130,8 +202,8 @@ class ElasticSE(nn.Module):
         """(N, C, H, W) to the same, each channel scaled by a gate of `reduced` hidden channels."""
         c = x.shape[1]
         y = x.mean((2, 3), keepdim=True)
-        y = F.relu(F.conv2d(y, self.reduce.weight[:reduced, :c], self.reduce.bias[:reduced]))  # type: ignore[index]
-        return x * F.hardsigmoid(F.conv2d(y, self.expand.weight[:c, :reduced], self.expand.bias[:c]))  # type: ignore[index]
+        y = F.relu(pointwise(y, self.reduce.weight, self.reduce.bias, reduced))
+        return x * F.hardsigmoid(pointwise(y, self.expand.weight, self.expand.bias, c))
 
     def copy_to(self, plain: SqueezeExcite) -> None:
         """Copy the leading channels into a plain squeeze-excite."""

@@ -22,6 +22,7 @@ from ofa.distill import label_loss, soft_label_loss
 from ofa.errors import UserError
 from ofa.evaluate import accuracy, specialise
 from ofa.files import append_jsonl, atomic_write, read_jsonl
+from ofa.kernels import keep_memory
 from ofa.schedule import Phase, Schedule, draw
 from ofa.space import Arch, Space
 from ofa.static import StaticNet, build_spec
@@ -77,6 +78,8 @@ class Trainer:
         self.space, self.data, self.schedule, self.folder = space, data, schedule, folder
         self.seed, self.watch, self.save_seconds, self.report = seed, watch or Watch(), save_seconds, report
         self.device = torch.device(device)
+        if self.device.type == "cpu":
+            keep_memory()
         torch.manual_seed(seed)
         self.supernet = Supernet(space)
         if initial is not None:

@@ -140,11 +140,11 @@ class Worker:
         self.optimizer.step() if arch else self.sub_optimizer.step()
         return loss.item()
 
-    def forward(self, arch: Mapping[str, Any] | None = None, *, train: bool = False) -> float:
-        """One pass without gradients; without `arch`, of the extracted net."""
+    def forward(self, arch: Mapping[str, Any] | None = None, *, train: bool = False, passes: int = 1) -> float:
+        """Passes without gradients; without `arch`, of the extracted net."""
         net = self._net(arch).train(train)
         with torch.no_grad():
-            return float(net(self.images)[0, 0])
+            return [float(net(self.images)[0, 0]) for _ in range(passes)][-1]
 
     def extract(self, arch: Mapping[str, Any]) -> int:
         """Extract a subnet, which `arch=None` means from now on.  Returns: its parameters."""

@@ -15,21 +15,30 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+from ofa.depthwise import depthwise
 from ofa.distill import label_loss
 from ofa.extract import extract, recalibrate
 from ofa.files import versions, write_json
+from ofa.inference import fast
+from ofa.kernels import keep_memory
+from ofa.layers import crop_kernel, pointwise
+from ofa.modules import ConvBN, SqueezeExcite
+from ofa.norm import batch_norm_act
 from ofa.schedule import Phase, Schedule
 from ofa.space import Arch, Genes, Space, load_space
+from ofa.static import StaticNet
 from ofa.supernet import Supernet
 from ofa.train import _optimizer
 from scripts.benchmarks.once_for_all import OnceForAll, add_option, arch_dict
@@ -37,6 +46,7 @@ from scripts.benchmarks.once_for_all_worker import pictures
 
 Timer = Callable[[], tuple[float, float]]  # wall and CPU seconds of one run
 BATCH = 64
+PASSES = 4  # batches of one evaluation
 SCHEDULE = Schedule((Phase("only", 1, 0.01),), batch_size=BATCH)
 TARGETS = {
     ("step", 32, "largest"): 5.0,
@@ -120,9 +130,10 @@ class Ours:
         _update(self.supernet(self.x, arch), self.y, self.optimizer)
 
     @torch.inference_mode()
-    def evaluate(self, net: nn.Module) -> None:
-        """One pass of a plain net."""
-        net(self.x)
+    def evaluate(self, net: nn.Module, passes: int = 1) -> None:
+        """Passes of a plain net."""
+        for _ in range(passes):
+            net(self.x)
 
 
 def _update(logits: Tensor, y: Tensor, optimizer: torch.optim.SGD) -> None:
@@ -148,36 +159,64 @@ def step_rows(ours: Ours, rival: OnceForAll, genes: dict[str, Genes], rounds: in
     ]
 
 
+def elastic_rows(ours: Ours, genes: dict[str, Genes], rounds: int) -> list[Row]:
+    """Training steps in the supernet against the same net as a plain one, which runs on the same kernels."""
+    seconds = []
+    for arch in ours.space.decode(np.concatenate([row for name, row in genes.items() if name.startswith("random")])):
+        net = on_same_kernels(extract(ours.supernet, arch)).train()
+        optimizer = _optimizer(net, SCHEDULE)  # type: ignore[arg-type]
+        plain = timed(lambda net=net, optimizer=optimizer: _update(net(ours.x), ours.y, optimizer))  # type: ignore[misc]
+        seconds.append(alternate(timed(lambda arch=arch: ours.step(arch)), plain, rounds))  # type: ignore[misc]
+    what = f"training step in the supernet / extracted, {ours.space.resolution[0]} px"
+    return [Row(what, np.concatenate(seconds), 1.05, at_most=True)]
+
+
+def on_same_kernels(net: StaticNet) -> StaticNet:
+    """A plain net whose layers call what elastic layers call, kernels cropped as there."""
+    for module in net.modules():
+        if isinstance(module, ConvBN):
+            module.forward = partial(_conv, module)  # type: ignore[method-assign]
+        elif isinstance(module, SqueezeExcite):
+            module.forward = partial(_gate, module)  # type: ignore[method-assign]
+    return net
+
+
+def _conv(module: ConvBN, x: Tensor) -> Tensor:
+    conv, bn = module.conv, module.bn
+    if conv.groups > 1:
+        y = depthwise(x, crop_kernel(conv.weight, min(x.shape[-2:]), conv.stride[0]), conv.stride[0])
+    elif conv.kernel_size == conv.stride == (1, 1):
+        y = pointwise(x, conv.weight)
+    else:
+        y = conv(x)
+    act = {nn.Identity: "none", nn.ReLU: "relu", nn.Hardswish: "h_swish"}[type(module.act)]
+    return batch_norm_act(y, bn.weight, bn.bias, act) if isinstance(bn, nn.BatchNorm2d) else module.act(y)
+
+
+def _gate(module: SqueezeExcite, x: Tensor) -> Tensor:
+    y = F.relu(pointwise(x.mean((2, 3), keepdim=True), module.reduce.weight, module.reduce.bias))
+    return x * F.hardsigmoid(pointwise(y, module.expand.weight, module.expand.bias))
+
+
 def other_rows(ours: Ours, rival: OnceForAll, genes: Genes, rounds: int) -> list[Row]:
     """What is done with one subnet besides training it in the supernet."""
     arch, named = ours.space.decode(genes)[0], arch_dict(ours.space, genes)
     side = ours.space.resolution[0]
     rival("extract", arch=named)
     net = extract(ours.supernet, arch)
-    return [
-        Row(
-            f"evaluating, {side} px",
-            alternate(asked(rival, "forward"), timed(lambda: ours.evaluate(net)), rounds),
-            5.5,
-        ),
-        Row(
-            "extracting",
-            alternate(asked(rival, "extract", arch=named), timed(lambda: extract(ours.supernet, arch)), rounds),
-            5.0,
-        ),
-        Row(
-            f"recalibrating batch norm / evaluating, {side} px",
-            alternate(timed(lambda: recalibrate(net, [ours.x])), timed(lambda: ours.evaluate(net)), rounds),
-            1.2,
-            at_most=True,
-        ),
-        Row(
-            f"  the same of once-for-all, {side} px",
-            alternate(asked(rival, "recalibrate"), asked(rival, "forward"), rounds),
-            1.3,
-            at_most=True,
-        ),
+    evaluate = timed(lambda: ours.evaluate(fast(net), PASSES))
+    own = timed(lambda: ours.evaluate(net))
+    state = timed(lambda: {name: tensor.clone() for name, tensor in net.state_dict().items()})
+    extracting = timed(lambda: extract(ours.supernet, arch))
+    cases: list[tuple[str, Timer, Timer, float, bool]] = [
+        (f"evaluating, {side} px", asked(rival, "forward", passes=PASSES), evaluate, 5.5 if side == 32 else 0, False),
+        ("extracting", asked(rival, "extract", arch=named), extracting, 5, False),
+        ("extracting / plain copy of the state", extracting, state, 0, False),
+        ("  the same of once-for-all", asked(rival, "extract", arch=named), asked(rival, "copy_state"), 0, False),
+        (f"recalibrating / own forward pass, {side} px", timed(lambda: recalibrate(net, [ours.x])), own, 1.2, True),
+        (f"  the same of once-for-all, {side} px", asked(rival, "recalibrate"), asked(rival, "forward"), 0, False),
     ]
+    return [Row(what, alternate(a, b, rounds), target, at_most) for what, a, b, target, at_most in cases]
 
 
 def architectures(space: Space, n: int, seed: int) -> dict[str, Genes]:
@@ -197,11 +236,11 @@ def machine() -> dict[str, Any]:
 def line(found: dict[str, Any]) -> str:
     """A row of the table."""
     low, high = found["quartiles"]
-    sign, mark = ("<=", ">=")[not found["at_most"]], ("MISSED", "")[found["reached"]]
+    target = f"{'<=' if found['at_most'] else '>='} {found['target']:4.2f}" if found["target"] else ""
     theirs, mine = found["cpu_ms"]
     return (
         f"{found['what']:48} {found['ratio']:6.2f} [{low:5.2f}, {high:5.2f}]  wall {found['wall_ratio']:6.2f}  "
-        f"{sign} {found['target']:4.2f}  {theirs:8.1f} / {mine:8.1f} ms  n={found['n']} {mark}"
+        f"{target:7}  {theirs:8.1f} / {mine:8.1f} ms  n={found['n']:3} {'' if found['reached'] else 'MISSED'}"
     )
 
 
@@ -216,6 +255,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="JSON file of the result")
     args = parser.parse_args()
     torch.set_num_threads(1)
+    keep_memory()
     rows: list[Row] = []
     with OnceForAll(args.ofa) as rival:
         rival("build", net="ofa_mbv3_w1.0", random_values=False)
@@ -226,11 +266,12 @@ def main() -> None:
             genes = architectures(space, args.random, args.seed)
             ours = Ours(space, images, labels)
             for part in (
-                step_rows(ours, rival, genes, args.rounds),
-                other_rows(ours, rival, genes["random_0"], args.rounds),
+                partial(step_rows, ours, rival, genes),
+                partial(elastic_rows, ours, genes),
+                partial(other_rows, ours, rival, genes["random_0"]),
             ):
-                rows += part
-                print("\n".join(line(row.record()) for row in part), flush=True)
+                rows += (done := part(args.rounds))
+                print("\n".join(line(row.record()) for row in done), flush=True)
     if args.out:
         about = {"machine": machine(), "versions": versions(), "rounds": args.rounds, "seed": args.seed}
         write_json(args.out, {"rows": [row.record() for row in rows]} | about)

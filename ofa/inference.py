@@ -1,0 +1,85 @@
+"""A plain net rewritten to run fast where it only has to give logits: batch norm folded, kernels cropped.
+
+N images, C channels, H x W pixels.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ofa.layers import crop_kernel, pointwise
+from ofa.modules import ConvBN, SqueezeExcite
+from ofa.static import StaticNet
+
+
+@torch.no_grad()
+def fast(net: StaticNet) -> nn.Module:
+    """A net that gives the logits of `net` in evaluation mode, up to rounding, and shares its other tensors.
+
+    It can neither be trained nor exported; what is changed in `net` afterwards may or may not be seen.
+    """
+    return _rewritten(net).eval()
+
+
+class FoldedConv(nn.Module):
+    """Convolution with the batch norm behind it in its weight and bias, activation in place, and any shortcut."""
+
+    def __init__(self, plain: ConvBN):
+        super().__init__()
+        conv, weight = plain.conv, plain.conv.weight
+        self.stride, self.padding, self.groups = conv.stride, conv.padding, conv.groups
+        self.depthwise = conv.groups == conv.in_channels == conv.out_channels and conv.stride[0] == 1
+        self.pointwise = conv.kernel_size == conv.stride == (1, 1) and conv.groups == 1
+        bias = weight.new_zeros(conv.out_channels) if conv.bias is None else conv.bias
+        if isinstance(plain.bn, nn.BatchNorm2d):
+            assert plain.bn.running_mean is not None and plain.bn.running_var is not None
+            scale = plain.bn.weight * torch.rsqrt(plain.bn.running_var + plain.bn.eps)
+            weight = weight * scale.view(-1, 1, 1, 1)
+            bias = plain.bn.bias + (bias - plain.bn.running_mean) * scale
+        self.register_buffer("weight", weight.detach())
+        self.register_buffer("bias", bias.detach())
+        self.weight: Tensor
+        self.bias: Tensor
+        self.shortcut = getattr(plain, "shortcut", False)
+        self.act = type(plain.act)(inplace=True) if hasattr(plain.act, "inplace") else plain.act
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, cin, H, W) to (N, cout, H / stride, W / stride)."""
+        y = self._convolved(x)
+        return x + y if self.shortcut else y
+
+    def _convolved(self, x: Tensor) -> Tensor:
+        if self.pointwise:
+            return self.act(pointwise(x, self.weight, self.bias))
+        weight, padding = self.weight, self.padding
+        if self.depthwise:
+            weight = crop_kernel(weight, min(x.shape[-2:]), 1)
+            padding = (weight.shape[-2] // 2, weight.shape[-1] // 2)
+        return self.act(F.conv2d(x, weight, self.bias, self.stride, padding, groups=self.groups))
+
+
+class FoldedGate(nn.Module):
+    """Squeeze-excite by matrix products."""
+
+    def __init__(self, plain: SqueezeExcite):
+        super().__init__()
+        self.reduce, self.expand = plain.reduce, plain.expand
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) to the same, each channel scaled."""
+        y = F.relu_(pointwise(x.mean((2, 3), keepdim=True), self.reduce.weight, self.reduce.bias))
+        return x * F.hardsigmoid(pointwise(y, self.expand.weight, self.expand.bias))
+
+
+def _rewritten(module: nn.Module) -> nn.Module:
+    if isinstance(module, ConvBN):
+        return FoldedConv(module)
+    if isinstance(module, SqueezeExcite):
+        return FoldedGate(module)
+    twin = object.__new__(type(module))
+    twin.__dict__.update({k: v.copy() if isinstance(v, (dict, set)) else v for k, v in module.__dict__.items()})
+    for name, child in twin._modules.items():
+        twin._modules[name] = None if child is None else _rewritten(child)
+    return twin

@@ -1,0 +1,223 @@
+"""Compiled kernels compute what PyTorch computes in float64, and nothing is lost where they cannot be had."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ofa import depthwise as depthwise_module
+from ofa import norm as norm_module
+from ofa.depthwise import depthwise
+from ofa.extract import extract
+from ofa.inference import fast
+from ofa.kernels import library, plain
+from ofa.layers import leading, pointwise
+from ofa.norm import ACTIVATIONS, batch_norm_act
+from ofa.space import load_space
+from ofa.supernet import Supernet
+from tests.ofa.nets import SPEC, random_net
+
+compiled = pytest.mark.skipif(library("depthwise") is None, reason="no C compiler")
+CASES = [
+    (h, w, k, s, c)
+    for h, w in ((1, 1), (2, 3), (5, 4), (9, 13))
+    for k in (1, 3, 5, 7)
+    for s in (1, 2)
+    for c in (16, 76)
+]
+
+
+@pytest.fixture(params=[1, 2])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def no_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    cached = (library, depthwise_module._kernel, norm_module._kernel)
+    monkeypatch.setenv("CC", str(tmp_path / "no-such-compiler"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for function in cached:
+        function.cache_clear()
+    yield
+    for function in cached:
+        function.cache_clear()
+
+
+def images(n: int, c: int, h: int, w: int) -> Tensor:
+    return (2 * torch.randn(n, c, h, w) + 1).to(memory_format=torch.channels_last).requires_grad_()
+
+
+def relative(a: Tensor, b: Tensor) -> float:
+    return float(((a - b).norm() / b.norm().clamp_min(1e-12)).detach())
+
+
+def doubled(*tensors: Tensor) -> list[Tensor]:
+    return [tensor.detach().double().requires_grad_() for tensor in tensors]
+
+
+@compiled
+@pytest.mark.parametrize(("h", "w", "kernel", "stride", "channels"), CASES)
+def test_depthwise_and_its_gradients_equal_float64(
+    h: int, w: int, kernel: int, stride: int, channels: int, threads: int
+) -> None:
+    torch.manual_seed(0)
+    x, weight = images(3, channels, h, w), torch.randn(channels, 1, kernel, kernel, requires_grad=True)
+    y = depthwise(x, weight, stride)
+    assert "_Depthwise" in type(y.grad_fn).__name__
+    exact_x, exact_weight = doubled(x, weight)
+    exact = F.conv2d(exact_x, exact_weight, None, stride, kernel // 2, groups=channels)
+    gy = torch.randn_like(y)
+    found = (y, *torch.autograd.grad(y, (x, weight), gy))
+    expected = (exact, *torch.autograd.grad(exact, (exact_x, exact_weight), gy.double()))
+    for a, b in zip(found, expected, strict=True):
+        assert a.shape == b.shape and relative(a, b) < 1e-6
+
+
+@compiled
+@pytest.mark.parametrize("act", ACTIVATIONS)
+@pytest.mark.parametrize(("h", "w", "channels"), [(1, 1, 16), (3, 5, 76), (8, 8, 24), (33, 31, 40), (7, 7, 100)])
+def test_norm_with_activation_and_its_gradients_equal_float64(
+    act: str, h: int, w: int, channels: int, threads: int
+) -> None:
+    torch.manual_seed(0)
+    x, weight, bias = images(4, channels, h, w), torch.rand(channels) + 0.5, torch.randn(channels)
+    weight.requires_grad_()
+    bias.requires_grad_()
+    z = batch_norm_act(x, weight, bias, act)
+    assert "_BatchNormAct" in type(z.grad_fn).__name__
+    exact_x, exact_weight, exact_bias = doubled(x, weight, bias)
+    exact = norm_module.stock(exact_x, exact_weight, exact_bias, act)
+    gz = torch.randn_like(z)
+    found = (z, *torch.autograd.grad(z, (x, weight, bias), gz))
+    expected = (exact, *torch.autograd.grad(exact, (exact_x, exact_weight, exact_bias), gz.double()))
+    for a, b in zip(found, expected, strict=True):
+        assert relative(a, b) < 2e-5
+
+
+@pytest.mark.parametrize("usable", [True, False])
+def test_weights_beyond_the_channels_of_the_image_get_no_gradient(usable: bool) -> None:
+    x, weight, bias = images(4, 24, 3, 3), torch.randn(40, requires_grad=True), torch.randn(40, requires_grad=True)
+    z = batch_norm_act(x if usable else x.contiguous(), weight, bias, "h_swish")
+    expected = norm_module.stock(x, weight[:24], bias[:24], "h_swish")
+    assert relative(z, expected) < 1e-5
+    for a, b in zip(*(torch.autograd.grad(y.square().sum(), (x, weight, bias)) for y in (z, expected)), strict=True):
+        assert torch.allclose(a, b, atol=1e-3) and a.shape == b.shape
+
+
+@pytest.mark.parametrize("shape", [(6, 8, 1, 1), (4, 8, 1, 1), (6, 5, 1, 1), (3, 2, 1, 1)])
+def test_leading_weights_and_their_gradient_equal_slices(shape: tuple[int, ...]) -> None:
+    weight = torch.randn(6, 8, 1, 1, requires_grad=True)
+    found, expected = leading(weight, *shape[:2]), weight[: shape[0], : shape[1]]
+    assert torch.equal(found, expected)
+    g = torch.randn(shape)
+    gradients = [torch.autograd.grad((part**2 * g).sum(), weight, create_graph=True)[0] for part in (found, expected)]
+    assert torch.equal(*gradients)
+    assert torch.equal(*(torch.autograd.grad(gradient.square().sum(), weight)[0] for gradient in gradients))
+
+
+@compiled
+def test_results_do_not_depend_on_threads() -> None:
+    x, weight = images(2, 200, 9, 9), torch.randn(200, 1, 5, 5, requires_grad=True)
+    results = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        z = batch_norm_act(depthwise(x, weight, 1), weight[:, 0, 0, 0], weight[:, 0, 0, 1], "relu")
+        results.append([z, *torch.autograd.grad(z.square().sum(), (x, weight))])
+    torch.set_num_threads(1)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+@compiled
+def test_gradients_have_gradients() -> None:
+    x, weight = images(2, 16, 4, 4), torch.randn(16, 1, 3, 3, requires_grad=True)
+    found: list[Tensor] = []
+    expected: list[Tensor] = []
+    for into, run in ((found, depthwise), (expected, depthwise_module._stock)):
+        z = batch_norm_act(run(x, weight.flip(3), 1), weight[:, 0, 0, 0], weight[:, 0, 0, 1], "h_swish")
+        (first,) = torch.autograd.grad(z.square().sum(), x, create_graph=True)
+        into += torch.autograd.grad(first.square().sum(), (x, weight))
+    assert all(relative(a, b) < 1e-4 for a, b in zip(found, expected, strict=True))
+
+
+def test_without_a_compiler_the_stock_operations_give_the_same(no_compiler: None) -> None:
+    x, weight = images(2, 16, 6, 6), torch.randn(16, 1, 5, 5, requires_grad=True)
+    assert library("depthwise") is None and library("norm") is None
+    y = depthwise(x, weight, 2)
+    assert type(y.grad_fn).__name__ == "ConvolutionBackward0"
+    assert torch.equal(y, F.conv2d(x, weight, None, 2, 2, groups=16))
+    z = batch_norm_act(x, weight[:, 0, 0, 0], weight[:, 0, 0, 1], "relu")
+    assert torch.equal(z, F.relu(F.batch_norm(x, None, None, weight[:, 0, 0, 0], weight[:, 0, 0, 1], True)))
+
+
+def test_the_kernels_leave_other_inputs_to_pytorch() -> None:
+    x, weight = images(2, 16, 6, 6), torch.randn(16, 1, 3, 3)
+    assert plain(x.detach(), weight)
+    for other in (x.detach().double(), x.detach().contiguous(), x.detach()[:, :8], x.detach().to("meta")):
+        assert not plain(other, weight)
+        expected = F.conv2d(
+            other.double(), weight[: other.shape[1]].to(other.device).double(), None, 1, 1, groups=other.shape[1]
+        )
+        found = depthwise(other, weight[: other.shape[1]].to(other.device, other.dtype), 1)
+        assert found.is_meta or relative(found, expected) < 1e-6
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert not plain(x.detach(), weight)
+
+
+@pytest.mark.parametrize("size", [1, 3, 5])
+def test_small_pointwise_convolutions_equal_conv2d(size: int) -> None:
+    x, weight, bias = images(2, 24, size, size), torch.randn(16, 32, 1, 1)[:, :24], torch.randn(16)
+    y = pointwise(x, weight, bias)
+    assert torch.allclose(y, F.conv2d(x, weight, bias), atol=1e-5)
+    assert y.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_pointwise_on_a_part_of_the_weight_has_the_gradients_of_conv2d(with_bias: bool) -> None:
+    x, weight = images(2, 24, 2, 2), torch.randn(20, 32, 1, 1, requires_grad=True)
+    bias = torch.randn(20, requires_grad=True) if with_bias else None
+    found = pointwise(x, weight, bias, 12)
+    expected = F.conv2d(x, weight[:12, :24], None if bias is None else bias[:12])
+    assert torch.allclose(found, expected, atol=1e-5)
+    inputs = [x, weight] if bias is None else [x, weight, bias]
+    first = [torch.autograd.grad(y.pow(3).sum(), inputs, create_graph=True) for y in (found, expected)]
+    assert all(relative(a, b) < 1e-5 for a, b in zip(*first, strict=True))
+    second = [torch.autograd.grad(sum(g.square().sum() for g in gradients), inputs) for gradients in first]
+    assert all(relative(a, b) < 1e-5 for a, b in zip(*second, strict=True))
+    plain_gradients = torch.autograd.grad(pointwise(x, weight, bias, 12).pow(3).sum(), inputs)
+    assert all(relative(a, b) < 1e-5 for a, b in zip(plain_gradients, first[1], strict=True))
+
+
+@torch.no_grad()
+def test_the_fast_net_gives_the_logits_of_the_plain_one() -> None:
+    net, x = random_net(), torch.randn(8, 1, 16, 16)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    logits = net(x)
+    assert relative(fast(net)(x), logits) < 1e-5
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    net.units[3].depthwise.conv.weight.mul_(1.01)
+    assert relative(fast(net)(x), logits) > 1e-4
+    assert net.spec is SPEC
+
+
+def test_extracted_nets_share_nothing() -> None:
+    space = load_space("digits_mbv3")
+    supernet, arch = Supernet(space), space.decode(space.largest())[0]
+    first, second = extract(supernet, arch), extract(supernet, arch)
+    pointers = [{t.data_ptr() for t in net.state_dict().values()} for net in (first, second, supernet)]
+    assert not (pointers[0] & pointers[1] or pointers[0] & pointers[2])
+    seen: list[object] = []
+    first.units[0].conv.register_forward_hook(lambda *_: seen.append(1))
+    second(torch.randn(1, space.in_channels, arch.resolution, arch.resolution))
+    assert not seen
+    assert not any(module.training for module in first.modules())
+    assert all(p.requires_grad and p.is_leaf for p in first.parameters())
