@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from ofa.extract import extract, recalibrate
+from ofa.extraction import extract, recalibrate
 from ofa.inference import fast
 from ofa.space import Arch
 from ofa.static import StaticNet

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import subprocess
 import sys
 import tomllib
@@ -68,3 +69,15 @@ def test_command_is_also_a_script_and_explains_itself(command: str) -> None:
     line = [sys.executable, str(script), "--help"]
     answer = subprocess.run(line, capture_output=True, text=True, check=True, cwd=ROOT)
     assert answer.stdout.startswith(f"{command} [name=value ...]")
+
+
+def test_public_names_are_what_they_say_whatever_was_loaded_before() -> None:
+    code = (
+        "import ofa.evaluate; from ofa import extract, recalibrate; print(callable(extract) and callable(recalibrate))"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert answer.stdout == "True\n"
+    for package in ("ofa", "predictors"):
+        names = {path.stem for path in (ROOT / package).iterdir()}
+        homes = importlib.import_module(package).__all__
+        assert not names & set(homes), "a module of a public name's name would hide it"

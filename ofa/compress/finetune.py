@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ofa.distill import label_loss, soft_label_loss
 from ofa.errors import UserError
 from ofa.evaluate import CALIBRATION_IMAGES
-from ofa.extract import recalibrate
+from ofa.extraction import recalibrate
 from ofa.static import StaticNet
 
 if TYPE_CHECKING:

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from ofa.checkpoint import import_supernet
-from ofa.extract import extract
+from ofa.extraction import extract
 from ofa.files import versions, write_json
 from ofa.published import arch_of
 from ofa.space import load_space

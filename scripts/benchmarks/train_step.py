@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from ofa.depthwise import depthwise
 from ofa.distill import label_loss
-from ofa.extract import extract, recalibrate
+from ofa.extraction import extract, recalibrate
 from ofa.files import versions, write_json
 from ofa.inference import fast
 from ofa.kernels import keep_memory

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from ofa.extract import recalibrate
+from ofa.extraction import recalibrate
 from ofa.space import Space, load_space
 from ofa.spec import NetSpec, Unit
 from ofa.static import StaticNet, build_spec

@@ -13,7 +13,7 @@ from torch import Tensor
 from ofa import depthwise as depthwise_module
 from ofa import norm as norm_module
 from ofa.depthwise import depthwise
-from ofa.extract import extract
+from ofa.extraction import extract
 from ofa.inference import fast
 from ofa.kernels import library, plain
 from ofa.layers import leading, pointwise

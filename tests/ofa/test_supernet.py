@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ofa.errors import UserError
-from ofa.extract import extract, recalibrate
+from ofa.extraction import extract, recalibrate
 from ofa.layers import ElasticBatchNorm, ElasticDepthwise, crop_kernel
 from ofa.space import Arch, Space, load_space
 from ofa.supernet import Supernet
