@@ -72,9 +72,7 @@ def test_command_is_also_a_script_and_explains_itself(command: str) -> None:
 
 
 def test_public_names_are_what_they_say_whatever_was_loaded_before() -> None:
-    code = (
-        "import ofa.evaluate; from ofa import extract, recalibrate; print(callable(extract) and callable(recalibrate))"
-    )
+    code = "import ofa.evaluate; from ofa import extract, recalibrate; print(callable(extract), callable(recalibrate))"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert answer.stdout == "True True\n"
     for package in ("ofa", "predictors"):
