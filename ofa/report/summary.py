@@ -130,8 +130,11 @@ def arch_text(arch: dict[str, Any]) -> str:
     depth, kernels, expands = (list(arch.get(key, ())) for key in ("depth", "kernel", "expand"))
     width = [w for w in arch.get("width", ()) if w != 1]
     head = f"{arch.get('resolution')} px" + (f", width {'-'.join(f'{w:g}' for w in width)}" if width else "")
-    if sum(depth) != len(kernels) or len(kernels) != len(expands):
-        return f"{head}, depth {depth}, kernel {kernels}, expand {expands}"
+    if not depth or sum(depth) != len(kernels) or len(kernels) != len(expands):
+        lists = {name: arch.get(name) for name in ("depth", "kernel", "expand", "op")}
+        return ", ".join(
+            [head, *(f"{name} {'-'.join(f'{v:g}' for v in values)}" for name, values in lists.items() if values)]
+        )
     blocks = [f"k{k}e{e:g}" for k, e in zip(kernels, expands, strict=True)]
     ends = [sum(depth[: i + 1]) for i in range(len(depth))]
     stages = [" ".join(blocks[end - d : end]) for d, end in zip(depth, ends, strict=True)]

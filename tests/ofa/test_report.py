@@ -294,7 +294,8 @@ def test_spread_and_limits_keep_the_digits_that_matter() -> None:
 
 def test_architecture_with_full_length_lists_is_still_told() -> None:
     arch = {"resolution": 24, "depth": [1], "kernel": [3, 5], "expand": [3, 4], "width": [0.5]}
-    assert arch_text(arch) == "24 px, width 0.5, depth [1], kernel [3, 5], expand [3, 4]"
+    assert arch_text(arch) == "24 px, width 0.5, depth 1, kernel 3-5, expand 3-4"
+    assert arch_text({"resolution": 32, "width": [1], "op": [2, 0, 1]}) == "32 px, op 2-0-1"
 
 
 def test_later_results_prove_earlier_stages(tmp_path: Path) -> None:
