@@ -1,4 +1,4 @@
-"""Gaussian processes of a saturating target, averaged by their evidence.  N samples, F features, K groups, Q queries."""
+"""Gaussian processes of a saturating target, averaged by their evidence.  N samples, F features, Q queries."""
 
 from __future__ import annotations
 
