@@ -21,7 +21,6 @@ Float = NDArray[np.float64]
 FOLDS = 5
 FEWEST = 2 * FOLDS
 AUTO = ("gp", "svr", "ridge", "boosting")
-REFIT_ABOVE = 200  # above so many samples a fold of the cross-validation takes the hyperparameters of all samples
 
 
 class Accuracy:
@@ -143,11 +142,11 @@ class _Scaled:
         self.model = model
 
     def fit(self, x: Float, y: Float, like: _Scaled | None = None) -> _Scaled:
-        """Learn; from REFIT_ABOVE samples on with the hyperparameters of `like`, where they take long to find."""
+        """Learn; `like`: a fit on more samples, whose hyperparameters are the start where they take long to find."""
         self.x_mean, self.x_std = x.mean(axis=0), _positive(x.std(axis=0))
         self.y_mean, self.y_std = y.mean(), _positive(y.std())
         x, y = (x - self.x_mean) / self.x_std, (y - self.y_mean) / self.y_std
-        if like and isinstance(like.model, WarpedGP) and len(x) > REFIT_ABOVE:
+        if like and isinstance(like.model, WarpedGP):
             self.model = like.model.refit(x, y)
         else:
             self.model.fit(x, y)

@@ -83,7 +83,7 @@ class Network:
         """Learn from features (N, F) and targets (N,), in float32."""
         from sklearn.neural_network import MLPRegressor
 
-        options = {"alpha": 1e-2, "learning_rate_init": 1e-3, "batch_size": min(64, len(x)), "max_iter": 100}
+        options = {"alpha": 1e-2, "learning_rate_init": 1e-3, "batch_size": min(32, len(x)), "max_iter": 100}
         net = MLPRegressor(hidden_layer_sizes=self.widths, **options, random_state=self.seed)
         Ensemble([net]).fit(x.astype(np.float32), y.astype(np.float32))
         self.layers = [(np.float32(w), np.float32(b)) for w, b in zip(net.coefs_, net.intercepts_, strict=True)]

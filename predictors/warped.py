@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -65,29 +65,34 @@ class WarpedGP:
     def fit(self, x: Float, y: Float) -> WarpedGP:
         """Learn from features (N, F) and targets (N,)."""
         few = evenly(len(y), SCREEN_SAMPLES)
-        points: list[Float] = []
+        points: dict[float, Float] = {}
         evidence = []
-        for warp in (warps := [Warp.above(y, room) for room in self.rooms]):
-            start, steps = (points[0], STEPS // 4) if points else (None, STEPS)
+        for room in self.rooms:
+            warp = Warp.above(y, room)
+            start, steps = (points[self.rooms[0]], STEPS // 4) if points else (None, STEPS)
             screened = GroupedGP(self.groups).fit(x[few], warp(y[few]), start=start, steps=steps)
-            points.append(screened.point)
+            points[room] = screened.point
             evidence.append(screened.evidence + warp.log_slope(y[few]))
-        kept = np.flatnonzero(_shares(evidence))
-        polish = POLISH_STEPS if len(y) > len(few) else 0
-        return self._fit([warps[i] for i in kept], [points[i] for i in kept], x, y, polish)
+        kept = {room: points[room] for room, share in zip(self.rooms, _shares(evidence), strict=True) if share > 0}
+        return self._fit(kept, x, y, POLISH_STEPS if len(y) > len(few) else 0)
 
     def refit(self, x: Float, y: Float) -> WarpedGP:
-        """A process on other samples with the hyperparameters of this one."""
-        warps, points = [warp for warp, _ in self.members], [process.point for _, process in self.members]
-        return WarpedGP(self.groups, self.rooms)._fit(warps, points, x, y, 0)
+        """A process on other samples, most of them among those of this one: its rooms, its hyperparameters as a start.
 
-    def _fit(self, warps: Sequence[Warp], points: Sequence[Float], x: Float, y: Float, steps: int) -> WarpedGP:
+        Above SCREEN_SAMPLES samples the hyperparameters stay as they are: a few samples more or less move them little.
+        """
+        return WarpedGP(self.groups, self.rooms)._fit(self.points, x, y, 0 if len(y) > SCREEN_SAMPLES else STEPS // 4)
+
+    def _fit(self, starts: Mapping[float, Float], x: Float, y: Float, steps: int) -> WarpedGP:
+        """Fit a process for each room, from its start."""
         few = evenly(len(y), HYPER_SAMPLES)
-        pairs = list(zip(warps, points, strict=True))
-        fitted = [(w, GroupedGP(self.groups).fit(x, w(y), start=p, steps=steps)) for w, p in pairs]
-        weights = _shares([process.evidence + warp.log_slope(y[few]) for warp, process in fitted])
-        self.weights = weights[weights > 0]
-        self.members = [member for member, weight in zip(fitted, weights, strict=True) if weight > 0]
+        warps = [Warp.above(y, room) for room in starts]
+        pairs = zip(warps, starts.values(), strict=True)
+        fitted = [(w, GroupedGP(self.groups).fit(x, w(y), start=point, steps=steps)) for w, point in pairs]
+        shares = _shares([process.evidence + warp.log_slope(y[few]) for warp, process in fitted])
+        self.points = {room: process.point for room, (_, process) in zip(starts, fitted, strict=True)}
+        self.weights = shares[shares > 0]
+        self.members = [member for member, share in zip(fitted, shares, strict=True) if share > 0]
         return self
 
     def predict(self, x: Float) -> tuple[Float, Float]:

@@ -161,6 +161,15 @@ def test_a_gaussian_process_is_sure_where_it_measured_and_unsure_elsewhere() -> 
     assert std[0] < 0.05 < std[1]
 
 
+def test_a_fold_whose_best_network_is_better_than_all_before_is_fitted() -> None:
+    rng = np.random.default_rng(2)
+    x = rng.standard_normal((40, 3))
+    y = -np.exp(-1.5 * x @ np.array([1.0, 0.5, 0.2]))
+    process = WarpedGP([slice(0, 3)]).fit(x, (y - y.mean()) / y.std())
+    mean, _ = process.refit(x, 10 * y + 5).predict(x)  # far above the top of the first fit
+    assert rmse(mean, 10 * y + 5) < 0.1 * 10 * y.std()
+
+
 def test_mistakes_are_answered_with_rule_value_and_remedy(tmp_path: Path) -> None:
     space = load_space("digits_mbv3")
     genes = space.sample(12, np.random.default_rng(0))
