@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,6 +73,6 @@ class OneHot:
         self.space = space
         self.groups = (Group("genes", slice(0, int(space.counts.sum()))),)
 
-    def __call__(self, genes: Genes) -> NDArray[np.float32]:
-        """Genes (N, G) to features (N, F)."""
+    def __call__(self, genes: Genes) -> NDArray[Any]:
+        """Genes (N, G) to features (N, F), float32."""
         return self.space.onehot(genes)
