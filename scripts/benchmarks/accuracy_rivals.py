@@ -110,7 +110,8 @@ def _networks(space: Space, seed: int) -> Library:
 def _once_for_all(space: Space, seed: int) -> Library:
     from sklearn.neural_network import MLPRegressor
 
-    net = MLPRegressor((400, 400, 400), learning_rate_init=1e-3, max_iter=100, batch_size=32, random_state=seed)
+    options = {"learning_rate_init": 1e-3, "max_iter": 100, "batch_size": 32, "random_state": seed}
+    net = MLPRegressor(hidden_layer_sizes=(400, 400, 400), **options)
     return Library(space.onehot, [net])
 
 
