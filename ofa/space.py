@@ -261,11 +261,28 @@ class Space:
         return self._values[columns, genes[:, columns]]
 
     def block_values(self, genes: Genes, dimension: str) -> NDArray[np.float64]:
-        """Kernel, expand ratio or operation of every block, chosen or fixed (no operation: -1): (N, B)."""
-        fixed = [(self.stages[s].choices(dimension) or (-1,))[0] for s, _ in self.blocks]
+        """Kernel, expand ratio or operation of every block, chosen or fixed: (N, B).
+
+        A block that chooses its operation has the operation's, 0 for "skip"; an operation that nobody chooses is -1.
+        """
+        fixed = [choices[0] for choices in self.block_choices(dimension)]
         values = np.repeat(np.array([fixed], dtype=np.float64), len(genes), axis=0)
         values[:, self._own[dimension]] = self.values(genes, dimension)
+        if dimension != "op":
+            for column, block in zip(genes[:, self.columns("op")].T, self._own["op"], strict=True):
+                values[:, block] = np.array(self.block_choices(dimension)[block])[column]
         return values
+
+    def block_choices(self, dimension: str) -> list[tuple[float, ...]]:
+        """What each block's kernel, expand ratio or operation can be, in the order of `blocks`."""
+        found = []
+        for stage in (self.stages[s] for s, _ in self.blocks):
+            if stage.ops and dimension != "op":
+                chosen = [stage.ops[int(op)] for op in stage.op]
+                found.append(tuple(0.0 if op.kind == "skip" else float(getattr(op, dimension)) for op in chosen))
+            else:
+                found.append(stage.choices(dimension) or (-1,))
+        return found
 
     def depths(self, genes: Genes) -> NDArray[np.int64]:
         """How many blocks each stage keeps, (N, stages)."""

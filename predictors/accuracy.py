@@ -12,20 +12,22 @@ from numpy.typing import ArrayLike, NDArray
 from ofa.errors import UserError
 from ofa.files import read_json, write_json
 from ofa.space import Genes, Space, load_space
-from predictors.features import Features
+from predictors.features import Features, OneHot
 from predictors.models import Model, make_model
 from predictors.scores import score
+from predictors.warped import WarpedGP
 
 Float = NDArray[np.float64]
 FOLDS = 5
 FEWEST = 2 * FOLDS
-AUTO = ("gp", "ridge", "svr", "boosting")
+AUTO = ("gp", "svr", "ridge", "boosting")
 
 
 class Accuracy:
     """Predicts accuracy, in the unit it was fitted with, from measured subnets: genes (N, G) to (N,) float64.
 
-    model: a name in `predictors.models.MODELS`, or "auto" for the one of `candidates` with the best cross-validation.
+    model: a name in `predictors.models.MODELS`, or "auto" for the first of `candidates` whose
+    error in cross-validation is within a standard error of the best one's (Breiman et al. 1984, sec. 3.4.3).
     Everything is deterministic for a seed: the samples and the name of the model are the whole state (`to_dict`).
     """
 
@@ -42,7 +44,7 @@ class Accuracy:
     ) -> None:
         self.space, self.seed, self.unit = space, seed, unit
         self.candidates = tuple(candidates) if model == "auto" else (model,)
-        self._features = Features(space)
+        self._features = {name: OneHot(space) if name == "ofa_mlp" else Features(space) for name in self.candidates}
         for candidate in self.candidates:
             self._make(candidate)
         self.chosen: str | None = None
@@ -52,15 +54,18 @@ class Accuracy:
         """Learn from genes (N, G) and measured accuracies (N,), N >= 10; chooses the model by cross-validation."""
         self._genes, self._accuracy = self.space.canonical(genes), np.asarray(accuracy, dtype=np.float64)
         self._check()
-        features = self._features(self._genes)
-        held_out = {name: self._out_of_fold(name, features) for name in self.candidates}
+        held_out, fitted = {}, {}
+        for name in self.candidates:
+            features = self._features[name](self._genes)
+            fitted[name] = _Scaled(self._make(name)).fit(features, self._accuracy)
+            held_out[name] = self._out_of_fold(name, features, fitted[name])
         self.cross_validation = {
             name: score(mean, self._accuracy, ("kendall_tau", "rmse")) for name, (mean, _) in held_out.items()
         }
-        self.chosen = min(self.candidates, key=self._rank)
+        self.chosen = _choose({name: (mean - self._accuracy) ** 2 for name, (mean, _) in held_out.items()})
         mean, std = held_out[self.chosen]
         self._calibration = float(np.sqrt(np.mean(((self._accuracy - mean) / std) ** 2)))
-        self._fitted = _Scaled(self._make(self.chosen)).fit(features, self._accuracy)
+        self._fitted = fitted[self.chosen]
         return self
 
     def predict(self, genes: Genes) -> tuple[Float, Float]:
@@ -70,7 +75,7 @@ class Accuracy:
         self.space.validate(genes)
         if not len(genes):
             return np.empty(0), np.empty(0)
-        mean, std = self._fitted.predict(self._features(genes))
+        mean, std = self._fitted.predict(self._features[self.chosen](genes))
         return mean, std * self._calibration
 
     def __call__(self, genes: Genes) -> Float:
@@ -107,22 +112,17 @@ class Accuracy:
         return Accuracy.from_dict(read_json(path))
 
     def _make(self, name: str) -> Model:
-        return make_model(name, [group.columns for group in self._features.groups], self.seed)
+        return make_model(name, [group.columns for group in self._features[name].groups], self.seed)
 
-    def _out_of_fold(self, name: str, features: Float) -> tuple[Float, Float]:
+    def _out_of_fold(self, name: str, features: Float, fitted: _Scaled) -> tuple[Float, Float]:
         """Mean and standard deviation of every sample, predicted by a model that did not see it."""
         mean, std = np.empty(len(features)), np.empty(len(features))
         fold = np.random.default_rng(self.seed).permutation(len(features)) % FOLDS
         for i in range(FOLDS):
             train, test = fold != i, fold == i
-            model = _Scaled(self._make(name)).fit(features[train], self._accuracy[train])
+            model = _Scaled(self._make(name)).fit(features[train], self._accuracy[train], like=fitted)
             mean[test], std[test] = model.predict(features[test])
         return mean, std
-
-    def _rank(self, name: str) -> tuple[float, float]:
-        """Best first: by Kendall tau to two decimals, then by RMSE."""
-        found = self.cross_validation[name]
-        return -round(found["kendall_tau"], 2), found["rmse"]
 
     def _check(self) -> None:
         self.space.validate(self._genes)
@@ -141,10 +141,15 @@ class _Scaled:
     def __init__(self, model: Model) -> None:
         self.model = model
 
-    def fit(self, x: Float, y: Float) -> _Scaled:
+    def fit(self, x: Float, y: Float, like: _Scaled | None = None) -> _Scaled:
+        """Learn; `like`: a fit on more samples, whose hyperparameters are the start where they take long to find."""
         self.x_mean, self.x_std = x.mean(axis=0), _positive(x.std(axis=0))
         self.y_mean, self.y_std = y.mean(), _positive(y.std())
-        self.model.fit((x - self.x_mean) / self.x_std, (y - self.y_mean) / self.y_std)
+        x, y = (x - self.x_mean) / self.x_std, (y - self.y_mean) / self.y_std
+        if like and isinstance(like.model, WarpedGP):
+            self.model = like.model.refit(x, y)
+        else:
+            self.model.fit(x, y)
         return self
 
     def predict(self, x: Float) -> tuple[Float, Float]:
@@ -154,4 +159,11 @@ class _Scaled:
 
 def _positive(std: Any) -> Any:
     """Standard deviations, 1 where a feature is constant."""
-    return np.where(std > 1e-9, std, 1.0)
+    return np.where(std > 1e-9, std, 1.0).astype(std.dtype)
+
+
+def _choose(errors: Mapping[str, Float]) -> str:
+    """The first name whose mean squared error is within a standard error of the smallest; errors: (N,) each."""
+    best = min(errors, key=lambda name: float(errors[name].mean()))
+    excess = {name: error - errors[best] for name, error in errors.items()}
+    return next(name for name, e in excess.items() if e.mean() <= e.std(ddof=1) / np.sqrt(len(e)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,9 +23,11 @@ class Group:
 
 
 class Features:
-    """One-hot genes with skipped blocks masked, log MACs, log parameters, sums of kernel, expand and depth per stage.
+    """One-hot genes with skipped blocks masked, and what they amount to, in logarithms.
 
-    Masking and the sums tell the model that a skipped block does nothing; they are worth more than the choice of model.
+    log MACs and parameters; log resolution and width; log sums of the kernels and of the expand ratios of each stage,
+    and its depth; log kernel and expand ratio of each block, half the smallest choice where it is skipped.
+    Masking and the sums tell a model that a skipped block does nothing; they are worth more than the choice of model.
     """
 
     def __init__(self, space: Space) -> None:
@@ -35,17 +38,40 @@ class Features:
     def __call__(self, genes: Genes) -> Float:
         """Genes (N, G) to features (N, F), grouped as in `groups`."""
         onehot = self.space.onehot(genes).astype(np.float64)
-        counts = np.log(np.stack([self._macs(genes), self._params(genes)], axis=1))
-        return np.concatenate([onehot, counts, *self._sums(genes)], axis=1)
+        parts = (self._counts(genes), *self._blocks(genes, "kernel"), *self._blocks(genes, "expand"))
+        return np.concatenate([onehot, *parts, self.space.depths(genes)], axis=1)
 
-    def _sums(self, genes: Genes) -> list[Float]:
-        used, stage = self.space.used(genes), np.eye(len(self.space.stages))[self.space.blocks[:, 0]]
-        sums = [np.where(used, self.space.block_values(genes, name), 0) @ stage for name in ("kernel", "expand")]
-        return [*sums, self.space.depths(genes).astype(np.float64)]
+    def _counts(self, genes: Genes) -> Float:
+        """Log MACs, parameters, resolution and widths, (N, 3 + widths)."""
+        sides = (self.space.values(genes, name) for name in ("resolution", "width"))
+        return np.log(np.column_stack([self._macs(genes), self._params(genes), *sides]))
+
+    def _blocks(self, genes: Genes, dimension: str) -> tuple[Float, Float]:
+        """Log values of each block (N, B) and log sums of each stage (N, S)."""
+        every = self.space.block_choices(dimension)
+        smallest = np.array([min(choice for choice in choices if choice > 0) for choices in every]) / 2
+        values = np.where(self.space.used(genes), self.space.block_values(genes, dimension), 0)
+        sums = values @ np.eye(len(self.space.stages))[self.space.blocks[:, 0]]
+        return np.log(np.where(values > 0, values, smallest)), np.log(np.maximum(sums, smallest.min()))
 
     def _groups(self) -> tuple[Group, ...]:
-        stages = len(self.space.stages)
+        stages, blocks = len(self.space.stages), len(self.space.blocks)
         sizes = {name: int(self.space.counts[self.space.columns(name)].sum()) for name in DIMENSIONS}
-        sizes |= {"log MACs": 1, "log params": 1, "kernel sums": stages, "expand sums": stages, "depths": stages}
-        ends = np.cumsum([0, *sizes.values()])
-        return tuple(Group(name, slice(int(a), int(b))) for name, a, b in zip(sizes, ends, ends[1:], strict=False))
+        sizes |= {"log MACs": 1, "log params": 1, "log resolution": 1, "log widths": self.space.widths}
+        sizes |= {"log kernels": blocks, "log kernel sums": stages, "log expands": blocks, "log expand sums": stages}
+        ends = np.cumsum([0, *sizes.values(), stages])
+        return tuple(
+            Group(name, slice(int(a), int(b))) for name, a, b in zip([*sizes, "depths"], ends, ends[1:], strict=False)
+        )
+
+
+class OneHot:
+    """One-hot genes with skipped blocks masked, as once-for-all's network sees them: float32, and quick."""
+
+    def __init__(self, space: Space) -> None:
+        self.space = space
+        self.groups = (Group("genes", slice(0, int(space.counts.sum()))),)
+
+    def __call__(self, genes: Genes) -> NDArray[Any]:
+        """Genes (N, G) to features (N, F), float32."""
+        return self.space.onehot(genes)

@@ -45,16 +45,20 @@ def fit_accuracy(
         "repeats": repeats,
         "tau": {"mean": split["kendall_tau"], "std": split["kendall_tau_std"]},
         "rmse": {"mean": split["rmse"], "std": split["rmse_std"]},
-        "curve": [
-            {"n": c["fit_on"], "tau": c["kendall_tau"], "tau_std": c["kendall_tau_std"], "rmse": c["rmse"]}
-            for c in curve
-        ],
+        "regret_10": {"mean": split["regret_10"], "std": split["regret_10_std"]},
+        **{name: split[name] for name in ("coverage_50", "coverage_90", "log_loss")},
+        "curve": [_curve_row(row) for row in curve],
         "cross_validation": predictor.cross_validation,
     }
     order = np.random.default_rng((seed, 0)).permutation(len(genes))
     train, test = order[:fit_on], order[fit_on:]
     tested = again(seed=0).fit(genes[train], accuracy[train])
     return predictor, report, _frame("accuracy", tested, genes[test], accuracy[test])
+
+
+def _curve_row(row: dict[str, Any]) -> dict[str, Any]:
+    found = {"n": row["fit_on"], "n_heldout": row["held_out"], "tau": row["kendall_tau"]}
+    return found | {"tau_std": row["kendall_tau_std"], "rmse": row["rmse"], "rmse_std": row["rmse_std"]}
 
 
 def fit_latency(latency: Latency, genes: Genes, measured: Float) -> tuple[Latency, dict[str, Any], pd.DataFrame]:

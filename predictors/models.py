@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ofa.errors import UserError
-from predictors.gp import GroupedGP
+from predictors.warped import Warp, WarpedGP
 
 Float = NDArray[np.float64]
+ROOM = 2.0  # of the warp before models that do not choose their own
+ROWS = 2048  # of a batch of the network, so that its activations stay in the cache
 
 
 class Model(Protocol):
@@ -51,14 +54,67 @@ class Ensemble:
         return each.mean(axis=0), each.std(axis=0) if len(each) > 1 else np.ones(len(x))
 
 
+class Warped:
+    """A model that learns -log(top - y) instead of y: accuracy saturates, see `predictors.warped.Warp`."""
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+
+    def fit(self, x: Float, y: Float) -> Warped:
+        """Learn from features (N, F) and targets (N,)."""
+        self.warp = Warp.above(y, ROOM)
+        self.model.fit(x, self.warp(y))
+        return self
+
+    def predict(self, x: Float) -> tuple[Float, Float]:
+        """Median, and the standard deviation to first order, of y."""
+        mean, std = self.model.predict(x)
+        center, _ = self.warp.back(mean, np.zeros_like(mean))
+        return center, std * (self.warp.top - center)
+
+
+class Network:
+    """once-for-all's accuracy predictor (Cai et al. 2020): three hidden layers of 400, ReLU; 1 for every deviation."""
+
+    def __init__(self, seed: int, widths: Sequence[int] = (400, 400, 400)) -> None:
+        self.seed, self.widths = seed, tuple(widths)
+
+    def fit(self, x: Float, y: Float) -> Network:
+        """Learn from features (N, F) and targets (N,), in float32."""
+        from sklearn.neural_network import MLPRegressor
+
+        options = {"alpha": 1e-2, "learning_rate_init": 1e-3, "batch_size": min(32, len(x)), "max_iter": 100}
+        net = MLPRegressor(hidden_layer_sizes=self.widths, **options, random_state=self.seed)
+        Ensemble([net]).fit(x.astype(np.float32), y.astype(np.float32))
+        self.layers = [(np.float32(w), np.float32(b)) for w, b in zip(net.coefs_, net.intercepts_, strict=True)]
+        return self
+
+    def predict(self, x: Float) -> tuple[Float, Float]:
+        """Mean and 1, (Q,) each."""
+        pieces = [self._forward(x[a:b].astype(np.float32, copy=False)) for a, b in _batches(len(x))]
+        return np.concatenate(pieces).astype(np.float64), np.ones(len(x))
+
+    def _forward(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
+        for i, (weights, bias) in enumerate(self.layers):
+            x = x @ weights
+            x += bias
+            if i < len(self.layers) - 1:
+                np.maximum(x, 0, out=x)
+        return x[:, 0]
+
+
+def _batches(n: int) -> Sequence[tuple[int, int]]:
+    return list(pairwise([*range(0, n, ROWS), n]))
+
+
 def _gp(groups: Sequence[slice], seed: int) -> Model:
-    return GroupedGP(groups)
+    return WarpedGP(groups)
 
 
 def _ridge(groups: Sequence[slice], seed: int) -> Model:
     from sklearn.linear_model import RidgeCV
 
-    return Ensemble([RidgeCV(alphas=np.logspace(-3, 4, 22))])
+    return Warped(Ensemble([RidgeCV(alphas=np.logspace(-3, 4, 22))]))
 
 
 def _svr(groups: Sequence[slice], seed: int) -> Model:
@@ -67,21 +123,26 @@ def _svr(groups: Sequence[slice], seed: int) -> Model:
 
     folds = KFold(4, shuffle=True, random_state=seed)
     grid = {"C": [10.0, 100.0], "gamma": [3e-4, 1e-3, 4e-3]}
-    return Ensemble([GridSearchCV(SVR(epsilon=0.03), grid, cv=folds, scoring="neg_root_mean_squared_error")])
+    search = GridSearchCV(SVR(epsilon=0.03), grid, cv=folds, scoring="neg_root_mean_squared_error")
+    return Warped(Ensemble([search]))
 
 
 def _boosting(groups: Sequence[slice], seed: int) -> Model:
     from sklearn.ensemble import GradientBoostingRegressor
 
     options = {"n_estimators": 150, "learning_rate": 0.1, "max_depth": 3, "subsample": 0.7, "max_features": 0.3}
-    return Ensemble([GradientBoostingRegressor(**options, random_state=seed)])
+    return Warped(Ensemble([GradientBoostingRegressor(**options, random_state=seed)]))
 
 
 def _mlp(groups: Sequence[slice], seed: int) -> Model:
     from sklearn.neural_network import MLPRegressor
 
-    options = {"hidden_layer_sizes": (128, 128), "alpha": 0.1, "learning_rate_init": 3e-3, "max_iter": 300}
-    return Ensemble([MLPRegressor(**options, random_state=1000 * seed + i) for i in range(5)])
+    options = {"hidden_layer_sizes": (128, 128), "alpha": 0.1, "learning_rate_init": 3e-3, "max_iter": 150}
+    return Warped(Ensemble([MLPRegressor(**options, random_state=1000 * seed + i) for i in range(5)]))
+
+
+def _ofa_mlp(groups: Sequence[slice], seed: int) -> Model:
+    return Warped(Network(seed))
 
 
 MODELS: dict[str, Callable[[Sequence[slice], int], Model]] = {
@@ -90,6 +151,7 @@ MODELS: dict[str, Callable[[Sequence[slice], int], Model]] = {
     "svr": _svr,
     "boosting": _boosting,
     "mlp": _mlp,
+    "ofa_mlp": _ofa_mlp,
 }
 
 

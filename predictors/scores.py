@@ -12,6 +12,7 @@ from ofa.errors import UserError
 from ofa.space import Genes
 
 Float = NDArray[np.float64]
+Split = tuple[NDArray[np.int64], NDArray[np.int64]]
 
 
 class Learned(Protocol):
@@ -50,6 +51,28 @@ def within(predicted: ArrayLike, measured: ArrayLike, share: float = 0.1) -> flo
     return float(np.mean(np.abs(a - b) <= share * np.abs(b)))
 
 
+def regret(predicted: ArrayLike, measured: ArrayLike, k: int = 10) -> float:
+    """How far the best of the k that are predicted best stays behind the best of all, in the unit of the values."""
+    a, b = _pair(predicted, measured)
+    return float(b.max() - b[np.argsort(-a, kind="stable")[:k]].max())
+
+
+def coverage(mean: ArrayLike, std: ArrayLike, measured: ArrayLike, share: float) -> float:
+    """Share of the measured values inside the central interval that should hold `share` of a normal distribution."""
+    from scipy.stats import norm
+
+    a, b = _pair(mean, measured)
+    return float(np.mean(np.abs(a - b) <= norm.ppf(0.5 + share / 2) * np.asarray(std)))
+
+
+def log_loss(mean: ArrayLike, std: ArrayLike, measured: ArrayLike) -> float:
+    """Mean of -log N(measured; mean, std): in nats, lower is better; depends on the unit of the values."""
+    from scipy.stats import norm
+
+    a, b = _pair(mean, measured)
+    return float(-norm.logpdf(b, a, std).mean())
+
+
 SCORES: dict[str, Callable[[ArrayLike, ArrayLike], float]] = {
     "kendall_tau": kendall_tau,
     "rmse": rmse,
@@ -63,24 +86,61 @@ def score(predicted: ArrayLike, measured: ArrayLike, names: Sequence[str] = tupl
     return {name: SCORES[name](predicted, measured) for name in names} | {"n": len(np.asarray(measured))}
 
 
+def random_split(values: Float, fit_on: int, rng: np.random.Generator) -> Split:
+    """`fit_on` random rows to fit on, and all others to test on."""
+    order = rng.permutation(len(values))
+    return order[:fit_on], order[fit_on:]
+
+
+def later_split(values: Float, fit_on: int, rng: np.random.Generator) -> Split:
+    """The shift of a search that has gone on: `fit_on` random rows of the worse half, tested on the better half."""
+    order = np.argsort(values, kind="stable")
+    worse, better = order[: len(order) // 2], order[len(order) // 2 :]
+    if fit_on > len(worse):
+        raise UserError(f"fit_on {fit_on} exceeds the worse half of {len(order)} measured architectures")
+    return rng.permutation(worse)[:fit_on], better
+
+
+def first_split(values: Float, fit_on: int, rng: np.random.Generator) -> Split:
+    """The first `fit_on` rows as they come to fit on, all later ones to test on; nothing random."""
+    rows = np.arange(len(values))
+    return rows[:fit_on], rows[fit_on:]
+
+
 def held_out(
-    make: Callable[[int], Learned], genes: Genes, values: ArrayLike, *, fit_on: int, repeats: int = 5, seed: int = 0
+    make: Callable[[int], Learned],
+    genes: Genes,
+    values: ArrayLike,
+    *,
+    fit_on: int,
+    repeats: int = 5,
+    seed: int = 0,
+    split: Callable[[Float, int, np.random.Generator], Split] = random_split,
 ) -> dict[str, Any]:
     """Scores on architectures that the fit never saw, over repeated random splits.
 
-    make: builds an unfitted predictor from a seed; fit_on: architectures in each fit, the others are held out.
-    Returns: fit_on, held_out, repeats, and for tau and RMSE the mean and the standard deviation over repeats.
+    make: builds an unfitted predictor from a seed; fit_on: architectures in each fit; split: which to fit and test on.
+    Returns: fit_on, held_out, repeats, and the mean and the standard deviation (`_std`) over repeats of tau, RMSE and
+    regret of the top 10; of coverage_50, coverage_90 and log_loss too where the predictor gives a deviation.
     """
     measured = np.asarray(values, dtype=np.float64)
     if not 0 < fit_on <= len(measured) - 2:
         raise UserError(f"fit_on {fit_on} must leave at least 2 of {len(measured)} measured architectures to test on")
     rows = []
     for repeat in range(repeats):
-        order = np.random.default_rng((seed, repeat)).permutation(len(measured))
-        train, test = order[:fit_on], order[fit_on:]
-        predictor = make(repeat).fit(genes[train], measured[train])
-        rows.append(score(predictor(genes[test]), measured[test], ("kendall_tau", "rmse")))
-    return {"fit_on": fit_on, "held_out": len(measured) - fit_on, "repeats": repeats} | _spread(rows)
+        train, test = split(measured, fit_on, np.random.default_rng((seed, repeat)))
+        rows.append(_test_scores(make(repeat).fit(genes[train], measured[train]), genes[test], measured[test]))
+    return {"fit_on": fit_on, "held_out": len(test), "repeats": repeats} | _spread(rows)
+
+
+def _test_scores(predictor: Learned, genes: Genes, measured: Float) -> dict[str, float]:
+    predict = getattr(predictor, "predict", None)
+    mean, std = predict(genes) if predict else (predictor(genes), None)
+    found = score(mean, measured, ("kendall_tau", "rmse")) | {"regret_10": regret(mean, measured)}
+    if std is not None:
+        found |= {f"coverage_{p}": coverage(mean, std, measured, p / 100) for p in (50, 90)}
+        found["log_loss"] = log_loss(mean, std, measured)
+    return found
 
 
 def sample_curve(
@@ -92,7 +152,7 @@ def sample_curve(
 
 def _spread(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
     found: dict[str, float] = {}
-    for name in ("kendall_tau", "rmse"):
+    for name in [name for name in rows[0] if name != "n"]:
         column = [row[name] for row in rows]
         found |= {name: float(np.mean(column)), f"{name}_std": float(np.std(column))}
     return found

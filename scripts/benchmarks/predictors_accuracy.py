@@ -1,8 +1,16 @@
-"""Accuracy predictors on once-for-all's measured ImageNet subnets: tau and RMSE on subnets that no fit saw.
+"""Accuracy predictors on measured subnets: order, error, regret and calibration on subnets that no fit saw.
 
-    OFA_DATA=<folder> python scripts/benchmarks/predictors_accuracy.py [--models gp ridge] [--sizes 50 100]
+    OFA_DATA=<folder> python scripts/benchmarks/predictors_accuracy.py [--models auto gp] [--sizes 50 100]
+    ... --table peak --sizes 50 100        the noisy table with three resolutions
+    ... --table macro --sizes 50 100 250   NAS-Bench-Macro, 8 blocks with 3 choices
+    ... --split later --sizes 100          the shift of a search: fitted on 100 random rows of the worse half by
+                                           accuracy, tested on the whole better half
+    ... --split first --sizes 100          fitted on the first 100 rows of the file, tested on the later ones; whether
+                                           that is the order in which a search met them, the tables do not say
 
-"plain gp" is the rival: scikit-learn's Gaussian process on the same features, one length scale for all.
+Rivals in the same run, on the same splits: scikit-learn's models and once-for-all's network (`accuracy_rivals.py`).
+Printed: mean and standard deviation over splits.  regret: how far the best of the 10 predicted best is behind the best.
+50 %, 90 %: share of the measured values inside those intervals.  log loss: mean of -log density, lower is better.
 """
 
 from __future__ import annotations
@@ -10,88 +18,96 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from time import perf_counter
+from time import process_time
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from ofa.files import versions, write_json
-from ofa.space import Arch, Genes, Space, load_space
+from ofa.space import Arch, Genes, Layer, Space, Stage, load_space
 from predictors.accuracy import Accuracy
-from predictors.features import Features
 from predictors.models import MODELS
-from predictors.scores import Learned, held_out
+from predictors.scores import Learned, first_split, held_out, later_split, random_split
+from scripts.benchmarks.accuracy_rivals import RIVALS
 
-TABLE = "tables/ofa_mbv3_w1.0_imagenet_r224.csv"
-
-
-class PlainGP:
-    """A Gaussian process with one length scale on the standardised features."""
-
-    def __init__(self, space: Space) -> None:
-        self.features = Features(space)
-
-    def fit(self, genes: Genes, values: ArrayLike) -> PlainGP:
-        """Learn from genes (N, G) and values (N,)."""
-        from sklearn.exceptions import ConvergenceWarning
-        from sklearn.gaussian_process import GaussianProcessRegressor
-        from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
-        from sklearn.pipeline import make_pipeline
-        from sklearn.preprocessing import StandardScaler
-
-        kernel = ConstantKernel(1, (1e-3, 1e4)) * RBF(10, (0.1, 1e4)) + WhiteKernel(0.01, (1e-6, 1))
-        process = GaussianProcessRegressor(kernel, normalize_y=True, random_state=0)
-        self.model = make_pipeline(StandardScaler(), process)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # a noise at its lower bound
-            self.model.fit(self.features(genes), values)
-        return self
-
-    def __call__(self, genes: Genes) -> NDArray[np.float64]:
-        """Predicted values, (N,)."""
-        return np.asarray(self.model.predict(self.features(genes)))
+Table = tuple[Space, Genes, NDArray[np.float64]]
+SPLITS = {"random": random_split, "later": later_split, "first": first_split}
 
 
-def read_table(folder: Path, space: Space) -> tuple[Genes, NDArray[np.float64]]:
-    """Genes (N, G) and top-1 in percent (N,) of the published subnets."""
-    frame = pd.read_csv(folder / TABLE)
+def read_ofa(path: Path) -> Table:
+    """once-for-all's subnets: their space, genes (N, G) and top-1 in percent (N,)."""
+    frame = pd.read_csv(path)
+    space = replace(load_space("ofa_mbv3_w1.0"), resolution=tuple(sorted(set(frame.r.tolist()))))
     columns = (frame[name].str.split("-").map(lambda row: tuple(map(int, row))) for name in ("d", "ks", "e"))
     archs = [Arch(int(r), *rest) for r, *rest in zip(frame.r, *columns, strict=True)]
-    return space.encode(archs), frame.top1.to_numpy()
+    top1 = frame.top1.to_numpy()
+    return space, space.encode(archs), top1 if top1.max() > 1 else 100 * top1
+
+
+def read_macro(path: Path) -> Table:
+    """NAS-Bench-Macro with its three choices as kernels 1 (identity), 3 and 5, and accuracy in percent (N,)."""
+    frame = pd.read_csv(path, dtype={"arch": str})
+    stages = tuple(Stage(c, 2, (n,), (1, 3, 5), (6,)) for c, n in ((64, 2), (128, 3), (256, 3)))
+    head = (Layer("conv", 1280, act="relu"), Layer("pool"), Layer("linear"))
+    space = Space("nas_bench_macro", (32,), stages, (Layer("conv", 32, 3, act="relu"),), head, classes=10)
+    genes = np.zeros((len(frame), len(space.genes)), dtype=np.int8)
+    genes[:, space.columns("kernel")] = [[int(choice) for choice in arch] for arch in frame.arch]
+    return space, genes, frame.mean_acc.to_numpy()
+
+
+TABLES: dict[str, tuple[str, Callable[[Path], Table]]] = {
+    "r224": ("tables/ofa_mbv3_w1.0_imagenet_r224.csv", read_ofa),
+    "peak": ("tables/ofa_mbv3_w1.0_imagenet_peak.csv", read_ofa),
+    "macro": ("tables/nas_bench_macro.csv", read_macro),
+}
 
 
 def main() -> None:
     """Print a row for each model and sample size, and write them as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", default=["plain gp", *MODELS, "auto"])
+    parser.add_argument("--models", nargs="+", default=[*RIVALS, *MODELS, "auto"])
     parser.add_argument("--sizes", nargs="+", type=int, default=[50, 100, 250, 500])
+    parser.add_argument("--table", choices=TABLES, default="r224")
+    parser.add_argument("--split", choices=SPLITS, default="random")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--seed", type=int, default=0, help="of the splits")
     parser.add_argument("--out", type=Path, help="JSON file of the result")
     args = parser.parse_args()
-    space = load_space("ofa_mbv3_w1.0")
-    genes, top1 = read_table(Path(os.environ.get("OFA_DATA", "../shared/data")), space)
-    makers: dict[str, Callable[[int], Learned]] = {"plain gp": lambda seed: PlainGP(space)}
+    name, read = TABLES[args.table]
+    space, genes, top1 = read(Path(os.environ.get("OFA_DATA", "../shared/data"), name))
+    makers: dict[str, Callable[[int], Learned]] = {name: partial(make, space) for name, make in RIVALS.items()}
     makers |= {name: partial(_accuracy, space, name) for name in (*MODELS, "auto")}
+    options = {"repeats": args.repeats, "seed": args.seed, "split": SPLITS[args.split]}
+    print(f"{name}, {len(top1)} rows, {args.split} splits: {args.repeats}, {versions()}")
+    print(f"{'model':18} {'n':>4} {'tau':>13} {'RMSE, points':>15} {'regret':>7} 50 % 90 %  log loss   CPU s")
     rows: list[dict[str, Any]] = []
-    print(f"{'model':10} {'n':>5} {'tau':>15} {'RMSE, points':>17} {'s/fit':>7}")
-    for name in args.models:
-        for size in args.sizes:
-            start = perf_counter()
-            found = held_out(makers[name], genes, top1, fit_on=size, repeats=args.repeats)
-            found |= {"model": name, "seconds": (perf_counter() - start) / args.repeats}
+    for size in args.sizes:
+        for model in args.models:
+            start = process_time()
+            found = held_out(makers[model], genes, top1, fit_on=size, **options)
+            found |= {"model": model, "cpu_seconds": (process_time() - start) / args.repeats}
             rows.append(found)
-            tau, error = (f"{found[k]:.3f} ± {found[f'{k}_std']:.3f}" for k in ("kendall_tau", "rmse"))
-            print(f"{name:10} {size:5} {tau:>15} {error:>17} {found['seconds']:7.2f}", flush=True)
+            print(_line(found), flush=True)
     if args.out:
-        write_json(args.out, {"rows": rows, "table": TABLE, "versions": versions()})
+        write_json(args.out, {"rows": rows, "table": name, "split": args.split, "versions": versions()})
+
+
+def _line(found: dict[str, Any]) -> str:
+    tau, error = (f"{found[k]:.3f} ± {found[f'{k}_std']:.3f}" for k in ("kendall_tau", "rmse"))
+    line = f"{found['model']:18} {found['fit_on']:4} {tau:>13} {error:>15} {found['regret_10']:7.3f} "
+    if "log_loss" in found:
+        line += f"{found['coverage_50']:4.2f} {found['coverage_90']:4.2f} {found['log_loss']:9.2f}"
+    else:
+        line += f"{'–':>4} {'–':>4} {'–':>9}"
+    return f"{line} {found['cpu_seconds']:7.2f}"
 
 
 def _accuracy(space: Space, name: str, seed: int) -> Learned:

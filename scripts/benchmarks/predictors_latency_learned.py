@@ -32,7 +32,7 @@ from predictors.features import Features
 from predictors.learned_latency import LearnedLatency
 from predictors.scores import kendall_tau, score
 from predictors.tables import read_table
-from scripts.benchmarks.predictors_accuracy import PlainGP
+from scripts.benchmarks.accuracy_rivals import PlainGP
 
 Float = NDArray[np.float64]
 Rows = list[dict[str, Any]]

@@ -86,7 +86,8 @@ def test_the_same_answer_each_time_and_the_argument_untouched(predictor: Predict
 
 def test_together_is_one_by_one(predictor: Predictor) -> None:
     one_by_one = np.concatenate([predictor(GENES[i : i + 1]) for i in range(len(GENES))])
-    np.testing.assert_allclose(predictor(GENES), one_by_one, rtol=1e-10)
+    float32 = "ofa_mlp" in getattr(predictor, "candidates", ())
+    np.testing.assert_allclose(predictor(GENES), one_by_one, rtol=1e-6 if float32 else 1e-10)
 
 
 def test_equal_networks_cost_the_same(predictor: Predictor) -> None:

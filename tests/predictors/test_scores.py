@@ -10,7 +10,19 @@ from numpy.typing import ArrayLike, NDArray
 
 from ofa.errors import UserError
 from ofa.space import Genes
-from predictors.scores import held_out, kendall_tau, mape, rmse, sample_curve, score, within
+from predictors.scores import (
+    coverage,
+    held_out,
+    kendall_tau,
+    later_split,
+    log_loss,
+    mape,
+    regret,
+    rmse,
+    sample_curve,
+    score,
+    within,
+)
 
 
 def test_scores_of_a_worked_example() -> None:
@@ -21,6 +33,31 @@ def test_scores_of_a_worked_example() -> None:
     assert within(predicted, measured) == 0.25
     assert within(predicted, measured, 0.25) == 0.75
     assert score(predicted, measured)["n"] == 4
+
+
+def test_regret_of_the_top_k_is_what_its_best_lacks() -> None:
+    predicted, measured = [0.9, 0.8, 0.7, 0.1], [1.0, 3.0, 2.0, 7.0]
+    assert [regret(predicted, measured, k) for k in (1, 2, 3, 4)] == [6, 4, 4, 0]
+
+
+def test_coverage_and_log_loss_of_errors_that_are_normal_and_of_errors_twice_as_large() -> None:
+    error = np.random.default_rng(0).standard_normal(100_000)
+    zero, one = np.zeros_like(error), np.ones_like(error)
+    assert coverage(zero, one, error, 0.5) == pytest.approx(0.5, abs=0.005)
+    assert coverage(zero, one, error, 0.9) == pytest.approx(0.9, abs=0.005)
+    assert coverage(zero, one, 2 * error, 0.9) == pytest.approx(0.589, abs=0.005)  # P(|N| < 1.645 / 2)
+    assert log_loss(zero, one, error) == pytest.approx(0.5 * np.log(2 * np.pi * np.e), abs=0.01)
+    assert log_loss(zero, one, 2 * error) > log_loss(zero, 2 * one, 2 * error)
+
+
+def test_a_later_split_fits_on_the_worse_half_and_tests_on_the_better() -> None:
+    values = np.random.default_rng(0).permutation(40).astype(float)
+    train, test = later_split(values, 12, np.random.default_rng(1))
+    assert len(train) == 12
+    assert sorted(values[test]) == list(range(20, 40))
+    assert values[train].max() < 20
+    with pytest.raises(UserError, match="fit_on 21 exceeds the worse half of 40"):
+        later_split(values, 21, np.random.default_rng(1))
 
 
 def test_a_constant_prediction_ranks_nothing() -> None:
