@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ofa.blocks import BLOCKS
 from ofa.report import figures
 from ofa.report.drawing import draw
 from ofa.report.load import Device, Run, Search
@@ -20,8 +22,9 @@ def drawings(run: Run) -> Html | None:
     panels = []
     for device in run.devices:
         if spec := _spec(device):
-            blocks = sum(unit.kind == "mbconv" for unit in spec.units)
-            text = f"{blocks} MBConv blocks, {spec.resolution}×{spec.resolution} pixels, {spec.classes} classes."
+            kinds = Counter(BLOCKS[unit.kind].title for unit in spec.units if unit.mid)
+            blocks = ", ".join(f"{n} {kind} blocks" for kind, n in kinds.items())
+            text = f"{blocks}, {spec.resolution}×{spec.resolution} pixels, {spec.classes} classes."
             panels.append(_panel(device.title, draw(spec), text))
     return el("div", *panels, class_="grid") if panels else None
 

@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from ofa.files import versions, write_json
-from ofa.space import Arch, Genes, Layer, Space, Stage, load_space
+from ofa.space import Arch, Genes, Space, load_space
 from predictors.accuracy import Accuracy
 from predictors.models import MODELS
 from predictors.scores import Learned, first_split, held_out, later_split, random_split
@@ -53,13 +53,9 @@ def read_ofa(path: Path) -> Table:
 
 
 def read_macro(path: Path) -> Table:
-    """NAS-Bench-Macro with its three choices as kernels 1 (identity), 3 and 5, and accuracy in percent (N,)."""
-    frame = pd.read_csv(path, dtype={"arch": str})
-    stages = tuple(Stage(c, 2, (n,), (1, 3, 5), (6,)) for c, n in ((64, 2), (128, 3), (256, 3)))
-    head = (Layer("conv", 1280, act="relu"), Layer("pool"), Layer("linear"))
-    space = Space("nas_bench_macro", (32,), stages, (Layer("conv", 32, 3, act="relu"),), head, classes=10)
-    genes = np.zeros((len(frame), len(space.genes)), dtype=np.int8)
-    genes[:, space.columns("kernel")] = [[int(choice) for choice in arch] for arch in frame.arch]
+    """NAS-Bench-Macro and its accuracy in percent (N,)."""
+    frame, space = pd.read_csv(path, dtype={"arch": str}), load_space("nas_bench_macro")
+    genes = space.encode([Arch(32, op=tuple(map(int, arch))) for arch in frame.arch])
     return space, genes, frame.mean_acc.to_numpy()
 
 
