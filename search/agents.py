@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ofa.space import Genes, Space
+from search.variation import draw
 
 TRIES = 4  # times that networks are drawn again while too few of them are new
 LEAST = 20  # networks drawn at a time, even where fewer are wanted
@@ -92,7 +93,7 @@ class RandomSearch:
 
     def ask(self, n: int) -> Genes:
         """Draw n networks."""
-        return self._fresh.take(n, [lambda n: self.space.sample(n, self._rng)] * TRIES)
+        return self._fresh.take(n, [lambda n: draw(self.space, n, self._rng)] * TRIES)
 
     def tell(self, genes: Genes, cost: NDArray[np.float64], violation: NDArray[np.float64]) -> None:
         """Learn nothing but what has been seen."""

@@ -20,6 +20,7 @@ from optuna.trial import Trial, TrialState, create_trial
 from ofa.errors import UserError
 from ofa.space import Genes, Space
 from search.agents import TRIES, Fresh, keys
+from search.variation import draw
 
 Result = tuple[list[float], float]  # costs and violation of a network
 
@@ -75,7 +76,7 @@ class OptunaAgent:
         """A new network from the sampler; when it only repeats itself, a random one."""
         for attempt in range(TRIES + 1):
             if attempt == TRIES:
-                random = self._fresh.take(1, [lambda n: self.space.sample(n, self._rng)] * TRIES)
+                random = self._fresh.take(1, [lambda n: draw(self.space, n, self._rng)] * TRIES)
                 self._study.enqueue_trial(self._values(random[0]))
             trial = self._study.ask(self._parameters)
             genes = self.space.canonical(np.array([[trial.params[name] for name in self._parameters]]))

@@ -8,13 +8,16 @@ import numpy as np
 import pytest
 
 from ofa.errors import UserError
-from ofa.space import Genes
+from ofa.space import Genes, Space
 from search.agents import Agent, RandomSearch, keys
+from search.aging import AgingEvolution
 from search.evolution import Evolution
+from search.genetic import Genetic
 from search.loop import run_search
 from search.optuna_agent import OptunaAgent
 from search.problem import Problem
 from search.result import SearchResult
+from search.variation import cross, draw, mutate, mutate_one
 from tests.search.toy import AGENTS, SMALL, SPACE, all_networks, problem
 
 INFORMED = [name for name in AGENTS if name != "random"]
@@ -120,11 +123,11 @@ def test_evolution_finds_the_optimum_of_an_enumerated_space() -> None:
 
 
 def test_a_mutation_always_changes_a_gene_that_has_a_choice() -> None:
-    agent = Evolution(SMALL, seed=0, mutation=1.0)
-    genes = SMALL.sample(50, np.random.default_rng(0))
-    changed = agent._mutate(genes) != genes
+    rng = np.random.default_rng(0)
+    genes = SMALL.sample(50, rng)
+    changed = mutate(SMALL, genes, 1.0, rng) != genes
     assert np.array_equal(changed, np.broadcast_to(SMALL.counts > 1, genes.shape))
-    assert not (Evolution(SMALL, seed=0, mutation=0.0)._mutate(genes) != genes).any()
+    assert not (mutate(SMALL, genes, 0.0, rng) != genes).any()
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "nsga2", "nsga3", "random"])
@@ -146,6 +149,61 @@ def test_mistaken_settings_are_answered_with_the_rule() -> None:
         Evolution(SPACE, population=1)
     with pytest.raises(UserError, match=r"mutation 1\.5 is a chance"):
         Evolution(SPACE, mutation=1.5)
+    with pytest.raises(UserError, match=r"population 4 with parents 0\.25 leaves 1"):
+        Genetic(SPACE, population=4)
+    with pytest.raises(UserError, match="sample 30 of population 20"):
+        AgingEvolution(SPACE, population=20, sample=30)
+
+
+def test_mutations_reach_every_other_choice_evenly_and_as_often_as_asked() -> None:
+    rng = np.random.default_rng(0)
+    genes = np.zeros((20_000, len(SPACE.genes)), dtype=np.int8)
+    changed = mutate(SPACE, genes, 0.1, rng)
+    assert (changed != 0)[:, SPACE.counts > 1].mean() == pytest.approx(0.1, abs=0.002)
+    for column in np.flatnonzero(SPACE.counts > 2):
+        share = np.bincount(changed[:, column], minlength=SPACE.counts[column])[1:] / 20_000
+        assert share == pytest.approx(0.1 / (SPACE.counts[column] - 1), abs=0.01)
+
+
+def test_one_gene_that_matters_is_changed_in_each_network() -> None:
+    rng = np.random.default_rng(0)
+    genes = draw(SPACE, 500, rng)
+    changed = mutate_one(SPACE, genes, rng)
+    assert not (changed == genes).all(axis=1).any()
+    stages = slice(2, 2 + len(SPACE.stages))  # another depth brings or takes the genes of its blocks
+    same_depth = (changed[:, stages] == genes[:, stages]).all(axis=1)
+    assert ((changed != genes).sum(axis=1)[same_depth] == 1).all()
+
+
+def test_a_child_has_each_gene_from_one_of_its_parents() -> None:
+    rng = np.random.default_rng(0)
+    mothers, fathers = draw(SPACE, 2000, rng), draw(SPACE, 2000, rng)
+    child = cross(mothers, fathers, rng)
+    assert ((child == mothers) | (child == fathers)).all()
+    differ = mothers != fathers
+    assert (child == fathers)[differ].mean() == pytest.approx(0.5, abs=0.02)
+
+
+def test_aging_forgets_the_best_network_and_genetic_does_not() -> None:
+    best = SPACE.largest()
+    others = draw(SPACE, 40, np.random.default_rng(0))
+    for agent, keeps in (
+        (AgingEvolution(SPACE, population=40, sample=40), False),
+        (Genetic(SPACE, population=40), True),
+    ):
+        agent.tell(best, np.array([[-99.0]]), np.zeros(1))
+        agent.tell(others, np.zeros((40, 1)), np.zeros(40))
+        assert (keys(best)[0] in keys(agent._genes)) == keeps
+
+
+def test_children_may_repeat_networks_only_where_that_is_asked_for() -> None:
+    for repeats in (False, True):
+        genes = asked(Genetic(TINY, seed=0, population=8, parents=0.25, repeats=repeats), 3, 10, problem_of_gain(TINY))
+        assert (len(set(keys(genes))) < len(genes)) == repeats
+
+
+def problem_of_gain(space: Space) -> Problem:
+    return Problem(problem(space).predictors, {"gain": -1})
 
 
 def test_random_search_covers_every_gene_evenly() -> None:

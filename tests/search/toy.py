@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 
 from ofa.space import Genes, Space, load_space
 from search.agents import RandomSearch
+from search.aging import AgingEvolution
 from search.evolution import Evolution
+from search.genetic import Genetic
 from search.optuna_agent import OptunaAgent
 from search.problem import Predict, Problem
 
@@ -20,6 +22,8 @@ SMALL = SPACE.restrict(resolution=[12], width=[1.0], kernel=1)  # 1,728 networks
 AGENTS: dict[str, Any] = {
     "random": RandomSearch,
     "evolution": partial(Evolution, population=20),
+    "genetic": partial(Genetic, population=20, parents=0.25),
+    "aging": partial(AgingEvolution, population=20, sample=5),
     "tpe": OptunaAgent,
     "nsga2": partial(OptunaAgent, sampler="nsga2", options={"population_size": 20}),
 }

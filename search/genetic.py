@@ -1,0 +1,81 @@
+"""The single-objective evolution that once-for-all searches with, on whole arrays.  N networks, G genes, M objectives.
+
+Cai et al. 2020, sec. 4, with the settings of their finder: the best quarter of a population of 100 has 100 children,
+half of them mutants, half of two parents.
+"""
+
+from __future__ import annotations
+
+from dataclasses import KW_ONLY, dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ofa.errors import UserError
+from ofa.space import Genes, Space
+from search.agents import TRIES, Fresh, keys
+from search.pareto import best_first
+from search.variation import check_chances, cross, draw, mutate
+
+
+@dataclass(eq=False)
+class Genetic:
+    """Evolution by truncation: only the best have children.
+
+    population: random networks before the first children.
+    parents: share of `population` that has children, the best of all networks so far.
+    mutation: chance of each gene of a mutant to change to another choice.
+    mutants: share of the children that are mutants; the others have two parents.
+    repeats: children may be networks that were proposed before, as in once-for-all; a memo answers them for free.
+    """
+
+    space: Space = field(repr=False)
+    _: KW_ONLY
+    seed: int = 0
+    n_objectives: int = 1
+    population: int = 100
+    parents: float = 0.25
+    mutation: float = 0.1
+    mutants: float = 0.5
+    repeats: bool = False
+
+    def __post_init__(self) -> None:
+        check_chances(parents=self.parents, mutation=self.mutation, mutants=self.mutants)
+        self._kept = round(self.parents * self.population)
+        if self._kept < 2:
+            raise UserError(f"population {self.population} with parents {self.parents} leaves {self._kept}; take 2")
+        self._rng = np.random.default_rng(self.seed)
+        self._fresh = Fresh(self.space)
+        self._genes: Genes = np.empty((0, len(self.space.genes)), dtype=np.int8)
+        self._cost = np.empty((0, self.n_objectives))
+        self._violation = np.empty(0)
+        self._told = 0
+
+    def ask(self, n: int) -> Genes:
+        """Propose n children of the best; random networks while fewer than the population are known."""
+        grown = self._told >= self.population and len(self._genes) >= 2
+        if grown and self.repeats:
+            return self._children(n)
+        breed = [self._children] * TRIES if grown else []
+        return self._fresh.take(n, [*breed, *[self._random] * TRIES])
+
+    def tell(self, genes: Genes, cost: NDArray[np.float64], violation: NDArray[np.float64]) -> None:
+        """Keep the best different networks of the parents and `genes`; the best come first."""
+        self._fresh.add(genes)
+        self._told += len(genes)
+        genes = np.concatenate([self._genes, genes])
+        cost = np.concatenate([self._cost, cost])
+        violation = np.concatenate([self._violation, violation])
+        first = np.fromiter(dict(zip(reversed(keys(genes)), range(len(genes) - 1, -1, -1), strict=True)).values(), int)
+        kept = first[best_first(cost[first], violation[first])[: self._kept]]
+        self._genes, self._cost, self._violation = genes[kept], cost[kept], violation[kept]
+
+    def _random(self, n: int) -> Genes:
+        return draw(self.space, n, self._rng)
+
+    def _children(self, n: int) -> Genes:
+        mothers, fathers = self._genes[self._rng.integers(len(self._genes), size=(2, n))]
+        mutants = round(self.mutants * n)
+        changed = mutate(self.space, mothers[:mutants], self.mutation, self._rng)
+        children = np.concatenate([changed, cross(mothers[mutants:], fathers[mutants:], self._rng)])
+        return self.space.canonical(children[self._rng.permutation(n)])
