@@ -1,7 +1,10 @@
 """Search: agents that propose networks, the problem they solve, and the results.  Needs numpy, never torch.
 
 agents.py        what an agent does; random search
+variation.py     random networks, mutation, crossover of whole arrays
 evolution.py     NSGA-II on whole arrays
+genetic.py       once-for-all's evolution
+aging.py         aging (regularized) evolution
 optuna_agent.py  Optuna's samplers behind the same two calls
 pareto.py        ranks, crowding, fronts, hypervolume
 limits.py        limits as people write them: "250KB", "60M", "5ms"
