@@ -6,6 +6,9 @@ evolution.py     NSGA-II on whole arrays
 genetic.py       once-for-all's evolution
 aging.py         aging (regularized) evolution
 optuna_agent.py  Optuna's samplers behind the same two calls
+model_based.py   few measurements: a model says which networks to measure next
+acquisition.py   what a measurement is expected to add
+measured.py      measurements that are made once
 pareto.py        ranks, crowding, fronts, hypervolume
 limits.py        limits as people write them: "250KB", "60M", "5ms"
 problem.py       predictors, objectives and limits as one function of genes

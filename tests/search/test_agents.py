@@ -18,7 +18,7 @@ from search.optuna_agent import OptunaAgent
 from search.problem import Problem
 from search.result import SearchResult
 from search.variation import cross, draw, mutate, mutate_one
-from tests.search.toy import AGENTS, SMALL, SPACE, all_networks, problem
+from tests.search.toy import AGENTS, SMALL, SPACE, all_networks, model_based, problem
 
 INFORMED = [name for name in AGENTS if name != "random"]
 TINY = SPACE.restrict(resolution=1, width=1, depth=[1], expand=[2, 3])  # 64 networks
@@ -37,7 +37,14 @@ def asked(agent: Any, rounds: int = 6, n: int = 10, p: Problem | None = None) ->
 
 
 def search(name: str, p: Problem, evaluations: int = 150) -> SearchResult:
-    return run_search(AGENTS[name](SPACE, seed=0, n_objectives=len(p.objectives)), p, evaluations, 10)
+    return run_search(made(name, SPACE, p), p, evaluations, 10)
+
+
+def made(name: str, space: Space, p: Problem) -> Any:
+    """An agent for a problem; only one that computes its limits is given the problem itself."""
+    if name == "model_based":
+        return model_based(space, p=p)
+    return AGENTS[name](space, seed=0, n_objectives=len(p.objectives))
 
 
 @pytest.mark.parametrize("name", AGENTS)
