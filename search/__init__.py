@@ -2,6 +2,7 @@
 
 agents.py        what an agent does; random search
 variation.py     random networks, mutation, crossover of whole arrays
+repair.py        children moved within exact limits
 evolution.py     NSGA-II on whole arrays
 genetic.py       once-for-all's evolution
 aging.py         aging (regularized) evolution

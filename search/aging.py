@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from ofa.errors import UserError
 from ofa.space import Genes, Space
-from search.agents import TRIES, Fresh
+from search.agents import TRIES, Ancestry, Fresh
 from search.pareto import best_first
-from search.variation import draw, mutate_one
+from search.repair import Violation, repair
+from search.variation import draw_all, mutate_one
 
 
 @dataclass(eq=False)
@@ -23,6 +24,7 @@ class AgingEvolution:
 
     population: the youngest networks, those that may have children; the first ones are random.
     sample: networks of the population that compete to be the parent of a child.
+    violation: exact violations of the limits (N,); children are repaired by them before they are proposed.
     """
 
     space: Space = field(repr=False)
@@ -31,12 +33,14 @@ class AgingEvolution:
     n_objectives: int = 1
     population: int = 100
     sample: int = 25
+    violation: Violation | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if not 1 <= self.sample <= self.population:
             raise UserError(f"sample {self.sample} of population {self.population}; take at least 1, at most all")
         self._rng = np.random.default_rng(self.seed)
         self._fresh = Fresh(self.space)
+        self._ancestry = Ancestry(self.space)
         self._genes: Genes = np.empty((0, len(self.space.genes)), dtype=np.int8)
         self._cost = np.empty((0, self.n_objectives))
         self._violation = np.empty(0)
@@ -56,9 +60,10 @@ class AgingEvolution:
         self._place = np.argsort(best_first(self._cost, self._violation))
 
     def _random(self, n: int) -> Genes:
-        return draw(self.space, n, self._rng)
+        return self._ancestry.express(draw_all(self.space, n, self._rng))
 
     def _children(self, n: int) -> Genes:
         sampled = self._rng.integers(len(self._genes), size=(n, self.sample))
         winners = sampled[np.arange(n), self._place[sampled].argmin(axis=1)]
-        return mutate_one(self.space, self._genes[winners], self._rng)
+        children = mutate_one(self.space, self._ancestry.recall(self._genes[winners]), self._rng)
+        return self._ancestry.express(repair(self.space, children, self.violation, self._rng))

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from ofa.errors import UserError
 from ofa.space import Genes, Space
-from search.agents import TRIES, Fresh
+from search.agents import TRIES, Ancestry, Fresh
 from search.pareto import best_first
-from search.variation import check_chances, cross, draw, mutate
+from search.repair import Violation, repair
+from search.variation import check_chances, cross, draw_all, mutate
 
 
 @dataclass(eq=False)
@@ -24,6 +25,7 @@ class Evolution:
     population: networks that survive; the first ones are random.
     mutation: chance of each gene to change to another choice; None is one gene of a child on average.
     crossover: chance of a child to have two parents, each gene from either with equal chance.
+    violation: exact violations of the limits (N,); children are repaired by them before they are proposed.
     """
 
     space: Space = field(repr=False)
@@ -33,6 +35,7 @@ class Evolution:
     population: int = 100
     mutation: float | None = None
     crossover: float = 0.9
+    violation: Violation | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if self.population < 2:
@@ -40,6 +43,7 @@ class Evolution:
         check_chances(mutation=self.mutation, crossover=self.crossover)
         self._rng = np.random.default_rng(self.seed)
         self._fresh = Fresh(self.space)
+        self._ancestry = Ancestry(self.space)
         self._genes: Genes = np.empty((0, len(self.space.genes)), dtype=np.int8)
         self._cost = np.empty((0, self.n_objectives))
         self._violation = np.empty(0)
@@ -60,11 +64,12 @@ class Evolution:
         self._genes, self._cost, self._violation = genes[kept], cost[kept], violation[kept]
 
     def _random(self, n: int) -> Genes:
-        return draw(self.space, n, self._rng)
+        return self._ancestry.express(draw_all(self.space, n, self._rng))
 
     def _offspring(self, n: int) -> Genes:
         # The population is in order, best first: the lower index of two wins a tournament.
         mothers, fathers = self._rng.integers(len(self._genes), size=(2, 2, n)).min(axis=0)
         fathers = np.where(self._rng.random(n) < self.crossover, fathers, mothers)
-        children = cross(self._genes[mothers], self._genes[fathers], self._rng)
-        return self.space.canonical(mutate(self.space, children, self._chance, self._rng))
+        full = self._ancestry.recall(self._genes)
+        children = mutate(self.space, cross(full[mothers], full[fathers], self._rng), self._chance, self._rng)
+        return self._ancestry.express(repair(self.space, children, self.violation, self._rng))

@@ -106,7 +106,7 @@ class ModelBased:
     def _spread(self, n: int, rng: np.random.Generator) -> Genes:
         """The largest and the smallest network, then others, each far from those before it; within the limits."""
         ends = np.concatenate([self.space.largest(), self.space.smallest()])
-        ends = ends[self._exceeds(ends) <= 0]
+        ends = ends[self.problem.exceeds(ends) <= 0]
         if not len(self._genes):
             return np.concatenate([ends, self._far(n, ends, rng)])
         return self._far(n, self._genes, rng)
@@ -114,8 +114,8 @@ class ModelBased:
     def _far(self, n: int, known: Genes, rng: np.random.Generator) -> Genes:
         """n networks, each the one that differs most in its one-hot genes from the nearest of those before it."""
         pool = draw(self.space, 20 * max(n, 10), rng)
-        allowed = self._exceeds(pool) <= 0
-        pool = pool[allowed] if allowed.any() else pool[np.argsort(self._exceeds(pool))[: 2 * n]]
+        allowed = self.problem.exceeds(pool) <= 0
+        pool = pool[allowed] if allowed.any() else pool[np.argsort(self.problem.exceeds(pool))[: 2 * n]]
         features = self.space.onehot(pool).astype(np.float64)
         near = np.full(len(pool), np.inf)
         for row in self.space.onehot(known):
@@ -134,7 +134,7 @@ class ModelBased:
         if not len(candidates):
             return candidates
         mean, std = self._predicted(models, candidates)
-        over = self._exceeds(candidates)
+        over = self.problem.exceeds(candidates)
         allowed = over <= 0
         if not allowed.any():
             return candidates[np.argsort(over, kind="stable")]
@@ -158,7 +158,7 @@ class ModelBased:
         for _ in range(GENERATIONS):
             genes = agent.ask(CHILDREN)
             mean, std = self._predicted(models, genes)
-            agent.tell(genes, mean - self.kappa * std, self._exceeds(genes))
+            agent.tell(genes, mean - self.kappa * std, self.problem.exceeds(genes))
             seen.append(genes)
         return self._unmeasured(np.unique(np.concatenate(seen), axis=0))
 
@@ -197,11 +197,6 @@ class ModelBased:
             sign = -1 if name in models else self.problem.objectives[name]
             mean[:, column] = sign * (mean[:, column] if name in models else exact[name])
         return mean, std
-
-    def _exceeds(self, genes: Genes) -> Floats:
-        """Violation of the exact limits (N,)."""
-        values = self.problem.predict(genes, self.problem.bounds)
-        return sum((self.problem.excess(name, values[name]) for name in values), start=np.zeros(len(genes)))
 
     def _acquisition(self, mean: Floats, std: Floats, known: Floats) -> Floats:
         """What each candidate is expected to add (N,); known: the feasible costs so far, on the models' scales."""

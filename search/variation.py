@@ -16,22 +16,27 @@ WORD = 1 << 16
 
 def draw(space: Space, n: int, rng: np.random.Generator) -> Genes:
     """n random networks, every gene uniform: canonical genes (n, G)."""
+    return space.canonical(draw_all(space, n, rng))
+
+
+def draw_all(space: Space, n: int, rng: np.random.Generator) -> Genes:
+    """The same with genes for skipped blocks too: (n, G), not canonical."""
     words = rng.integers(WORD, size=(n, len(space.counts)), dtype=np.uint16)
-    return space.canonical(((words * space.counts.astype(np.uint32)) >> 16).astype(np.int8))
+    return ((words * space.counts.astype(np.uint32)) >> 16).astype(np.int8)
 
 
-def mutate(space: Space, genes: Genes, chance: float, rng: np.random.Generator) -> Genes:
-    """Change each gene to another of its choices with the same chance: genes (N, G), not canonical."""
+def mutate(space: Space, genes: Genes, chance: float | NDArray[np.float64], rng: np.random.Generator) -> Genes:
+    """Change each gene to another of its choices with a chance, one for all or (G,): genes (N, G), not canonical."""
     words = rng.integers(WORD, size=genes.shape, dtype=np.uint16)
-    hit = np.flatnonzero(words < round(chance * WORD))
+    hit = np.flatnonzero(words < np.rint(np.multiply(chance, WORD)).astype(np.int64))
     return _changed(space, genes, hit, rng)
 
 
 def mutate_one(space: Space, genes: Genes, rng: np.random.Generator) -> Genes:
-    """Change one gene of each network, among those that matter and have a choice: canonical genes (N, G)."""
+    """Change one gene of each network, among those that matter and have a choice: (N, G), not canonical."""
     score = rng.random(genes.shape) + (space.active(genes) & (space.counts > 1))
     hit = np.arange(len(genes)) * genes.shape[1] + score.argmax(axis=1)
-    return space.canonical(_changed(space, genes, hit, rng))
+    return _changed(space, genes, hit, rng)
 
 
 def cross(mothers: Genes, fathers: Genes, rng: np.random.Generator) -> Genes:

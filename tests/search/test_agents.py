@@ -9,7 +9,7 @@ import pytest
 
 from ofa.errors import UserError
 from ofa.space import Genes, Space
-from search.agents import Agent, RandomSearch, keys
+from search.agents import Agent, Ancestry, RandomSearch, keys
 from search.aging import AgingEvolution
 from search.evolution import Evolution
 from search.genetic import Genetic
@@ -17,7 +17,7 @@ from search.loop import run_search
 from search.optuna_agent import OptunaAgent
 from search.problem import Problem
 from search.result import SearchResult
-from search.variation import cross, draw, mutate, mutate_one
+from search.variation import cross, draw, draw_all, mutate, mutate_one
 from tests.search.toy import AGENTS, SMALL, SPACE, all_networks, model_based, problem
 
 INFORMED = [name for name in AGENTS if name != "random"]
@@ -175,7 +175,7 @@ def test_mutations_reach_every_other_choice_evenly_and_as_often_as_asked() -> No
 def test_one_gene_that_matters_is_changed_in_each_network() -> None:
     rng = np.random.default_rng(0)
     genes = draw(SPACE, 500, rng)
-    changed = mutate_one(SPACE, genes, rng)
+    changed = SPACE.canonical(mutate_one(SPACE, genes, rng))
     assert not (changed == genes).all(axis=1).any()
     stages = slice(2, 2 + len(SPACE.stages))  # another depth brings or takes the genes of its blocks
     same_depth = (changed[:, stages] == genes[:, stages]).all(axis=1)
@@ -218,3 +218,32 @@ def test_random_search_covers_every_gene_evenly() -> None:
     for column in (0, 1, 2):
         share = np.bincount(genes[:, column]) / 3000
         assert np.allclose(share, 1 / SPACE.counts[column], atol=0.05)
+
+
+def test_a_block_that_comes_back_has_the_genes_of_its_ancestors() -> None:
+    full = draw_all(SPACE, 200, np.random.default_rng(0))
+    ancestry = Ancestry(SPACE)
+    genes = ancestry.express(full)
+    assert np.array_equal(genes, SPACE.canonical(full))
+    assert (genes != full).any()
+    assert np.array_equal(SPACE.canonical(ancestry.recall(genes)), genes)
+    last = dict(zip(keys(genes), full, strict=True))  # of equal networks the latest counts
+    assert np.array_equal(ancestry.recall(genes), np.stack([last[key] for key in keys(genes)]))
+    assert np.array_equal(Ancestry(SPACE).recall(genes), genes)
+
+
+@pytest.mark.parametrize("kind", [Evolution, Genetic, AgingEvolution])
+def test_exact_limits_repair_children_before_they_are_proposed(kind: Any) -> None:
+    values = problem().predictors["macs"](SPACE.sample(2000, np.random.default_rng(0)))
+    p = Problem(problem().predictors, {"gain": -1}, {"macs": float(np.quantile(values, 0.2))})
+    options = {"population": 40} | ({"sample": 10} if kind is AgingEvolution else {})
+    shares = []
+    for violation in (p.exceeds, None):
+        agent = kind(SPACE, seed=0, violation=violation, **options)
+        genes = asked(agent, 4, 40, p)[40:]
+        shares.append(float((p.exceeds(genes) <= 0).mean()))
+        SPACE.validate(genes)
+        assert np.array_equal(genes, SPACE.canonical(genes))
+    assert shares[0] > 0.9  # the share of random networks is 0.2
+    assert shares[0] > shares[1] + 0.1
+    assert "violation" not in repr(agent)
