@@ -15,5 +15,6 @@ limits.py        limits as people write them: "250KB", "60M", "5ms"
 problem.py       predictors, objectives and limits as one function of genes
 feasible.py      whether any network meets the limits, and the nearest one if none does
 loop.py          the search itself, with resume
+compare.py       agents beside each other
 result.py        all evaluations, the front, the chosen network; saved and loaded
 """

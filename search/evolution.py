@@ -23,7 +23,7 @@ class Evolution:
     """Evolutionary search for one or several objectives under limits.
 
     population: networks that survive; the first ones are random.
-    mutation: chance of each gene to change to another choice; None is one gene of a child on average.
+    mutation: chance of each gene to change to another choice; None is half a gene of a child on average.
     crossover: chance of a child to have two parents, each gene from either with equal chance.
     violation: exact violations of the limits (N,); children are repaired by them before they are proposed.
     """
@@ -47,7 +47,8 @@ class Evolution:
         self._genes: Genes = np.empty((0, len(self.space.genes)), dtype=np.int8)
         self._cost = np.empty((0, self.n_objectives))
         self._violation = np.empty(0)
-        self._chance = 1 / max(1, np.count_nonzero(self.space.counts > 1)) if self.mutation is None else self.mutation
+        free = np.count_nonzero(self.space.counts > 1)
+        self._chance = 0.5 / max(1, free) if self.mutation is None else self.mutation
 
     def ask(self, n: int) -> Genes:
         """Breed n networks from the population; random ones while it is not full."""

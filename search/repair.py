@@ -17,7 +17,7 @@ ROUNDS = 12
 def repair(
     space: Space, genes: Genes, violation: Violation | None, rng: np.random.Generator, *, rounds: int = ROUNDS
 ) -> Genes:
-    """Change one random gene at a time of the networks that exceed a limit, and keep what exceeds it less: (N, G), not canonical.
+    """Change random genes of networks that exceed a limit, keep what exceeds it less: (N, G), not canonical.
 
     violation: 0 where every limit is met (N,), such as `Problem.exceeds`; None leaves the networks as they are.
     Most end within the limits; the others are left to Deb's rules.

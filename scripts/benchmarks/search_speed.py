@@ -5,8 +5,8 @@
 --ofa: a folder that holds once-for-all's package (pip download ofa==0.1.0.post202307202001, unpacked).
 --pymoo: a folder that holds pymoo (pip install --target FOLDER pymoo==0.6.2).
 
-finder: a whole evolutionary search, population 100, 500 generations, under a limit of MACs, with the same 3x400 MLP (its
-weights are random) and the same table of MACs; the tutorial's finder in this process, in turns with ours; the library's
+finder: a whole evolutionary search, population 100, 500 generations, under a limit of MACs, with the same 3x400 MLP (of
+random weights) and the same table of MACs; the tutorial's finder in this process, in turns with ours; the library's
 in a process of its own for 3 generations, extrapolated to 500.  nsga2: 10,000 evaluations, 45 genes, 2 limits; the
 hypervolume is of all networks that were evaluated.
 """
