@@ -6,6 +6,8 @@ repair.py        children moved within exact limits
 evolution.py     NSGA-II on whole arrays
 genetic.py       once-for-all's evolution
 aging.py         aging (regularized) evolution
+storage.py       where Optuna keeps a study
+shared.py        one search by several processes
 optuna_agent.py  Optuna's samplers behind the same two calls
 model_based.py   few measurements: a model says which networks to measure next
 acquisition.py   what a measurement is expected to add

@@ -48,7 +48,7 @@ class Evolution:
         self._cost = np.empty((0, self.n_objectives))
         self._violation = np.empty(0)
         free = np.count_nonzero(self.space.counts > 1)
-        self._chance = 0.5 / max(1, free) if self.mutation is None else self.mutation
+        self._chance = 0.5 / (int(free) or 1) if self.mutation is None else self.mutation
 
     def ask(self, n: int) -> Genes:
         """Breed n networks from the population; random ones while it is not full."""

@@ -205,7 +205,9 @@ class ModelBased:
         if self.n_objectives == 2 and len(self.measured) == 1:
             back = [self._unwarped(mean + x * std) for x in NODES]
             known = self._unwarped(known)
-            return sum(w * added_volume(cost, known, self._corner) for w, cost in zip(WEIGHTS, back, strict=True))
+            return np.sum(
+                [w * added_volume(c, known, self._corner) for w, c in zip(WEIGHTS, back, strict=True)], axis=0
+            )
         return self._optimistic(mean, std, known)
 
     def _optimistic(self, mean: Floats, std: Floats, known: Floats) -> Floats:

@@ -6,8 +6,8 @@ NAS-Bench-Macro: 6,561 networks of 8 blocks, each trained on CIFAR-10.  Three pr
 accuracy under the 30 % quantile of FLOPs; the front of accuracy and FLOPs.  A value is what is missing after 25, 50,
 75, 100, 200 and 500 measurements: points of accuracy, or percent of the whole front's hypervolume (corner: the median
 accuracy, the most FLOPs).  FLOPs are exact and cost nothing: a network beyond the limit is not measured and not
-counted, by whichever agent it was proposed.  Agents propose one network at a time, the model-based search 5, and 25
-from 100 measurements on; its defaults were chosen on seeds 1000-1023.
+counted, by whichever agent it was proposed.  Agents propose one network at a time, the model-based search 5 from
+50 and 25 from 100 measurements on (--batch: from the start); its defaults were chosen on seeds 1000-1023.
 """
 
 from __future__ import annotations
@@ -129,13 +129,13 @@ def agents(bench: Bench, problem: Problem, seed: int) -> dict[str, Callable[[], 
     }
 
 
-def search(agent: Any, problem: Problem, until: int, stop: Callable[[Floats], bool]) -> Floats:
+def search(agent: Any, problem: Problem, until: int, batch: int, stop: Callable[[Floats], bool]) -> Floats:
     """Costs of the measured networks in their order (N, M), N >= `until` unless `stop` says that the rest is known."""
     model, costs, seen = isinstance(agent, ModelBased), np.empty((0, len(problem.objectives))), set[bytes]()
     for _ in range(20 * until):
         if len(costs) >= until or (len(costs) and stop(costs)):
             break
-        genes = agent.ask(1 if not model else 5 if len(costs) < 100 else 25)
+        genes = agent.ask(max(batch, 25 if len(costs) >= 100 else 5 if len(costs) >= 50 else 1) if model else 1)
         found = problem.evaluate(genes)
         agent.tell(genes, found.cost, found.violation)
         new = [key not in seen and v <= 0 for key, v in zip(keys(genes), found.violation, strict=True)]
@@ -155,11 +155,11 @@ def missing(bench: Bench, name: str) -> Callable[[Floats], float]:
     return lambda costs: 100 * (1 - hypervolume(costs, corner) / whole)
 
 
-def run(bench: Bench, name: str, method: str, seed: int, until: int) -> list[float]:
+def run(bench: Bench, name: str, method: str, seed: int, until: int, batch: int) -> list[float]:
     """What is missing at each of STEPS up to `until`."""
     problem, lack = bench.problem(name), missing(bench, name)
     agent = agents(bench, problem, seed)[method]()
-    costs = search(agent, problem, until, lambda costs: costs.shape[1] == 1 and lack(costs) <= 0)
+    costs = search(agent, problem, until, batch, lambda costs: costs.shape[1] == 1 and lack(costs) <= 0)
     return [lack(costs[:step]) for step in STEPS if step <= until]
 
 
@@ -171,6 +171,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=50)
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--until", type=int, default=500)
+    parser.add_argument("--batch", type=int, default=1, help="networks that the model-based search measures at a time")
     parser.add_argument("--out", type=Path, help="JSON file of the result")
     args = parser.parse_args()
     bench = macro(Path(os.environ.get("OFA_DATA", "../shared/data")))
@@ -180,7 +181,7 @@ def main() -> None:
     for name in args.problems:
         for method in args.methods or [m for m in every if m != "optuna gp"]:
             start, seeds = perf_counter(), range(args.first_seed, args.first_seed + args.seeds)
-            runs = np.array([run(bench, name, method, seed, args.until) for seed in seeds])
+            runs = np.array([run(bench, name, method, seed, args.until, args.batch) for seed in seeds])
             seconds = (perf_counter() - start) / args.seeds
             rows.append({"problem": name, "method": method, "runs": runs.tolist(), "seconds": seconds})
             cells = " ".join(f"{m:6.3f} ± {s:5.3f}" for m, s in zip(runs.mean(axis=0), runs.std(axis=0), strict=True))

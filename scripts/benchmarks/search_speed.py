@@ -19,6 +19,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from time import process_time
 from types import ModuleType
@@ -160,7 +161,7 @@ def finder(folder: Path, rounds: int) -> dict[str, Any]:
         seconds, result = timed(theirs.run_evolution_search)
         found["tutorial"].append(seconds)
         found["tutorial score"].append(result[1][0])
-        seconds, score = timed(lambda seed=seed: ours(space, predict, seed))
+        seconds, score = timed(partial(ours, space, predict, seed))
         found["ours"].append(seconds)
         found["our score"].append(score)
     found["library, extrapolated"] = library(folder)
@@ -286,7 +287,7 @@ def nsga2(seeds: int) -> dict[str, Any]:
         for seed in range(seeds):
             for name, volume, run in (("ours", "our volume", our_nsga2), ("pymoo", "pymoo volume", pymoo_nsga2)):
                 task = Task(space, objectives)
-                rows[name].append(timed(lambda task=task, seed=seed, run=run: run(task, seed))[0])
+                rows[name].append(timed(partial(run, task, seed))[0])
                 rows[volume].append(task.hypervolume())
         found[f"{objectives} objectives"] = rows
     return found
