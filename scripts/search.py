@@ -4,19 +4,26 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
-from ofa.files import write_json
+from ofa.errors import UserError
+from ofa.files import atomic_write, write_json, write_parquet
 from ofa.space import Space
 from scripts.cli import make, stage_command
 from scripts.parts import SEARCH, fitted, load_parts
 from scripts.progress import Progress
 from scripts.stage import note, open_stage, plain
+from search.compare import curves, finals, summary
 from search.loop import run_search
 from search.problem import Problem
 from search.result import SearchResult, best_result
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Results = dict[tuple[str, int], SearchResult]
 
 
 @stage_command("search", "agent", "device")
@@ -24,20 +31,31 @@ def main(cfg: DictConfig) -> None:
     """Search the space for the best network within each device's limits.  Writes <run>/search/<device>/<agent>."""
     _, space = load_parts(cfg)
     note(cfg.run, devices=list(cfg.device))
+    seeds = cfg.search.seeds
+    if not isinstance(seeds, int) or seeds < 1:
+        raise UserError(f"search.seeds={seeds} must be a whole number, 1 or more")
     predictors: dict[str, Any] = {}
     for device, settings in plain(cfg.device).items():
-        results = {}
+        results: Results = {}
         for agent in cfg.agent:
             reads = (*SEARCH, f"agent.{agent}", f"device.{device}")
             with open_stage(cfg, f"search/{device}/{agent}", reads, needs=("fit",)) as stage:
                 predictors = predictors or fitted(cfg, space)
                 problem = Problem(predictors, plain(cfg.search.objectives), settings["limits"])
-                results[agent] = _search(cfg, agent, problem, space, stage.folder, f"search {device} {agent}")
+                for seed in range(cfg.seed, cfg.seed + seeds):
+                    folder = stage.folder if seed == cfg.seed else stage.folder / f"seed-{seed}"
+                    title = f"search {device} {agent}" + (f" seed {seed}" if seeds > 1 else "")
+                    results[agent, seed] = _search(cfg, agent, seed, problem, space, folder, title)
         write_json(Path(cfg.run, "search", device, "chosen.json"), _choose(settings, results))
+        _compare(Path(cfg.run, "search", device), settings["name"], results, seeds)
 
 
-def _search(cfg: DictConfig, agent: str, problem: Problem, space: Space, folder: Path, title: str) -> SearchResult:
-    strategy = make(cfg.agent[agent], space, seed=cfg.seed, n_objectives=len(problem.objectives))
+def _search(
+    cfg: DictConfig, agent: str, seed: int, problem: Problem, space: Space, folder: Path, title: str
+) -> SearchResult:
+    strategy = make(cfg.agent[agent], space, seed=seed, n_objectives=len(problem.objectives))
+    if hasattr(strategy, "violation") and "accuracy" not in problem.bounds:
+        strategy.violation = problem.exceeds  # all other limits are of sums and maxima over layers, cheap to look up
     size = cfg.search.evaluations, cfg.search.batch
     with Progress(title) as progress:
         return run_search(strategy, problem, *size, folder=folder, progress=partial(_show, progress))
@@ -47,14 +65,43 @@ def _show(progress: Progress, done: int, total: int, best: dict[str, float]) -> 
     progress.update(done, total, **best)
 
 
-def _choose(device: dict[str, Any], results: dict[str, SearchResult]) -> dict[str, Any]:
+def _choose(device: dict[str, Any], results: Results) -> dict[str, Any]:
     """The best network that any agent found, and what the predictors say of it."""
-    agent, result = list(results.items())[best_result(list(results.values()))]
+    (agent, _), result = list(results.items())[best_result(list(results.values()))]
     found = result.describe([result.chosen])[0]
     top1 = found["values"]["accuracy"]
     print(f"{device['name']}: {agent} found {found['arch']}, predicted accuracy {top1:.4f}")
     limited = device | {"limits": result.limits}  # as numbers, in the units of their names
     return {"device": limited, "agent": agent, "arch": found["arch"], "predicted": found["values"]}
+
+
+def _compare(folder: Path, device: str, results: Results, seeds: int) -> None:
+    """Write compare.parquet, compare.json and compare.svg: what each agent and seed reaches, and how fast."""
+    table = curves(results)
+    write_parquet(folder / "compare.parquet", table)
+    write_json(folder / "compare.json", {"device": device, "searches": finals(results).to_dict("records")})
+    atomic_write(folder / "compare.svg", _plot(table, device))
+    if seeds > 1:
+        print("\n".join([f"{device}, mean and spread over {seeds} seeds", *summary(results)]))
+
+
+def _plot(table: pd.DataFrame, device: str) -> str:
+    """Hypervolume against evaluations as SVG: the mean of each agent, and all its seeds between the edges of a band."""
+    import io
+
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    for agent, rows in table.groupby("agent"):
+        volume = rows.groupby("evaluations")["hypervolume"].agg(["mean", "min", "max"])
+        axes.plot(volume.index, volume["mean"], label=str(agent))
+        axes.fill_between(volume.index, volume["min"], volume["max"], alpha=0.2)
+    axes.set(xlabel="networks evaluated", ylabel="hypervolume", title=device)
+    axes.legend()
+    text = io.StringIO()
+    figure.savefig(text, format="svg", metadata={"Date": None})
+    return text.getvalue()
 
 
 if __name__ == "__main__":

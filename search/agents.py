@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ofa.space import Genes, Space
+from search.variation import draw
 
 TRIES = 4  # times that networks are drawn again while too few of them are new
 LEAST = 20  # networks drawn at a time, even where fewer are wanted
@@ -77,6 +78,29 @@ class Fresh:
         return new
 
 
+class Ancestry:
+    """Remembers the genes of skipped blocks, which canonical genes have lost.
+
+    A block that comes back in a child has the genes that its ancestors were selected with instead of the first
+    choices; on a space of elastic depth evolution ends with better networks for it.
+    """
+
+    def __init__(self, space: Space) -> None:
+        self._space = space
+        self._full: dict[bytes, bytes] = {}
+
+    def express(self, full: Genes) -> Genes:
+        """Canonical genes (N, G) of genes for all blocks, which are remembered."""
+        genes = self._space.canonical(full)
+        self._full |= zip(keys(genes), keys(full), strict=True)
+        return genes
+
+    def recall(self, genes: Genes) -> Genes:
+        """The genes for all blocks (N, G) that were expressed as these; networks never seen stay as they are."""
+        full = b"".join(self._full.get(key, key) for key in keys(genes))
+        return np.frombuffer(full, dtype=np.int8).reshape(genes.shape)
+
+
 @dataclass(eq=False)
 class RandomSearch:
     """Networks drawn uniformly gene by gene, none twice: the baseline that every other agent must beat."""
@@ -92,7 +116,7 @@ class RandomSearch:
 
     def ask(self, n: int) -> Genes:
         """Draw n networks."""
-        return self._fresh.take(n, [lambda n: self.space.sample(n, self._rng)] * TRIES)
+        return self._fresh.take(n, [lambda n: draw(self.space, n, self._rng)] * TRIES)
 
     def tell(self, genes: Genes, cost: NDArray[np.float64], violation: NDArray[np.float64]) -> None:
         """Learn nothing but what has been seen."""

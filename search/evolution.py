@@ -1,7 +1,6 @@
 """NSGA-II on whole arrays: a population is bred, mutated and ranked at once.  N networks, G genes, M objectives.
 
-Deb et al. 2002, "A fast and elitist multiobjective genetic algorithm"; with one objective it is the elitist evolution
-that once-for-all searches with (Cai et al. 2020, sec. 4).
+Deb et al. 2002, "A fast and elitist multiobjective genetic algorithm".
 """
 
 from __future__ import annotations
@@ -13,8 +12,10 @@ from numpy.typing import NDArray
 
 from ofa.errors import UserError
 from ofa.space import Genes, Space
-from search.agents import TRIES, Fresh
-from search.pareto import crowding, ranks
+from search.agents import TRIES, Ancestry, Fresh
+from search.pareto import best_first
+from search.repair import Violation, repair
+from search.variation import check_chances, cross, draw_all, mutate
 
 
 @dataclass(eq=False)
@@ -22,8 +23,9 @@ class Evolution:
     """Evolutionary search for one or several objectives under limits.
 
     population: networks that survive; the first ones are random.
-    mutation: chance of each gene to change to another choice; None is one gene of a child on average.
+    mutation: chance of each gene to change to another choice; None is half a gene of a child on average.
     crossover: chance of a child to have two parents, each gene from either with equal chance.
+    violation: exact violations of the limits (N,); children are repaired by them before they are proposed.
     """
 
     space: Space = field(repr=False)
@@ -33,18 +35,20 @@ class Evolution:
     population: int = 100
     mutation: float | None = None
     crossover: float = 0.9
+    violation: Violation | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if self.population < 2:
             raise UserError(f"population {self.population} cannot breed; take at least 2")
-        for name in ("mutation", "crossover"):
-            if not 0 <= (getattr(self, name) or 0) <= 1:
-                raise UserError(f"{name} {getattr(self, name)} is a chance; it must be between 0 and 1")
+        check_chances(mutation=self.mutation, crossover=self.crossover)
         self._rng = np.random.default_rng(self.seed)
         self._fresh = Fresh(self.space)
+        self._ancestry = Ancestry(self.space)
         self._genes: Genes = np.empty((0, len(self.space.genes)), dtype=np.int8)
         self._cost = np.empty((0, self.n_objectives))
         self._violation = np.empty(0)
+        free = np.count_nonzero(self.space.counts > 1)
+        self._chance = 0.5 / (int(free) or 1) if self.mutation is None else self.mutation
 
     def ask(self, n: int) -> Genes:
         """Breed n networks from the population; random ones while it is not full."""
@@ -57,23 +61,16 @@ class Evolution:
         genes = np.concatenate([self._genes, genes])
         cost = np.concatenate([self._cost, cost])
         violation = np.concatenate([self._violation, violation])
-        rank = ranks(cost, violation)
-        kept = np.lexsort((-crowding(cost, rank), rank))[: self.population]
+        kept = best_first(cost, violation)[: self.population]
         self._genes, self._cost, self._violation = genes[kept], cost[kept], violation[kept]
 
     def _random(self, n: int) -> Genes:
-        return self.space.sample(n, self._rng)
+        return self._ancestry.express(draw_all(self.space, n, self._rng))
 
     def _offspring(self, n: int) -> Genes:
         # The population is in order, best first: the lower index of two wins a tournament.
-        parents = self._rng.integers(len(self._genes), size=(2, 2, n)).min(axis=0)
-        mother, father = self._genes[parents]
-        mixed = self._rng.random(mother.shape) < 0.5
-        mixed &= self._rng.random((n, 1)) < self.crossover
-        return self.space.canonical(self._mutate(np.where(mixed, father, mother)))
-
-    def _mutate(self, genes: Genes) -> Genes:
-        counts = self.space.counts
-        chance = 1 / np.count_nonzero(counts > 1) if self.mutation is None else self.mutation
-        step = 1 + (self._rng.random(genes.shape) * (counts - 1)).astype(np.int64)
-        return np.where(self._rng.random(genes.shape) < chance, (genes + step) % counts, genes).astype(np.int8)
+        mothers, fathers = self._rng.integers(len(self._genes), size=(2, 2, n)).min(axis=0)
+        fathers = np.where(self._rng.random(n) < self.crossover, fathers, mothers)
+        full = self._ancestry.recall(self._genes)
+        children = mutate(self.space, cross(full[mothers], full[fathers], self._rng), self._chance, self._rng)
+        return self._ancestry.express(repair(self.space, children, self.violation, self._rng))

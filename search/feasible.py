@@ -35,7 +35,7 @@ def feasible_network(space: Space, problem: Problem) -> Genes:
         return probes(space)[:0]
 
     def violation(genes: Genes) -> NDArray[np.float64]:
-        return problem.violation(problem.predict(genes, problem.bounds))
+        return problem.exceeds(genes)
 
     nearest = _minimise(violation, space)
     if violation(nearest)[0] > 0:

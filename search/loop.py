@@ -20,6 +20,7 @@ from ofa.files import append_jsonl, read_jsonl
 from ofa.space import Genes
 from search.agents import Agent, keys
 from search.feasible import feasible_network
+from search.pareto import hypervolume
 from search.problem import Evaluation, Problem, Values
 from search.result import RESULT, SearchResult, evaluation_frame, load_result
 
@@ -38,6 +39,7 @@ def run_search(
     folder: str | Path | None = None,
     reference: tuple[float, ...] | None = None,
     progress: Progress | None = None,
+    stall: int | None = None,
 ) -> SearchResult:
     """Evaluate `evaluations` different networks, in batches, starting from one that is known to meet the limits.
 
@@ -46,6 +48,7 @@ def run_search(
         from there.  None keeps nothing.
     reference: the point, in costs, for hypervolumes; by default that of `problem.reference`.
     progress: called after each batch with the networks evaluated, their total, and the values of the best so far.
+    stall: batches without growth of the hypervolume after which the search ends early; None never does.
     Raises InfeasibleError where no network meets the limits, UserError for a log that another search wrote.
     """
     if evaluations < 1 or batch < 1:
@@ -56,7 +59,7 @@ def run_search(
     if folder is not None and (done := _finished(Path(folder), agent, problem, evaluations)):
         return done
     log = _Log(None if folder is None else Path(folder) / LOG)
-    genes = _explore(agent, problem, start, evaluations, batch, log, progress)
+    genes = _explore(agent, problem, start, evaluations, batch, log, progress, stall)
     result = SearchResult(
         space=agent.space,
         agent=repr(agent),
@@ -64,7 +67,7 @@ def run_search(
         objectives=dict(problem.objectives),
         limits=problem.bounds,
         evaluations=evaluation_frame(agent.space, problem.evaluate(genes)),
-        reference=tuple(problem.reference(agent.space).tolist() if reference is None else reference),
+        reference=tuple(_reference(agent, problem, genes) if reference is None else reference),
         seconds=log.seconds,
     )
     if folder is not None:
@@ -73,21 +76,31 @@ def run_search(
 
 
 def _explore(
-    agent: Agent, problem: Problem, start: Genes, evaluations: int, batch: int, log: _Log, progress: Progress | None
+    agent: Agent,
+    problem: Problem,
+    start: Genes,
+    evaluations: int,
+    batch: int,
+    log: _Log,
+    progress: Progress | None,
+    stall: int | None,
 ) -> Genes:
     """The different networks that the agent evaluates, in their order, `start` before them (N, G)."""
     known: dict[bytes, Genes] = {}
     best: _Best = ((), {})
     idle = 0
+    batches: list[int] = []
     while len(known) < min(evaluations, agent.space.size) and idle < PATIENCE:
         before = len(known)
         n = log.batch or min(batch, evaluations - before)
-        genes = start if len(start) and not known else agent.ask(n)
+        genes = start if len(start) and not known else log.genes(agent, n)
         evaluation = log.evaluate(problem, genes)
         agent.tell(genes, evaluation.cost, evaluation.violation)
         for key, row in zip(keys(genes), genes, strict=True):
             known.setdefault(key, row)
         idle = 0 if len(known) > before else idle + 1
+        if stall and _stalled(problem, known, batches := [*batches, len(known)], stall):
+            break
         best = _better(best, evaluation)
         if progress is not None:
             progress(min(len(known), evaluations), evaluations, best[1])
@@ -108,6 +121,12 @@ class _Log:
     def batch(self) -> int:
         """Networks in the next logged batch, 0 when there is none."""
         return len(self._lines[0]["genes"]) if self._lines else 0
+
+    def genes(self, agent: Agent, n: int) -> Genes:
+        """What the agent proposes; one that needs no earlier proposals (`replays` is False) takes the logged ones."""
+        if self._lines and not getattr(agent, "replays", True):
+            return np.array(self._lines[0]["genes"], dtype=np.int8).reshape(n, -1)
+        return agent.ask(n)
 
     def evaluate(self, problem: Problem, genes: Genes) -> Evaluation:
         if self._lines:
@@ -134,6 +153,13 @@ class _Log:
         self._tick = time.perf_counter()
 
 
+def _reference(agent: Agent, problem: Problem, genes: Genes) -> list[float]:
+    """The reference point (M,): that of the problem, or, where an objective is measured, the worst costs found."""
+    if not getattr(agent, "measured", ()):
+        return problem.reference(agent.space).tolist()
+    return problem.evaluate(genes).cost.max(axis=0).tolist()
+
+
 def _finished(folder: Path, agent: Agent, problem: Problem, evaluations: int) -> SearchResult | None:
     """The result of the same search if it was finished before; its evaluations go into the problem's memo."""
     if not (folder / RESULT).exists():
@@ -152,6 +178,19 @@ def _check_values(problem: Problem, genes: Genes, values: Values, where: str) ->
     now = problem.predict(genes, problem.predictors)
     if set(now) != set(values) or not all(np.allclose(now[name], values[name], rtol=1e-5) for name in now):
         raise UserError(f"{where} was searched with other predictors; delete its folder or choose another")
+
+
+def _stalled(problem: Problem, known: dict[bytes, Genes], batches: list[int], stall: int) -> bool:
+    """Whether the last `stall` batches added no hypervolume, counted up to the worst costs found."""
+    if len(batches) <= stall:
+        return False
+    evaluation = problem.evaluate(np.stack(list(known.values())))
+    corner = evaluation.cost.max(axis=0)
+    feasible = evaluation.violation <= 0
+    before = slice(batches[-stall - 1])
+    return hypervolume(evaluation.cost[before][feasible[before]], corner) >= hypervolume(
+        evaluation.cost[feasible], corner
+    )
 
 
 def _better(best: _Best, evaluation: Evaluation) -> _Best:

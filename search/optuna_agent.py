@@ -7,7 +7,9 @@ there were before: this agent is for some hundreds of networks, `Evolution` for 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,8 @@ from optuna.trial import Trial, TrialState, create_trial
 from ofa.errors import UserError
 from ofa.space import Genes, Space
 from search.agents import TRIES, Fresh, keys
+from search.storage import open_storage
+from search.variation import draw
 
 Result = tuple[list[float], float]  # costs and violation of a network
 
@@ -34,7 +38,12 @@ SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {
 
 @dataclass(eq=False)
 class OptunaAgent:
-    """Search by an Optuna sampler: tpe, nsga2, nsga3, gp (needs torch) or random; `options` go to the sampler."""
+    """Search by an Optuna sampler: tpe, nsga2, nsga3, gp (needs torch) or random; `options` go to the sampler.
+
+    storage: where Optuna keeps the study (`search.storage`), for its dashboard; None is memory.  An agent is fresh and
+        begins the study of its name anew: what is resumed is the log of `run_search`.  Several processes share one
+        search by `search.shared` instead.
+    """
 
     space: Space = field(repr=False)
     _: KW_ONLY
@@ -42,13 +51,21 @@ class OptunaAgent:
     n_objectives: int = 1
     sampler: str = "tpe"
     options: dict[str, Any] = field(default_factory=dict)
+    storage: str | None = field(default=None, repr=False)
+    study: str = field(default="search", repr=False)
 
     def __post_init__(self) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self._study = optuna.create_study(directions=["minimize"] * self.n_objectives, sampler=self._sampler())
-        self._parameters: dict[str, BaseDistribution] = {
-            gene.name: CategoricalDistribution(range(len(gene.choices))) for gene in self.space.genes
-        }
+        sampler, storage = make_sampler(self.sampler, self.seed, self.options), open_storage(self.storage)
+        if self.storage is not None and self.study in optuna.get_all_study_names(storage):
+            optuna.delete_study(study_name=self.study, storage=storage)
+        self._study = optuna.create_study(
+            storage=storage,
+            study_name=self.study,
+            directions=["minimize"] * self.n_objectives,
+            sampler=sampler,
+        )
+        self._parameters = parameters(self.space)
         self._rng = np.random.default_rng(self.seed)
         self._fresh = Fresh(self.space)
         self._asked: dict[bytes, Trial] = {}
@@ -75,7 +92,7 @@ class OptunaAgent:
         """A new network from the sampler; when it only repeats itself, a random one."""
         for attempt in range(TRIES + 1):
             if attempt == TRIES:
-                random = self._fresh.take(1, [lambda n: self.space.sample(n, self._rng)] * TRIES)
+                random = self._fresh.take(1, [lambda n: draw(self.space, n, self._rng)] * TRIES)
                 self._study.enqueue_trial(self._values(random[0]))
             trial = self._study.ask(self._parameters)
             genes = self.space.canonical(np.array([[trial.params[name] for name in self._parameters]]))
@@ -109,11 +126,18 @@ class OptunaAgent:
     def _values(self, row: NDArray[np.int8]) -> dict[str, int]:
         return dict(zip(self._parameters, row.tolist(), strict=True))
 
-    def _sampler(self) -> BaseSampler:
-        if self.sampler not in SAMPLERS:
-            raise UserError(f"sampler {self.sampler!r} is not known; choose from {', '.join(SAMPLERS)}")
-        name, defaults = SAMPLERS[self.sampler]
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            sampler: BaseSampler = getattr(optuna.samplers, name)(seed=self.seed, **defaults | self.options)
-        return sampler
+
+def parameters(space: Space) -> dict[str, BaseDistribution]:
+    """A categorical parameter for each gene, its values the integers of the choices."""
+    return {gene.name: CategoricalDistribution(range(len(gene.choices))) for gene in space.genes}
+
+
+def make_sampler(sampler: str, seed: int, options: Mapping[str, Any] = MappingProxyType({})) -> BaseSampler:
+    """A sampler by its name in SAMPLERS; `options` are its arguments."""
+    if sampler not in SAMPLERS:
+        raise UserError(f"sampler {sampler!r} is not known; choose from {', '.join(SAMPLERS)}")
+    name, defaults = SAMPLERS[sampler]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        made: BaseSampler = getattr(optuna.samplers, name)(seed=seed, **defaults | dict(options))
+    return made

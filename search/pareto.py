@@ -42,6 +42,15 @@ def crowding(cost: Floats, rank: NDArray[np.int64]) -> Floats:
     return distance
 
 
+def best_first(cost: Floats, violation: Floats) -> NDArray[np.int64]:
+    """Rows from the best to the worst (N,): by rank, within a front the least crowded first, then as they come."""
+    cost = np.where(violation[:, None] <= 0, cost, 0)  # of infeasible networks the violation alone counts
+    if cost.shape[1] == 1:
+        return np.lexsort((cost[:, 0], violation))
+    rank = ranks(cost, violation)
+    return np.lexsort((-crowding(cost, rank), rank))
+
+
 def front(cost: Floats, violation: Floats) -> NDArray[np.bool_]:
     """Which networks are feasible and dominated by no feasible one (N,); of equal costs the first stands for all."""
     chosen = violation <= 0

@@ -42,11 +42,13 @@ class Problem:
     objectives: 1 minimises and -1 maximises the named value; the first named is the one a network is chosen by.
     limits: the most that a value may be; for a maximised value, the least (accuracy 0.9 then means at least 0.9).
         Numbers or strings such as "250KB" (see `search.limits`); names may leave out their unit.
+    frugal: predictors without a limit are not asked of networks that exceed one; their values there are infinitely bad.
     """
 
     predictors: Mapping[str, Predict]
     objectives: Mapping[str, int]
     limits: Mapping[str, float | str] = field(default_factory=dict)
+    frugal: bool = False
 
     def __post_init__(self) -> None:
         if not self.objectives:
@@ -63,10 +65,22 @@ class Problem:
         keyed = keys(genes)
         new = list({key: i for i, key in enumerate(keyed) if key not in self._memo}.values())
         if new:
-            self.remember(genes[new], self.predict(genes[new], self.predictors))
+            self.remember(genes[new], self._everything(genes[new]))
         table = np.array([self._memo[key] for key in keyed]).reshape(len(genes), len(self.predictors))
         values = dict(zip(self.predictors, table.T, strict=True))
         return Evaluation(genes, values, self.cost(values), self.violation(values))
+
+    def _everything(self, genes: Genes) -> Values:
+        """Values (N,) of all predictors, those of infeasible networks only as far as `frugal` allows."""
+        if not (self.frugal and self.bounds):
+            return self.predict(genes, self.predictors)
+        values = self.predict(genes, self.bounds)
+        allowed = self.violation(values) <= 0
+        for name in self.predictors:
+            if name not in values:
+                values[name] = np.full(len(genes), np.inf * self.objectives.get(name, 1))
+                values[name][allowed] = self._predict(name, genes[allowed]) if allowed.any() else 0
+        return values
 
     def remember(self, genes: Genes, values: Mapping[str, NDArray[Any]]) -> None:
         """Put known values (N,) of every predictor into the memo."""
@@ -85,6 +99,11 @@ class Problem:
         """Sum over the limits of the relative excess, 0 where all are met (N,)."""
         none = np.zeros(len(next(iter(values.values()))))
         return sum((self.excess(name, values[name]) for name in self.bounds), start=none)
+
+    def exceeds(self, genes: Genes) -> Floats:
+        """Violations (N,) of genes (N, G); only the predictors that are limited are asked, without the memo."""
+        values = self.predict(genes, self.bounds)
+        return sum((self.excess(name, values[name]) for name in values), start=np.zeros(len(genes)))
 
     def excess(self, name: str, value: Floats) -> Floats:
         """How far values lie beyond their limit, relative to it, 0 where they meet it (N,)."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -118,3 +120,23 @@ def test_another_configuration_is_refused(run: Path) -> None:
     assert found.returncode == 1
     assert "schedule.batch_size" in found.stderr
     assert "another run=<folder>" in found.stderr
+
+
+def test_agents_are_compared_over_seeds(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "runs/digits")
+    options = ("agent=[random,genetic,aging]", "device=stm32l073", "search.seeds=3", "search.evaluations=150")
+    found = ofa("search", *(o for o in SHORT if "evaluations" not in o), *options, folder=tmp_path)
+    assert found.returncode == 1, "another number of evaluations needs restart=true"
+    found = ofa("search", *(o for o in SHORT if "evaluations" not in o), *options, "restart=true", folder=tmp_path)
+    assert found.returncode == 0, found.stdout[-2000:] + found.stderr[-4000:]
+    folder = tmp_path / "runs/digits/search/stm32l073"
+    searches = read(folder / "compare.json")["searches"]
+    assert [(row["agent"], row["seed"]) for row in searches] == [
+        (agent, seed) for agent in ("random", "genetic", "aging") for seed in (0, 1, 2)
+    ]
+    table = pd.read_parquet(folder / "compare.parquet")
+    last = table.groupby(["agent", "seed"])["hypervolume"].max()
+    for row in searches:
+        assert last[row["agent"], row["seed"]] == pytest.approx(row["hypervolume"])
+    assert (folder / "compare.svg").read_text().startswith("<?xml")
+    assert "mean and spread over 3 seeds" in found.stdout

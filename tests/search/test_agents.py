@@ -8,14 +8,17 @@ import numpy as np
 import pytest
 
 from ofa.errors import UserError
-from ofa.space import Genes
-from search.agents import Agent, RandomSearch, keys
+from ofa.space import Genes, Space
+from search.agents import Agent, Ancestry, RandomSearch, keys
+from search.aging import AgingEvolution
 from search.evolution import Evolution
+from search.genetic import Genetic
 from search.loop import run_search
 from search.optuna_agent import OptunaAgent
 from search.problem import Problem
 from search.result import SearchResult
-from tests.search.toy import AGENTS, SMALL, SPACE, all_networks, problem
+from search.variation import cross, draw, draw_all, mutate, mutate_one
+from tests.search.toy import AGENTS, SMALL, SPACE, all_networks, model_based, problem
 
 INFORMED = [name for name in AGENTS if name != "random"]
 TINY = SPACE.restrict(resolution=1, width=1, depth=[1], expand=[2, 3])  # 64 networks
@@ -34,7 +37,14 @@ def asked(agent: Any, rounds: int = 6, n: int = 10, p: Problem | None = None) ->
 
 
 def search(name: str, p: Problem, evaluations: int = 150) -> SearchResult:
-    return run_search(AGENTS[name](SPACE, seed=0, n_objectives=len(p.objectives)), p, evaluations, 10)
+    return run_search(made(name, SPACE, p), p, evaluations, 10)
+
+
+def made(name: str, space: Space, p: Problem) -> Any:
+    """An agent for a problem; only one that computes its limits is given the problem itself."""
+    if name == "model_based":
+        return model_based(space, p=p)
+    return AGENTS[name](space, seed=0, n_objectives=len(p.objectives))
 
 
 @pytest.mark.parametrize("name", AGENTS)
@@ -120,11 +130,11 @@ def test_evolution_finds_the_optimum_of_an_enumerated_space() -> None:
 
 
 def test_a_mutation_always_changes_a_gene_that_has_a_choice() -> None:
-    agent = Evolution(SMALL, seed=0, mutation=1.0)
-    genes = SMALL.sample(50, np.random.default_rng(0))
-    changed = agent._mutate(genes) != genes
+    rng = np.random.default_rng(0)
+    genes = SMALL.sample(50, rng)
+    changed = mutate(SMALL, genes, 1.0, rng) != genes
     assert np.array_equal(changed, np.broadcast_to(SMALL.counts > 1, genes.shape))
-    assert not (Evolution(SMALL, seed=0, mutation=0.0)._mutate(genes) != genes).any()
+    assert not (mutate(SMALL, genes, 0.0, rng) != genes).any()
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "nsga2", "nsga3", "random"])
@@ -146,6 +156,61 @@ def test_mistaken_settings_are_answered_with_the_rule() -> None:
         Evolution(SPACE, population=1)
     with pytest.raises(UserError, match=r"mutation 1\.5 is a chance"):
         Evolution(SPACE, mutation=1.5)
+    with pytest.raises(UserError, match=r"population 4 with parents 0\.25 leaves 1"):
+        Genetic(SPACE, population=4)
+    with pytest.raises(UserError, match="sample 30 of population 20"):
+        AgingEvolution(SPACE, population=20, sample=30)
+
+
+def test_mutations_reach_every_other_choice_evenly_and_as_often_as_asked() -> None:
+    rng = np.random.default_rng(0)
+    genes = np.zeros((20_000, len(SPACE.genes)), dtype=np.int8)
+    changed = mutate(SPACE, genes, 0.1, rng)
+    assert (changed != 0)[:, SPACE.counts > 1].mean() == pytest.approx(0.1, abs=0.002)
+    for column in np.flatnonzero(SPACE.counts > 2):
+        share = np.bincount(changed[:, column], minlength=SPACE.counts[column])[1:] / 20_000
+        assert share == pytest.approx(0.1 / (SPACE.counts[column] - 1), abs=0.01)
+
+
+def test_one_gene_that_matters_is_changed_in_each_network() -> None:
+    rng = np.random.default_rng(0)
+    genes = draw(SPACE, 500, rng)
+    changed = SPACE.canonical(mutate_one(SPACE, genes, rng))
+    assert not (changed == genes).all(axis=1).any()
+    stages = slice(2, 2 + len(SPACE.stages))  # another depth brings or takes the genes of its blocks
+    same_depth = (changed[:, stages] == genes[:, stages]).all(axis=1)
+    assert ((changed != genes).sum(axis=1)[same_depth] == 1).all()
+
+
+def test_a_child_has_each_gene_from_one_of_its_parents() -> None:
+    rng = np.random.default_rng(0)
+    mothers, fathers = draw(SPACE, 2000, rng), draw(SPACE, 2000, rng)
+    child = cross(mothers, fathers, rng)
+    assert ((child == mothers) | (child == fathers)).all()
+    differ = mothers != fathers
+    assert (child == fathers)[differ].mean() == pytest.approx(0.5, abs=0.02)
+
+
+def test_aging_forgets_the_best_network_and_genetic_does_not() -> None:
+    best = SPACE.largest()
+    others = draw(SPACE, 40, np.random.default_rng(0))
+    for agent, keeps in (
+        (AgingEvolution(SPACE, population=40, sample=40), False),
+        (Genetic(SPACE, population=40), True),
+    ):
+        agent.tell(best, np.array([[-99.0]]), np.zeros(1))
+        agent.tell(others, np.zeros((40, 1)), np.zeros(40))
+        assert (keys(best)[0] in keys(agent._genes)) == keeps
+
+
+def test_children_may_repeat_networks_only_where_that_is_asked_for() -> None:
+    for repeats in (False, True):
+        genes = asked(Genetic(TINY, seed=0, population=8, parents=0.25, repeats=repeats), 3, 10, problem_of_gain(TINY))
+        assert (len(set(keys(genes))) < len(genes)) == repeats
+
+
+def problem_of_gain(space: Space) -> Problem:
+    return Problem(problem(space).predictors, {"gain": -1})
 
 
 def test_random_search_covers_every_gene_evenly() -> None:
@@ -153,3 +218,32 @@ def test_random_search_covers_every_gene_evenly() -> None:
     for column in (0, 1, 2):
         share = np.bincount(genes[:, column]) / 3000
         assert np.allclose(share, 1 / SPACE.counts[column], atol=0.05)
+
+
+def test_a_block_that_comes_back_has_the_genes_of_its_ancestors() -> None:
+    full = draw_all(SPACE, 200, np.random.default_rng(0))
+    ancestry = Ancestry(SPACE)
+    genes = ancestry.express(full)
+    assert np.array_equal(genes, SPACE.canonical(full))
+    assert (genes != full).any()
+    assert np.array_equal(SPACE.canonical(ancestry.recall(genes)), genes)
+    last = dict(zip(keys(genes), full, strict=True))  # of equal networks the latest counts
+    assert np.array_equal(ancestry.recall(genes), np.stack([last[key] for key in keys(genes)]))
+    assert np.array_equal(Ancestry(SPACE).recall(genes), genes)
+
+
+@pytest.mark.parametrize("kind", [Evolution, Genetic, AgingEvolution])
+def test_exact_limits_repair_children_before_they_are_proposed(kind: Any) -> None:
+    values = problem().predictors["macs"](SPACE.sample(2000, np.random.default_rng(0)))
+    p = Problem(problem().predictors, {"gain": -1}, {"macs": float(np.quantile(values, 0.2))})
+    options = {"population": 40} | ({"sample": 10} if kind is AgingEvolution else {})
+    shares = []
+    for violation in (p.exceeds, None):
+        agent = kind(SPACE, seed=0, violation=violation, **options)
+        genes = asked(agent, 4, 40, p)[40:]
+        shares.append(float((p.exceeds(genes) <= 0).mean()))
+        SPACE.validate(genes)
+        assert np.array_equal(genes, SPACE.canonical(genes))
+    assert shares[0] > 0.9  # the share of random networks is 0.2
+    assert shares[0] > shares[1] + 0.1
+    assert "violation" not in repr(agent)

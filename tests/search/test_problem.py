@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from ofa.errors import UserError
 from ofa.space import Genes, load_space
 from search.feasible import InfeasibleError, feasible_network
+from search.pareto import best_first
 from search.problem import Problem
 from tests.search.toy import SMALL, SPACE, all_networks, problem, separable
 
@@ -132,3 +133,20 @@ def test_the_answer_takes_less_than_a_second_in_a_space_of_10_to_the_20() -> Non
         feasible_network(space, p)
     assert time.process_time() - started < 1
     assert error.value.binding == ("macs", "gain")
+
+
+def test_a_frugal_problem_asks_nothing_of_networks_beyond_a_limit() -> None:
+    counted = Counted()
+    macs = problem().predictors["macs"]
+    limit = float(np.median(macs(GENES)))
+    p = Problem({"sum": counted, "macs": macs}, {"sum": -1}, {"macs": limit}, frugal=True)
+    found = p.evaluate(GENES)
+    allowed = macs(GENES) <= limit
+    assert counted.calls == [int(allowed.sum())]
+    assert np.array_equal(found.values["sum"][allowed], GENES.sum(axis=1)[allowed])
+    assert (found.cost[~allowed] == np.inf).all()
+    assert np.array_equal(found.violation > 0, ~allowed)
+    everything = Problem({"sum": Counted(), "macs": macs}, {"sum": -1}, {"macs": limit}).evaluate(GENES)
+    assert (
+        best_first(everything.cost, everything.violation).tolist() == best_first(found.cost, found.violation).tolist()
+    )

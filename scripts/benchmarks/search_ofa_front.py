@@ -1,0 +1,101 @@
+"""The front of ImageNet top-1 and MACs in once-for-all's MobileNetV3 space, beside the points of published searches.
+
+    OFA_DATA=<folder> python scripts/benchmarks/search_ofa_front.py [--seeds 3] [--out front.json]
+
+The truth of a network outside the table is not known: an accuracy predictor fitted on all 1,215 published networks (of
+DyNAS-T's searches) stands in for it, for ours and for theirs.  Hypervolume: percentage points times millions of MACs,
+counted from the lowest top-1 and the most MACs of the table.  The model-based search measures 25 networks at a time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from ofa.files import versions, write_json
+from ofa.space import Genes, Space, load_space
+from predictors.accuracy import Accuracy
+from predictors.costs import Macs
+from scripts.benchmarks.predictors_accuracy import read_table
+from search.agents import RandomSearch
+from search.evolution import Evolution
+from search.loop import run_search
+from search.model_based import ModelBased
+from search.pareto import hypervolume
+from search.problem import Problem
+
+STEPS = (50, 100, 250)
+Floats = NDArray[np.float64]
+
+
+class Oracle:
+    """Top-1 by the predictor of all published networks, with a memo."""
+
+    def __init__(self, space: Space, genes: Genes, top1: Floats) -> None:
+        self._fitted = Accuracy(space, "gp").fit(genes, top1)
+
+    def __call__(self, genes: Genes) -> Floats:
+        """Top-1 in percent (N,)."""
+        return self._fitted(genes)
+
+
+def agents(space: Space, problem: Problem, seed: int) -> dict[str, Callable[[], Any]]:
+    """Makers of the agents by name."""
+    options: dict[str, Any] = {"seed": seed, "n_objectives": 2}
+    return {
+        "random": partial(RandomSearch, space, **options),
+        "nsga2": partial(Evolution, space, **options, population=50),
+        "model": partial(ModelBased, space, model=partial(Accuracy, space, "gp"), problem=problem, seed=seed),
+    }
+
+
+def main() -> None:
+    """Print the hypervolumes, and write them as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--methods", nargs="+", default=["random", "nsga2", "model"])
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    full = load_space("ofa_mbv3_w1.0")
+    genes, top1 = read_table(Path(os.environ.get("OFA_DATA", "../shared/data")), full)
+    space = full.restrict(resolution=[224])
+    genes = space.encode(full.decode(genes))
+    oracle, macs = Oracle(space, genes, top1), Macs(space)
+    corner = np.array([-top1.min(), macs(genes).max() / 1e6])
+
+    def volume(genes: Genes, accuracy: Floats) -> float:
+        return hypervolume(np.stack([-accuracy, macs(genes) / 1e6], axis=1), corner)
+
+    published = {"measured": volume(genes, top1), "by the oracle": volume(genes, oracle(genes))}
+    print(f"published networks, n={len(genes)}: " + ", ".join(f"{k} {v:.1f}" for k, v in published.items()))
+    rows = []
+    for name in args.methods:
+        start, found = perf_counter(), []
+        for seed in range(args.first_seed, args.first_seed + args.seeds):
+            problem = Problem({"accuracy": oracle, "macs": macs}, {"accuracy": -1, "macs": 1})
+            agent = agents(space, problem, seed)[name]()
+            result = run_search(agent, problem, STEPS[-1], 25, reference=tuple(corner * [1, 1e6]))
+            found.append([result.hypervolume(step) / 1e6 for step in STEPS])
+        values, seconds = np.array(found), (perf_counter() - start) / args.seeds
+        cells = " ".join(f"{m:.1f} ± {s:.1f}" for m, s in zip(values.mean(axis=0), values.std(axis=0), strict=True))
+        print(f"{name:8} after {STEPS}: {cells}  n={args.seeds} {seconds:.0f} s/run", flush=True)
+        rows.append({"method": name, "volumes": found, "seconds": seconds})
+    print(versions())
+    if args.out:
+        write_json(args.out, {"published": published, "rows": rows, "steps": STEPS, "versions": versions()})
+
+
+if __name__ == "__main__":
+    main()

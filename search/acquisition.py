@@ -1,0 +1,89 @@
+"""How much a network is expected to add, were it measured.  N candidates, M objectives, F networks on the front.
+
+Costs, lower is better.  A column that is known exactly has a standard deviation of 0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import log_ndtr, ndtr
+
+from search.pareto import front, hypervolume
+
+Floats = NDArray[np.float64]
+NODES, WEIGHTS = np.polynomial.hermite_e.hermegauss(9)  # of a standard normal distribution
+WEIGHTS = WEIGHTS / WEIGHTS.sum()
+
+
+@dataclass(frozen=True, slots=True)
+class Warp:
+    """A scale of costs on which the good ones are as far apart as the bad ones: log(cost - lowest + scale).
+
+    scale: from the lowest cost to the median.  Bad networks are far worse than good ones differ among each other; on
+    this scale a model spends its effort on the good ones.
+    """
+
+    lowest: float
+    scale: float
+
+    @staticmethod
+    def of(cost: Floats) -> Warp:
+        """The scale for measured costs (N,)."""
+        lowest = float(cost.min())
+        return Warp(lowest, float(np.median(cost)) - lowest or float(np.std(cost)) or 1.0)
+
+    def __call__(self, cost: Floats) -> Floats:
+        """Costs on this scale; none may lie further below the lowest than the median lies above it."""
+        return np.log(cost - self.lowest + self.scale)
+
+    def back(self, warped: Floats) -> Floats:
+        """Costs from this scale."""
+        return np.exp(warped) + self.lowest - self.scale
+
+
+def expected_improvement(mean: Floats, std: Floats, best: float | Floats) -> Floats:
+    """Expected gain below `best` of normal costs, E[max(best - cost, 0)] (Jones et al. 1998, eq. 15)."""
+    gap = best - mean
+    z = gap / np.maximum(std, 1e-12)
+    density = np.exp(-0.5 * np.minimum(z**2, 1400)) / np.sqrt(2 * np.pi)
+    return np.where(std > 1e-12, gap * ndtr(z) + std * density, np.maximum(gap, 0))
+
+
+def log_improvement(mean: Floats, std: Floats, best: float) -> Floats:
+    """Logarithm of the expected improvement, which still ranks candidates where the improvement itself rounds to 0."""
+    z = (best - mean) / np.maximum(std, 1e-12)
+    value = expected_improvement(mean, std, best)
+    # For z below -5, h(z) = density + z Phi(z) tends to density / (z^2 + 2); log_ndtr keeps it from rounding to 0.
+    tail = np.log(np.maximum(std, 1e-12)) + log_ndtr(np.minimum(z, -1)) - np.log(np.abs(np.minimum(z, -1)))
+    return np.where(z > -5, np.log(np.maximum(value, 1e-300)), tail)
+
+
+def added_volume(cost: Floats, known: Floats, corner: Floats) -> Floats:
+    """Growth of the hypervolume by each of N networks alone, for two objectives: cost (N, 2), known (F, 2), to (N,).
+
+    A network of the costs (a, b) adds, over every first cost from a to the corner, how far b lies below the least
+    second cost so far: a sum over the steps of the front.
+    """
+    steps = _staircase(known, corner)
+    right = np.append(steps[1:, 0], corner[0])
+    width = np.maximum(right - np.maximum(steps[:, 0], cost[:, :1]), 0)
+    return (width * np.maximum(steps[:, 1] - cost[:, 1:], 0)).sum(axis=1)
+
+
+def added_volumes(cost: Floats, known: Floats, corner: Floats) -> Floats:
+    """The same for any number of objectives, one network after another (N,)."""
+    if cost.shape[1] == 2:
+        return added_volume(cost, known, corner)
+    before = hypervolume(known, corner)
+    return np.array([hypervolume(np.concatenate([known, row[None]]), corner) - before for row in cost])
+
+
+def _staircase(known: Floats, corner: Floats) -> Floats:
+    """Steps (first cost from which on, least second cost there), from -inf on, (F + 1, 2)."""
+    inside = known[(known < corner).all(axis=1)]
+    inside = inside[front(inside, np.zeros(len(inside)))]
+    inside = inside[np.argsort(inside[:, 0])]
+    return np.concatenate([[[-np.inf, corner[1]]], inside])

@@ -1,0 +1,181 @@
+"""One search by several processes, on one machine or many, over an Optuna storage that they share.  G genes.
+
+Every trial is one network.  It is claimed by its trial's number: of several trials of one network the lowest number
+measures it.  A measurement is in the storage before its worker asks for the next; what a killed worker was measuring is
+given to another one.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Iterator
+from datetime import datetime
+
+import numpy as np
+import optuna
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
+
+from ofa.errors import UserError
+from ofa.space import Genes, Space
+from search.agents import keys
+from search.optuna_agent import make_sampler, parameters
+from search.problem import Problem
+from search.result import SearchResult, evaluation_frame
+from search.storage import opened
+
+WORKER, VALUES = "worker", "values"
+PAUSE = 0.05  # seconds between looks at what other workers do
+TORN = 10.0  # seconds after which a trial without all of its genes counts as left behind
+IDLE = 200  # proposals in a row without a new network after which a worker ends
+
+
+def create_shared(storage: str, name: str, problem: Problem) -> None:
+    """Create the study, or leave it as it is where it exists; call it once, before the workers start."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    directions = [optuna.study.StudyDirection.MINIMIZE] * len(problem.objectives)
+    with opened(storage) as place:
+        optuna.create_study(storage=place, study_name=name, directions=directions, load_if_exists=True)
+
+
+def work(
+    storage: str,
+    name: str,
+    space: Space,
+    problem: Problem,
+    evaluations: int,
+    *,
+    sampler: str = "tpe",
+    seed: int = 0,
+    lease: float = 3600.0,
+) -> None:
+    """Propose and measure networks until the study holds `evaluations` different ones.
+
+    seed: of the sampler, another one for each worker.
+    lease: seconds after which a measurement of a worker on another machine counts as lost; on this machine a worker
+        that has ended is noticed at once.
+    """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    with opened(storage) as place:
+        study = optuna.load_study(study_name=name, storage=place, sampler=make_sampler(sampler, seed))
+        _work(study, space, problem, min(evaluations, space.size), lease)
+
+
+def _work(study: Study, space: Space, problem: Problem, target: int, lease: float) -> None:
+    idle = 0
+    while len(_networks(study, space, done=True)) < target and idle < IDLE:
+        _take_over(study, space, lease)
+        if len(_networks(study, space)) >= target:  # the rest is being measured by others
+            time.sleep(PAUSE)
+            continue
+        idle = 0 if _one(study, space, problem, target, lease) else idle + 1
+
+
+def shared_result(storage: str, name: str, space: Space, problem: Problem) -> SearchResult:
+    """What all workers found, in the order in which the networks were proposed; nothing is measured again."""
+    with opened(storage) as place:
+        found = _networks(optuna.load_study(study_name=name, storage=place), space, done=True)
+    if not found:
+        raise UserError(f"study {name} of {storage} holds no measured network; start a worker")
+    genes = np.concatenate([_genes(space, trial) for trial in found.values()])
+    values = [trial.user_attrs[VALUES] for trial in found.values()]
+    problem.remember(genes, {name: np.array([value[name] for value in values]) for name in problem.predictors})
+    seconds = sum(trial.duration.total_seconds() for trial in found.values() if trial.duration)
+    return SearchResult(
+        space=space,
+        agent=f"shared study {name}",
+        seed=0,
+        objectives=dict(problem.objectives),
+        limits=problem.bounds,
+        evaluations=evaluation_frame(space, problem.evaluate(genes)),
+        reference=tuple(problem.evaluate(genes).cost.max(axis=0).tolist()),
+        seconds=seconds,
+    )
+
+
+def _one(study: Study, space: Space, problem: Problem, target: int, lease: float) -> bool:
+    """Ask for a network and measure it, if no earlier trial did or does; whether it was new."""
+    trial = study.ask(parameters(space))
+    trial.set_user_attr(WORKER, _me())
+    earlier = _settled(study, space, trial.number, lease)
+    genes = _genes(space, trial)
+    if keys(genes)[0] in earlier or len(earlier) >= target:
+        study.tell(trial, state=TrialState.FAIL)
+        return False
+    found = problem.evaluate(genes)
+    trial.set_user_attr(VALUES, {name: float(value[0]) for name, value in found.values.items()})
+    trial.set_constraint("violation", float(found.violation[0]))
+    study.tell(trial, found.cost[0].tolist())
+    return True
+
+
+def _settled(study: Study, space: Space, number: int, lease: float) -> set[bytes]:
+    """The networks of all trials before `number`, once each of them has its genes or is given up."""
+    while True:
+        before = [trial for trial in study.get_trials(deepcopy=False) if trial.number < number]
+        if all(_whole(space, t) or t.state != TrialState.RUNNING or _left(t, lease) for t in before):
+            return {keys(_genes(space, trial))[0] for trial in before if _whole(space, trial) and _counts(trial)}
+        time.sleep(PAUSE)
+
+
+def _networks(study: Study, space: Space, *, done: bool = False) -> dict[bytes, FrozenTrial]:
+    """The trial of each network that is measured, or, unless `done`, being measured."""
+    found: dict[bytes, FrozenTrial] = {}
+    for trial in study.get_trials(deepcopy=False):
+        if _whole(space, trial) and (trial.state == TrialState.COMPLETE if done else _counts(trial)):
+            found.setdefault(keys(_genes(space, trial))[0], trial)
+    return found
+
+
+def _take_over(study: Study, space: Space, lease: float) -> None:
+    """Give up the trials that ended workers left, and line their networks up to be measured."""
+    for trial in _running(study):
+        if not _left(trial, lease):
+            continue
+        try:
+            study.tell(trial.number, state=TrialState.FAIL)
+        except (ValueError, optuna.exceptions.UpdateFinishedTrialError):
+            continue  # another worker was faster
+        if _whole(space, trial) and trial.params:
+            study.enqueue_trial(trial.params)
+
+
+def _running(study: Study) -> Iterator[FrozenTrial]:
+    yield from study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+
+
+def _left(trial: FrozenTrial, lease: float) -> bool:
+    """Whether the worker of a running trial has ended, or has had it for longer than the lease."""
+    age = (datetime.now() - trial.datetime_start).total_seconds() if trial.datetime_start else 0.0
+    host, _, process = trial.user_attrs.get(WORKER, "").partition(" ")
+    if not process:
+        return age > TORN
+    return age > lease or (host == socket.gethostname() and not _alive(int(process)))
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _me() -> str:
+    return f"{socket.gethostname()} {os.getpid()}"
+
+
+def _counts(trial: FrozenTrial) -> bool:
+    return trial.state in (TrialState.COMPLETE, TrialState.RUNNING)
+
+
+def _whole(space: Space, trial: FrozenTrial) -> bool:
+    return len(trial.params) == len(space.genes)
+
+
+def _genes(space: Space, trial: FrozenTrial | optuna.trial.Trial) -> Genes:
+    return space.canonical(np.array([[trial.params[gene.name] for gene in space.genes]], dtype=np.int8))

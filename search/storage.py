@@ -1,0 +1,60 @@
+"""Where Optuna keeps a study: in memory, in a journal file, in a database, or behind a gRPC proxy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import optuna
+from optuna.storages import BaseStorage
+
+from ofa.errors import UserError
+
+EXAMPLES = "journal:runs/study.journal, grpc://host:13000, sqlite:///study.db, postgresql+psycopg://user@host/name"
+
+
+def open_storage(url: str | None) -> BaseStorage:
+    """The storage of a URL; None is memory.  Raises UserError for what is no URL and for a missing driver."""
+    if url is None:
+        return optuna.storages.InMemoryStorage()
+    scheme, _, rest = url.partition(":")
+    try:
+        if scheme == "journal":
+            return _journal(Path(rest.removeprefix("//")))
+        if scheme == "grpc":
+            return _proxy(url)
+        return optuna.storages.RDBStorage(url)
+    except ModuleNotFoundError as error:
+        raise UserError(f"storage {url} needs the package {error.name}; pip install {error.name}") from None
+    except Exception as error:  # of SQLAlchemy, a driver, gRPC or the file system; none of them is imported here
+        line = str(error).splitlines()[0]
+        raise UserError(f"storage {url} cannot be opened ({line}); write it like one of {EXAMPLES}") from None
+
+
+@contextmanager
+def opened(url: str) -> Iterator[BaseStorage]:
+    """The storage of a URL, its connections closed at the end."""
+    storage = open_storage(url)
+    try:
+        yield storage
+    finally:
+        inner = getattr(storage, "_backend", storage)  # a database comes inside a cache
+        storage.remove_session()
+        if isinstance(inner, optuna.storages.RDBStorage):
+            inner.engine.dispose()
+
+
+def _journal(path: Path) -> BaseStorage:
+    from optuna.storages.journal import JournalFileBackend
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return optuna.storages.JournalStorage(JournalFileBackend(str(path)))
+
+
+def _proxy(url: str) -> BaseStorage:
+    from optuna.storages import GrpcStorageProxy
+
+    where = urlsplit(url)
+    return GrpcStorageProxy(host=where.hostname or "localhost", port=where.port or 13000)

@@ -1,0 +1,115 @@
+"""One search by two processes: one is killed, and nothing is lost or measured twice."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ofa.errors import UserError
+from ofa.files import read_jsonl
+from search.agents import keys
+from search.optuna_agent import OptunaAgent
+from search.shared import create_shared, shared_result
+from search.storage import open_storage
+from tests.search.shared_worker import NAME, told
+from tests.search.toy import SPACE
+
+ROOT = Path(__file__).parents[2]
+EVALUATIONS = 16
+
+
+def start(storage: str, seed: int, file: Path) -> subprocess.Popen[bytes]:
+    line = [sys.executable, "-m", "tests.search.shared_worker", storage, str(EVALUATIONS), str(seed), str(file)]
+    return subprocess.Popen(line, cwd=ROOT)
+
+
+def measured(file: Path) -> list[bytes]:
+    return [keys(np.array([line["genes"]], dtype=np.int8))[0] for line in read_jsonl(file)]
+
+
+def lose_one(storage: str, folder: Path) -> None:
+    """Two workers, the second is killed after it has measured a few; the first ends the search."""
+    create_shared(storage, NAME, told())
+    files = [folder / f"{i}.jsonl" for i in range(2)]
+    with start(storage, 0, files[0]) as first, start(storage, 0, files[1]) as second:  # the same seed: the same wishes
+        try:
+            deadline = time.monotonic() + 120
+            while len(read_jsonl(files[1])) < 4 and time.monotonic() < deadline:
+                time.sleep(0.01)
+            second.kill()
+            second.wait()
+            assert first.wait(timeout=240) == 0
+        finally:
+            first.kill()
+            second.kill()
+    one, other = map(measured, files)
+    result = shared_result(storage, NAME, SPACE, told())
+    assert len(result.evaluations) == len(set(keys(result.genes))) == EVALUATIONS
+    assert len(other) >= 4
+    assert len(one) >= 4
+    twice = [key for key, count in Counter(one + other).items() if count > 1]
+    assert set(twice) <= {other[-1]}  # killed after the measurement, before the storage had it
+    assert set(one + other) == set(keys(result.genes))
+
+
+def test_a_journal_file_is_shared_by_two_processes_one_of_which_is_killed(tmp_path: Path) -> None:
+    lose_one(f"journal:{tmp_path}/study.journal", tmp_path)
+
+
+@pytest.fixture
+def postgresql() -> Iterator[str]:
+    """A database server of this test alone, on a socket in a folder of its own."""
+    programs = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
+    if not programs:
+        pytest.skip("PostgreSQL is not installed (apt-get install postgresql)")
+    if importlib.util.find_spec("psycopg") is None:
+        pytest.skip("psycopg is not installed (pip install psycopg[binary])")
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o777)  # the server refuses to run as root, so root starts it as another user
+        user = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
+
+        def run(program: str, *line: str) -> None:
+            command = [*user, str(programs[-1] / program), "-D", f"{folder}/data", *line]
+            done = subprocess.run(command, cwd="/", stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+            if done.returncode:
+                pytest.skip(f"PostgreSQL does not start here: {done.stderr.strip()[-300:]}")
+
+        run("initdb", "-U", "test", "-A", "trust", "--no-sync")
+        settings = f"-k {folder} -c listen_addresses= -c fsync=off"
+        run("pg_ctl", "-w", "-l", f"{folder}/log", "-o", settings, "start")
+        try:
+            yield f"postgresql+psycopg://test@/postgres?host={folder}"
+        finally:
+            run("pg_ctl", "-m", "immediate", "stop")
+
+
+def test_a_database_is_shared_by_two_processes_one_of_which_is_killed(postgresql: str, tmp_path: Path) -> None:
+    lose_one(postgresql, tmp_path)
+
+
+def test_an_agent_keeps_its_study_in_a_journal_and_begins_it_anew(tmp_path: Path) -> None:
+    url = f"journal:{tmp_path}/study.journal"
+    proposals = []
+    for _ in range(2):
+        agent = OptunaAgent(SPACE, seed=0, sampler="random", storage=url)
+        genes = agent.ask(3)
+        agent.tell(genes, np.zeros((3, 1)), np.zeros(3))
+        proposals.append(genes)
+        assert len(agent._study.trials) == 3
+    assert np.array_equal(*proposals)
+    assert np.array_equal(proposals[0], OptunaAgent(SPACE, seed=0, sampler="random").ask(3))
+
+
+def test_a_storage_that_cannot_be_opened_says_how_one_is_written() -> None:
+    with pytest.raises(UserError, match=r"storage nowhere cannot be opened .* like one of journal:"):
+        open_storage("nowhere")
