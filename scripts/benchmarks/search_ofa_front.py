@@ -24,10 +24,10 @@ from numpy.typing import NDArray
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from ofa.files import versions, write_json
-from ofa.space import Genes, Space, load_space
+from ofa.space import Genes, Space
 from predictors.accuracy import Accuracy
 from predictors.costs import Macs
-from scripts.benchmarks.predictors_accuracy import read_table
+from scripts.benchmarks.predictors_accuracy import read_ofa
 from search.agents import RandomSearch
 from search.evolution import Evolution
 from search.loop import run_search
@@ -35,6 +35,7 @@ from search.model_based import ModelBased
 from search.pareto import hypervolume
 from search.problem import Problem
 
+TABLE = "tables/ofa_mbv3_w1.0_imagenet_r224.csv"
 STEPS = (50, 100, 250)
 Floats = NDArray[np.float64]
 
@@ -68,10 +69,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=["random", "nsga2", "model"])
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    full = load_space("ofa_mbv3_w1.0")
-    genes, top1 = read_table(Path(os.environ.get("OFA_DATA", "../shared/data")), full)
-    space = full.restrict(resolution=[224])
-    genes = space.encode(full.decode(genes))
+    space, genes, top1 = read_ofa(Path(os.environ.get("OFA_DATA", "../shared/data"), TABLE))
     oracle, macs = Oracle(space, genes, top1), Macs(space)
     corner = np.array([-top1.min(), macs(genes).max() / 1e6])
 

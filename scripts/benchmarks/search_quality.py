@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from ofa.files import versions, write_json
-from ofa.space import Genes, Space
+from ofa.space import Arch, Genes, Space, load_space
 from predictors.gp import GroupedGP
 from search.agents import RandomSearch, keys
 from search.aging import AgingEvolution
@@ -56,7 +56,7 @@ class TableModel:
         x = self._features(genes)
         self.mean, self.std = x.mean(axis=0), np.where(x.std(axis=0) > 1e-9, x.std(axis=0), 1)
         self.centre, self.spread = values.mean(), values.std() or 1.0
-        self.gp = GroupedGP([slice(0, x.shape[1] - 1), slice(x.shape[1] - 1, None)])
+        self.gp = GroupedGP([slice(0, x.shape[1] - 1), slice(x.shape[1] - 1, x.shape[1])])
         self.gp.fit((x - self.mean) / self.std, (values - self.centre) / self.spread)
         return self
 
@@ -93,23 +93,16 @@ PROBLEMS = ("accuracy", "accuracy, FLOPs limit", "front")
 
 
 def macro(folder: Path) -> Bench:
-    """NAS-Bench-Macro; `kernel` stands in for the operation of each block."""
+    """NAS-Bench-Macro."""
     frame = pd.read_csv(folder / TABLE, dtype={"arch": str})
-    stages = [{"channels": c, "stride": 2, "depth": (d,), "kernel": (3, 5, 7), "expand": (3,)} for c, d in _STAGES]
-    stem, head = ({"kind": "conv", "channels": 32, "kernel": 3},), ({"kind": "linear"},)
-    space = Space("macro", (32,), stages, stem, head, classes=10)  # type: ignore[arg-type]
-    digits = np.array([[int(digit) for digit in arch] for arch in frame.arch], dtype=np.int8)
-    genes = np.zeros((len(frame), len(space.genes)), dtype=np.int8)
-    genes[:, space.columns("kernel")] = digits
+    space = load_space("nas_bench_macro")
+    genes = space.encode([Arch(32, op=tuple(map(int, arch))) for arch in frame.arch])
     row = dict(zip(keys(genes), range(len(genes)), strict=True))
 
     def column(name: str, genes: Genes) -> Floats:
         return frame[name].to_numpy(float)[[row[key] for key in keys(genes)]]
 
     return Bench(space, partial(column, "mean_acc"), partial(column, "flops"), genes)
-
-
-_STAGES = ((64, 2), (128, 3), (256, 3))
 
 
 def agents(bench: Bench, problem: Problem, seed: int) -> dict[str, Callable[[], Any]]:
