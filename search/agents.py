@@ -59,7 +59,7 @@ class Fresh:
         taken = [np.empty((0, len(self._space.genes)), dtype=np.int8)]
         candidates, missing = taken[0], n
         for propose in proposals:
-            candidates = propose(max(n, LEAST))
+            candidates = propose(max(n if missing == n else min(n, 2 * missing), LEAST))
             new = self._first_new(candidates, missing)
             taken.append(candidates[new])
             missing -= len(new)

@@ -63,6 +63,7 @@ class Evolution:
         violation = np.concatenate([self._violation, violation])
         kept = best_first(cost, violation)[: self.population]
         self._genes, self._cost, self._violation = genes[kept], cost[kept], violation[kept]
+        self._full = self._ancestry.recall(self._genes)
 
     def _random(self, n: int) -> Genes:
         return self._ancestry.express(draw_all(self.space, n, self._rng))
@@ -71,6 +72,7 @@ class Evolution:
         # The population is in order, best first: the lower index of two wins a tournament.
         mothers, fathers = self._rng.integers(len(self._genes), size=(2, 2, n)).min(axis=0)
         fathers = np.where(self._rng.random(n) < self.crossover, fathers, mothers)
-        full = self._ancestry.recall(self._genes)
-        children = mutate(self.space, cross(full[mothers], full[fathers], self._rng), self._chance, self._rng)
+        children = mutate(
+            self.space, cross(self._full[mothers], self._full[fathers], self._rng), self._chance, self._rng
+        )
         return self._ancestry.express(repair(self.space, children, self.violation, self._rng))

@@ -76,13 +76,13 @@ class Genetic:
         genes, cost, violation = genes[first], cost[first], violation[first]
         kept = best_first(cost, violation)[: self._kept]
         self._genes, self._cost, self._violation = genes[kept], cost[kept], violation[kept]
+        self._full = self._ancestry.recall(self._genes)
 
     def _random(self, n: int) -> Genes:
         return self._ancestry.express(draw_all(self.space, n, self._rng))
 
     def _children(self, n: int) -> Genes:
-        full = self._ancestry.recall(self._genes)
-        mothers, fathers = full[self._rng.integers(len(full), size=(2, n))]
+        mothers, fathers = self._full[self._rng.integers(len(self._full), size=(2, n))]
         mutants = round(self.mutants * n)
         changed = mutate(self.space, mothers[:mutants], self._chance, self._rng)
         children = np.concatenate([changed, cross(mothers[mutants:], fathers[mutants:], self._rng)])
