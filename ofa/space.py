@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from importlib.resources import files
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -243,10 +244,13 @@ class Space:
 
     def columns(self, dimension: str) -> slice:
         """Columns of the genes of one dimension ("resolution", "width", "depth", "kernel", "expand", "op")."""
+        return self._columns[dimension]
+
+    @cached_property
+    def _columns(self) -> dict[str, slice]:
         sizes = [1, self.widths, len(self._choosing), *(len(self._own[name]) for name in OF_BLOCKS)]
-        ends = np.cumsum([0, *sizes])
-        at = DIMENSIONS.index(dimension)
-        return slice(int(ends[at]), int(ends[at + 1]))
+        ends = np.cumsum([0, *sizes]).tolist()
+        return {name: slice(*pair) for name, pair in zip(DIMENSIONS, pairwise(ends), strict=True)}
 
     @cached_property
     def _values(self) -> NDArray[np.float64]:
@@ -257,8 +261,8 @@ class Space:
 
     def values(self, genes: Genes, dimension: str) -> NDArray[np.float64]:
         """Values that the genes of one dimension choose: (N, columns of it)."""
-        columns = np.arange(len(self.genes))[self.columns(dimension)]
-        return self._values[columns, genes[:, columns]]
+        own = self.columns(dimension)
+        return self._values[np.arange(own.start, own.stop), genes[:, own]]
 
     def block_values(self, genes: Genes, dimension: str) -> NDArray[np.float64]:
         """Kernel, expand ratio or operation of every block, chosen or fixed: (N, B).
@@ -297,9 +301,22 @@ class Space:
 
     def active(self, genes: Genes) -> NDArray[np.bool_]:
         """Which genes matter, (N, G): those of a block beyond its stage's depth do not."""
-        used = self.used(genes)
-        always = np.ones((len(genes), 1 + self.widths + len(self._choosing)), dtype=bool)
-        return np.concatenate([always, *(used[:, self._own[name]] for name in OF_BLOCKS)], axis=1)
+        active = np.ones((len(genes), len(self.genes)), dtype=bool)
+        for column, depth, skipped in self._skips:
+            active[:, column] = skipped.take(genes[:, depth], axis=0)
+        return active
+
+    @cached_property
+    def _skips(self) -> list[tuple[slice, int, NDArray[np.bool_]]]:
+        """For a stage's genes of one dimension: their columns, that of its depth, which of them each depth keeps."""
+        found = []
+        for at, (s, stage) in enumerate(self._choosing):
+            for name in OF_BLOCKS:
+                if stage.chooses(name):
+                    own = np.flatnonzero(self.blocks[self._own[name], 0] == s) + self.columns(name).start
+                    kept = np.arange(len(own)) < np.array(stage.blocks)[:, None]
+                    found.append((slice(int(own[0]), int(own[-1]) + 1), self.columns("depth").start + at, kept))
+        return found
 
     def canonical(self, genes: Genes) -> Genes:
         """The same networks with the genes of skipped blocks set to 0: (N, G)."""

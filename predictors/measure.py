@@ -57,6 +57,12 @@ class SubnetAccuracy:
         self._pool: ProcessPoolExecutor | None = None
         self._state: State | None = None
 
+    def know(self, path: Path) -> Genes:
+        """Take over what another log holds, so that it is not measured again: the genes of its networks (K, G)."""
+        rows = {Arch.from_dict(row["arch"]): float(row["accuracy"]) for row in read_jsonl(path)}
+        self.known |= rows
+        return self.space.encode(list(rows))
+
     def __enter__(self) -> Self:
         """The measurer itself; workers start with the first call."""
         return self

@@ -12,6 +12,7 @@ from ofa.errors import UserError
 from ofa.files import atomic_write, write_json, write_parquet
 from ofa.space import Space
 from scripts.cli import make, stage_command
+from scripts.iterate import MEASURED, iterate
 from scripts.parts import SEARCH, fitted, load_parts
 from scripts.progress import Progress
 from scripts.stage import note, open_stage, plain
@@ -23,6 +24,7 @@ from search.result import SearchResult, best_result
 if TYPE_CHECKING:
     import pandas as pd
 
+MODES = ("predict", "iterate")
 Results = dict[tuple[str, int], SearchResult]
 
 
@@ -31,13 +33,23 @@ def main(cfg: DictConfig) -> None:
     """Search the space for the best network within each device's limits.  Writes <run>/search/<device>/<agent>."""
     _, space = load_parts(cfg)
     note(cfg.run, devices=list(cfg.device))
-    seeds = cfg.search.seeds
+    seeds = cfg.seeds
     if not isinstance(seeds, int) or seeds < 1:
-        raise UserError(f"search.seeds={seeds} must be a whole number, 1 or more")
+        raise UserError(f"seeds={seeds} must be a whole number, 1 or more")
+    if cfg.mode not in MODES:
+        raise UserError(f"mode={cfg.mode} is not known; choose from {', '.join(MODES)}")
     predictors: dict[str, Any] = {}
+    earlier: list[Path] = []
     for device, settings in plain(cfg.device).items():
         results: Results = {}
-        for agent in cfg.agent:
+        if cfg.mode == "iterate":
+            reads: tuple[str, ...] = (*SEARCH, f"device.{device}")
+            with open_stage(cfg, f"search/{device}/iterate", reads, needs=("fit",)) as stage:
+                predictors = predictors or fitted(cfg, space)
+                found = iterate(cfg, predictors, settings["limits"], space, stage.folder, earlier)
+                results["iterate", cfg.seed] = found
+                earlier.append(stage.folder / MEASURED)
+        for agent in cfg.agent if cfg.mode == "predict" else ():
             reads = (*SEARCH, f"agent.{agent}", f"device.{device}")
             with open_stage(cfg, f"search/{device}/{agent}", reads, needs=("fit",)) as stage:
                 predictors = predictors or fitted(cfg, space)
@@ -70,7 +82,8 @@ def _choose(device: dict[str, Any], results: Results) -> dict[str, Any]:
     (agent, _), result = list(results.items())[best_result(list(results.values()))]
     found = result.describe([result.chosen])[0]
     top1 = found["values"]["accuracy"]
-    print(f"{device['name']}: {agent} found {found['arch']}, predicted accuracy {top1:.4f}")
+    word = "measured" if agent == "iterate" else "predicted"
+    print(f"{device['name']}: {agent} found {found['arch']}, {word} accuracy {top1:.4f}")
     limited = device | {"limits": result.limits}  # as numbers, in the units of their names
     return {"device": limited, "agent": agent, "arch": found["arch"], "predicted": found["values"]}
 

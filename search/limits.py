@@ -18,6 +18,7 @@ UNITS = {
     "bytes": COUNTS | BYTES,
     "ms": {"": 1.0, "us": 1e-3, "ms": 1.0, "s": 1e3},
 }
+ALIASES = {"size": "weight_bytes"}  # as people call it
 NUMBER = re.compile(r"\s*([-+]?[\d.]+(?:[eE][-+]?\d+)?)\s*([a-zA-Z]*)\s*")
 
 
@@ -45,6 +46,7 @@ def show(value: float) -> str:
 def known_name(name: str, known: Iterable[str]) -> str:
     """The predictor that `name` means, its unit may be left out; raises UserError that lists the known ones."""
     known = list(known)
+    name = ALIASES[name] if ALIASES.get(name) in known and name not in known else name
     matches = [k for k in known if name == k or name in (k.removesuffix(f"_{unit}") for unit in UNITS)]
     if len(matches) != 1:
         raise UserError(f"{name!r} is not known; choose from {', '.join(known)}")

@@ -40,6 +40,7 @@ def run_search(
     reference: tuple[float, ...] | None = None,
     progress: Progress | None = None,
     stall: int | None = None,
+    initial: Genes | None = None,
 ) -> SearchResult:
     """Evaluate `evaluations` different networks, in batches, starting from one that is known to meet the limits.
 
@@ -48,6 +49,7 @@ def run_search(
         from there.  None keeps nothing.
     reference: the point, in costs, for hypervolumes; by default that of `problem.reference`.
     progress: called after each batch with the networks evaluated, their total, and the values of the best so far.
+    initial: networks (K, G) evaluated before the agent proposes any, such as those that are measured already.
     stall: batches without growth of the hypervolume after which the search ends early; None never does.
     Raises InfeasibleError where no network meets the limits, UserError for a log that another search wrote.
     """
@@ -56,6 +58,8 @@ def run_search(
     if agent.n_objectives != len(problem.objectives):
         raise UserError(f"{agent!r} is not made for {len(problem.objectives)} objectives; set n_objectives")
     start = feasible_network(agent.space, problem)
+    if initial is not None and len(initial):
+        start = np.concatenate([initial, start]) if (problem.exceeds(initial) > 0).all() else initial
     if folder is not None and (done := _finished(Path(folder), agent, problem, evaluations)):
         return done
     log = _Log(None if folder is None else Path(folder) / LOG)

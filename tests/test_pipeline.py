@@ -124,7 +124,7 @@ def test_another_configuration_is_refused(run: Path) -> None:
 
 def test_agents_are_compared_over_seeds(run: Path, tmp_path: Path) -> None:
     shutil.copytree(run, tmp_path / "runs/digits")
-    options = ("agent=[random,genetic,aging]", "device=stm32l073", "search.seeds=3", "search.evaluations=150")
+    options = ("agent=[random,genetic,aging]", "device=stm32l073", "seeds=3", "search.evaluations=150")
     found = ofa("search", *(o for o in SHORT if "evaluations" not in o), *options, folder=tmp_path)
     assert found.returncode == 1, "another number of evaluations needs restart=true"
     found = ofa("search", *(o for o in SHORT if "evaluations" not in o), *options, "restart=true", folder=tmp_path)
@@ -140,3 +140,31 @@ def test_agents_are_compared_over_seeds(run: Path, tmp_path: Path) -> None:
         assert last[row["agent"], row["seed"]] == pytest.approx(row["hypervolume"])
     assert (folder / "compare.svg").read_text().startswith("<?xml")
     assert "mean and spread over 3 seeds" in found.stdout
+
+
+def test_a_search_that_iterates_measures_only_what_is_not_known_and_goes_on_where_it_was(
+    run: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(run, tmp_path / "runs/digits")
+    options = (*(o for o in SHORT if "search" not in o), "search.evaluations=120", "mode=iterate", "device=stm32l073")
+    options += ("search.measurements=4", "search.measure_batch=2", "workers=2")
+    found = ofa("search", *options, folder=tmp_path)
+    assert found.returncode == 0, found.stdout[-2000:] + found.stderr[-4000:]
+    folder = tmp_path / "runs/digits/search/stm32l073"
+    rows = (folder / "iterate/measured.jsonl").read_text().splitlines()
+    before = (tmp_path / "runs/digits/measure/subnets.jsonl").read_text()
+    assert len(rows) == len(set(rows)) == 4
+    assert not any(json.dumps(json.loads(row)["arch"]) in before for row in rows)
+    chosen = read(folder / "chosen.json")
+    assert chosen["agent"] == "iterate"
+    pool = [json.loads(row) for row in (*rows, *before.splitlines())]
+    assert chosen["predicted"]["accuracy"] in [row["accuracy"] for row in pool], "the accuracy is a measured one"
+    kept = read(folder / "iterate/result.json")
+    for name in ("result.json", "config.json"):
+        (folder / "iterate" / name).unlink()
+    progress = folder / "iterate/progress.jsonl"
+    progress.write_text("".join(progress.read_text().splitlines(keepends=True)[:-1]))  # as after a kill
+    found = ofa("search", *options, folder=tmp_path)
+    assert found.returncode == 0, found.stdout[-2000:] + found.stderr[-4000:]
+    assert (folder / "iterate/measured.jsonl").read_text().splitlines() == rows
+    assert read(folder / "iterate/result.json")["hypervolume"] == kept["hypervolume"]

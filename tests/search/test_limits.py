@@ -73,3 +73,9 @@ def test_a_limit_given_twice_is_an_error() -> None:
 
 def test_numbers_are_shown_as_people_read_them() -> None:
     assert [show(value) for value in (6e6, 0.98123, 12.0)] == ["6,000,000", "0.9812", "12"]
+
+
+def test_size_means_the_weights() -> None:
+    assert parse_limits({"size": "1MB"}, NAMES) == {"weight_bytes": 1e6}
+    with pytest.raises(UserError, match="'size' is not known; choose from macs"):
+        parse_limits({"size": "1MB"}, ("macs",))

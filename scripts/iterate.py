@@ -1,0 +1,54 @@
+"""What ofa-search mode=iterate does for one device: measure the most promising networks, fit, choose again."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from omegaconf import DictConfig
+
+from ofa.space import Space
+from scripts.parts import load_trained
+from scripts.progress import Progress
+from scripts.stage import plain
+from search.loop import run_search
+from search.model_based import ModelBased
+from search.problem import Problem
+from search.result import SearchResult
+
+MEASURED = "measured.jsonl"
+
+
+def iterate(
+    cfg: DictConfig, predictors: dict[str, Any], limits: dict[str, Any], space: Space, folder: Path, earlier: list[Path]
+) -> SearchResult:
+    """Search with measured accuracy: the predictor only proposes (Cummings et al. 2022, LINAS).
+
+    It starts from what ofa-measure and the `earlier` searches measured, and keeps its own measurements in `folder`.
+    """
+    from predictors import Accuracy
+    from predictors.measure import SubnetAccuracy
+
+    options, learner = cfg.search, plain(cfg.predictor.accuracy)
+    model = partial(Accuracy, space, model=learner["model"], candidates=learner["candidates"], seed=cfg.seed)
+    load, log = partial(load_trained, plain(cfg)), folder / MEASURED
+    with (
+        Progress(f"search {folder.parent.name} iterate") as progress,
+        SubnetAccuracy(space, load, log, images=cfg.measure.images, workers=cfg.workers) as accuracy,
+    ):
+        pool = [accuracy.know(path) for path in (Path(cfg.run, "measure", "subnets.jsonl"), *earlier)]
+        initial = np.unique(np.concatenate(pool), axis=0)
+        problem = Problem(predictors | {"accuracy": accuracy}, plain(options.objectives), limits)
+        agent = ModelBased(space, model=model, problem=problem, seed=cfg.seed)
+        return run_search(
+            agent,
+            problem,
+            len(initial) + options.measurements,
+            options.measure_batch,
+            folder=folder,
+            initial=initial,
+            stall=options.stall,
+            progress=lambda done, total, best: progress.update(done - len(initial), options.measurements, **best),
+        )
