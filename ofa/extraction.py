@@ -26,7 +26,7 @@ def extract(supernet: Supernet, arch: Arch) -> StaticNet:
 
     Its batch-norm statistics are the supernet's stored ones; `recalibrate` it before use.
     """
-    net = _blank(space_spec(supernet.space, arch), next(supernet.parameters()).device)
+    net = _blank(space_spec(supernet.space, arch))
     kept = [m for m, unit in zip(supernet.units, arch_units(supernet.space, arch), strict=True) if unit is not None]
     for elastic, plain in zip(kept, net.units, strict=True):
         if hasattr(elastic, "copy_to"):
@@ -34,14 +34,14 @@ def extract(supernet: Supernet, arch: Arch) -> StaticNet:
     return net
 
 
-def _blank(spec: NetSpec, device: torch.device) -> StaticNet:
-    """The plain net of a spec in evaluation mode, its values not set, channels last.
+def _blank(spec: NetSpec) -> StaticNet:
+    """The plain net of a spec in evaluation mode, its tensors without values, to be replaced.
 
     Making and initialising modules costs several times the copy of the weights, so each unit is made once.
     """
     net = StaticNet(replace(spec, units=()))
     net.spec = spec
-    net.units = nn.ModuleList([_twin(_prototype(unit, spec.bn_eps), device) for unit in spec.units])
+    net.units = nn.ModuleList([_twin(_prototype(unit, spec.bn_eps)) for unit in spec.units])
     net.training = net.units.training = False  # as the units are: going through all of them takes its time
     return net
 
@@ -52,20 +52,19 @@ def _prototype(unit: Unit, bn_eps: float) -> nn.Module:
         return StaticNet(NetSpec((unit,), 1, unit.cin, unit.cout, bn_eps)).units[0].eval()
 
 
-def _twin(module: nn.Module, device: torch.device) -> nn.Module:
-    """A module like another, with new tensors, whose values are not set."""
-    twin, own = object.__new__(type(module)), dict(module.__dict__)
-    own |= {k: type(v)(v) if v else type(v)() for k, v in own.items() if type(v) in COPIED}
-    own["_parameters"] = {k: v if v is None else nn.Parameter(_empty(v, device)) for k, v in own["_parameters"].items()}
-    own["_buffers"] = {k: v if v is None else _empty(v, device) for k, v in own["_buffers"].items()}
-    own["_modules"] = {k: v if v is None else _twin(v, device) for k, v in own["_modules"].items()}
-    twin.__dict__.update(own)
+def _twin(module: nn.Module) -> nn.Module:
+    """A module like another and with its tensors, but with its own containers of them, of children and of hooks."""
+    twin = object.__new__(type(module))
+    own = twin.__dict__
+    own.update(module.__dict__)
+    for name, value in module.__dict__.items():
+        if (kind := type(value)) in COPIED:
+            own[name] = kind(value) if value else kind()
+    children = own["_modules"]
+    for name, child in children.items():
+        if child is not None:
+            children[name] = _twin(child)
     return twin
-
-
-def _empty(like: Tensor, device: torch.device) -> Tensor:
-    layout = torch.channels_last if like.ndim == 4 else torch.contiguous_format
-    return torch.empty(like.shape, dtype=like.dtype, device=device, memory_format=layout)
 
 
 @torch.no_grad()

@@ -34,7 +34,7 @@ def leading(weight: Tensor, cout: int, cin: int) -> Tensor:
     """The view weight[:cout, :cin]; its gradient fills one tensor of zeros instead of one for each slice."""
     if weight.shape[:2] == (cout, cin):
         return weight
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+    if not torch.is_grad_enabled() or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return weight[:cout, :cin]
     return _Leading.apply(weight, cout, cin)
 
@@ -90,6 +90,23 @@ class _Product(torch.autograd.Function):
         return gradient @ used, whole, None
 
 
+def give(layer: nn.Module, weight: Tensor, bias: Tensor | None = None) -> None:
+    """Set the parameters of a layer to copies in the shapes that it has, from the first channels, channels last.
+
+    What it held before is dropped, not written.  To be called without gradients.
+    """
+    own = layer._parameters
+    size = own["weight"].shape  # type: ignore[union-attr]
+    if weight.shape[0] != size[0]:
+        weight = weight[: size[0]]
+    if weight.shape[1] != size[1]:
+        weight = weight[:, : size[1]]
+    layout = torch.channels_last if weight.ndim == 4 else torch.contiguous_format
+    own["weight"] = nn.Parameter(weight.clone(memory_format=layout))
+    if bias is not None:
+        own["bias"] = nn.Parameter(torch.narrow_copy(bias, 0, 0, size[0]))
+
+
 class ElasticBatchNorm(nn.Module):
     """Batch norm over the first C of its channels, with the activation that follows it.
 
@@ -116,15 +133,15 @@ class ElasticBatchNorm(nn.Module):
         return ACTIVATIONS[self.act](y)
 
     def copy_to(self, bn: nn.BatchNorm2d) -> None:
-        """Copy the leading channels into a plain batch norm."""
-        c, mean, var = bn.num_features, bn.running_mean, bn.running_var
-        assert mean is not None and var is not None
-        bn.weight.data.copy_(self.weight[:c])
-        bn.bias.data.copy_(self.bias[:c])
-        mean.copy_(self.running_mean[:c])
-        var.copy_(self.running_var[:c])
-        assert bn.num_batches_tracked is not None
-        bn.num_batches_tracked.zero_()
+        """Give a plain batch norm copies of the leading channels."""
+        for name, tensor in (self._parameters | self._buffers).items():
+            assert tensor is not None
+            copied = torch.narrow_copy(tensor, 0, 0, bn.num_features)
+            if name in bn._buffers:
+                bn._buffers[name] = copied
+            else:
+                bn._parameters[name] = nn.Parameter(copied)
+        bn._buffers["num_batches_tracked"] = torch.zeros((), dtype=torch.long, device=copied.device)
 
 
 class ElasticConv(nn.Module):
@@ -144,9 +161,8 @@ class ElasticConv(nn.Module):
         return self.bn(F.conv2d(x, weight, None, self.conv.stride, self.conv.padding))
 
     def copy_to(self, plain: ConvBN) -> None:
-        """Copy the leading channels into a plain convolution."""
-        cout, cin = plain.conv.weight.shape[:2]
-        plain.conv.weight.data.copy_(self.conv.weight[:cout, :cin])
+        """Give a plain convolution copies of the leading channels."""
+        give(plain.conv, self.conv.weight)
         if isinstance(self.bn, ElasticBatchNorm):
             assert isinstance(plain.bn, nn.BatchNorm2d)
             self.bn.copy_to(plain.bn)
@@ -184,9 +200,9 @@ class ElasticDepthwise(nn.Module):
         return self.bn(depthwise(x, weight, self.stride))
 
     def copy_to(self, plain: ConvBN) -> None:
-        """Copy the transformed kernels of the leading channels into a plain depthwise convolution."""
+        """Give a plain depthwise convolution the transformed kernels of the leading channels."""
         channels, _, kernel, _ = plain.conv.weight.shape
-        plain.conv.weight.data.copy_(self.kernel(channels, kernel))
+        give(plain.conv, self.kernel(channels, kernel))
         assert isinstance(plain.bn, nn.BatchNorm2d)
         self.bn.copy_to(plain.bn)
 
@@ -206,12 +222,9 @@ class ElasticSE(nn.Module):
         return x * F.hardsigmoid(pointwise(y, self.expand.weight, self.expand.bias, c))
 
     def copy_to(self, plain: SqueezeExcite) -> None:
-        """Copy the leading channels into a plain squeeze-excite."""
+        """Give a plain squeeze-excite copies of the leading channels."""
         for mine, other in ((self.reduce, plain.reduce), (self.expand, plain.expand)):
-            cout, cin = other.weight.shape[:2]
-            other.weight.data.copy_(mine.weight[:cout, :cin])
-            assert mine.bias is not None and other.bias is not None
-            other.bias.data.copy_(mine.bias[:cout])
+            give(other, mine.weight, mine.bias)
 
 
 class ElasticLinear(nn.Module):
@@ -227,9 +240,8 @@ class ElasticLinear(nn.Module):
         return F.linear(x, self.linear.weight[:, : x.shape[1]], self.linear.bias)
 
     def copy_to(self, plain: nn.Linear) -> None:
-        """Copy the leading features into a plain linear layer."""
-        plain.weight.data.copy_(self.linear.weight[:, : plain.in_features])
-        plain.bias.data.copy_(self.linear.bias)
+        """Give a plain linear layer copies of the leading features."""
+        give(plain, self.linear.weight, self.linear.bias)
 
 
 def importance(weight: Tensor) -> Tensor:
