@@ -42,12 +42,12 @@ def leading(weight: Tensor, cout: int, cin: int) -> Tensor:
 class _Leading(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weight: Tensor, cout: int, cin: int) -> Tensor:
-        ctx.whole = torch.empty_like(weight, device="meta")
+        ctx.layout = weight.size(), weight.stride()
         return weight[:cout, :cin]
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        whole = torch.zeros_like(ctx.whole, device=gradient.device, dtype=gradient.dtype)
+        whole = gradient.new_empty_strided(*ctx.layout).zero_()
         whole[: gradient.shape[0], : gradient.shape[1]] = gradient
         return whole, None, None
 
