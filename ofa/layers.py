@@ -5,6 +5,7 @@ N images, C channels, H x H pixels, K kernel size.  Nothing is written by forwar
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from ofa.modules import ConvBN, SqueezeExcite, activation
 from ofa.norm import ACTIVATIONS, batch_norm_act
 from ofa.spec import Unit
 
+Layout = tuple[Sequence[int], Sequence[int]]  # sizes and strides
 SMALL = 16  # pixels of a map up to which a 1x1 convolution is a matrix product
 
 
@@ -34,9 +36,8 @@ def leading(weight: Tensor, cout: int, cin: int) -> Tensor:
     """The view weight[:cout, :cin]; its gradient fills one tensor of zeros instead of one for each slice."""
     if weight.shape[:2] == (cout, cin):
         return weight
-    if not torch.is_grad_enabled() or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
-        return weight[:cout, :cin]
-    return _Leading.apply(weight, cout, cin)
+    traced = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    return weight[:cout, :cin] if traced or not torch.is_grad_enabled() else _Leading.apply(weight, cout, cin)
 
 
 class _Leading(torch.autograd.Function):
@@ -47,9 +48,19 @@ class _Leading(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        whole = gradient.new_empty_strided(*ctx.layout).zero_()
-        whole[: gradient.shape[0], : gradient.shape[1]] = gradient
+        whole, part = _gradient(gradient, ctx.layout, *gradient.shape[:2])
+        part.copy_(gradient)
         return whole, None, None
+
+
+def _gradient(like: Tensor, layout: Layout, cout: int, cin: int) -> tuple[Tensor, Tensor]:
+    """A gradient of a whole weight, zero but for its leading part, which is to be written; and that part."""
+    whole = like.new_empty_strided(*layout)
+    if cout < len(whole):
+        whole[cout:].zero_()
+    if cin < whole.shape[1]:
+        whole[:cout, cin:].zero_()
+    return whole, whole[:cout, :cin]
 
 
 def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None = None, cout: int | None = None) -> Tensor:
@@ -81,8 +92,8 @@ class _Product(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
         rows, weight = ctx.saved_tensors
         used = weight[: gradient.shape[1], : rows.shape[1]].flatten(1)
-        whole = torch.zeros_like(weight)
-        part = whole[: gradient.shape[1], : rows.shape[1]].flatten(1)
+        whole, part = _gradient(weight, (weight.size(), weight.stride()), gradient.shape[1], rows.shape[1])
+        part = part.flatten(1)
         if torch.is_grad_enabled():  # a gradient of the gradient is asked for
             part.copy_(gradient.t() @ rows)
         else:
