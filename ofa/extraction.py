@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ofa.errors import UserError
+from ofa.inference import calibrating
 from ofa.space import Arch
 from ofa.spec import NetSpec, Unit
 from ofa.static import StaticNet
@@ -80,9 +81,10 @@ def recalibrate(net: nn.Module, batches: Iterable[Tensor]) -> None:
         norm.reset_running_stats()
         norm.momentum = None  # a cumulative average instead of an exponential one
     net.train()
+    run = calibrating(net) if isinstance(net, StaticNet) else net
     seen = 0
     for batch in batches:
-        net(batch)
+        run(batch)
         seen += 1
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
