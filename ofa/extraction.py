@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import lru_cache
 
@@ -42,30 +42,38 @@ def _blank(spec: NetSpec) -> StaticNet:
     """
     net = StaticNet(replace(spec, units=()))
     net.spec = spec
-    net.units = nn.ModuleList([_twin(_prototype(unit, spec.bn_eps)) for unit in spec.units])
+    net.units = nn.ModuleList([_maker(unit, spec.bn_eps)() for unit in spec.units])
     net.training = net.units.training = False  # as the units are: going through all of them takes its time
     return net
 
 
 @lru_cache(maxsize=4096)
-def _prototype(unit: Unit, bn_eps: float) -> nn.Module:
+def _maker(unit: Unit, bn_eps: float) -> Callable[[], nn.Module]:
     with torch.device("meta"):
-        return StaticNet(NetSpec((unit,), 1, unit.cin, unit.cout, bn_eps)).units[0].eval()
+        return _copier(StaticNet(NetSpec((unit,), 1, unit.cin, unit.cout, bn_eps)).units[0].eval())
 
 
-def _twin(module: nn.Module) -> nn.Module:
-    """A module like another and with its tensors, but with its own containers of them, of children and of hooks."""
-    twin = object.__new__(type(module))
-    own = twin.__dict__
-    own.update(module.__dict__)
-    for name, value in module.__dict__.items():
-        if (kind := type(value)) in COPIED:
-            own[name] = kind(value) if value else kind()
-    children = own["_modules"]
-    for name, child in children.items():
-        if child is not None:
-            children[name] = _twin(child)
-    return twin
+def _copier(module: nn.Module) -> Callable[[], nn.Module]:
+    """Makes modules like another and with its tensors, but with their own containers, children and hooks."""
+    held = {name: value for name, value in module.__dict__.items() if type(value) in COPIED and name != "_modules"}
+    shared = {name: value for name, value in module.__dict__.items() if name not in held}
+    empty = [(name, type(value)) for name, value in held.items() if not value]
+    full = [(name, value) for name, value in held.items() if value]
+    children = [(name, None if child is None else _copier(child)) for name, child in module._modules.items()]
+    kind, table = type(module), type(module._modules)
+
+    def make() -> nn.Module:
+        twin = object.__new__(kind)
+        own = twin.__dict__
+        own.update(shared)
+        for name, container in empty:
+            own[name] = container()
+        for name, value in full:
+            own[name] = value.copy()
+        own["_modules"] = table((name, child and child()) for name, child in children) if children else table()
+        return twin
+
+    return make
 
 
 @torch.no_grad()
