@@ -145,14 +145,12 @@ class ElasticBatchNorm(nn.Module):
 
     def copy_to(self, bn: nn.BatchNorm2d) -> None:
         """Give a plain batch norm copies of the leading channels."""
-        for name, tensor in (self._parameters | self._buffers).items():
-            assert tensor is not None
-            copied = torch.narrow_copy(tensor, 0, 0, bn.num_features)
-            if name in bn._buffers:
-                bn._buffers[name] = copied
-            else:
-                bn._parameters[name] = nn.Parameter(copied)
-        bn._buffers["num_batches_tracked"] = torch.zeros((), dtype=torch.long, device=copied.device)
+        c, given, kept = bn.num_features, bn._parameters, bn._buffers
+        given["weight"] = nn.Parameter(torch.narrow_copy(self.weight, 0, 0, c))
+        given["bias"] = nn.Parameter(torch.narrow_copy(self.bias, 0, 0, c))
+        kept["running_mean"] = torch.narrow_copy(self.running_mean, 0, 0, c)
+        kept["running_var"] = torch.narrow_copy(self.running_var, 0, 0, c)
+        kept["num_batches_tracked"] = torch.zeros((), dtype=torch.long, device=self.weight.device)
 
 
 class ElasticConv(nn.Module):
