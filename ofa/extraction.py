@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import lru_cache
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ofa.errors import UserError
+from ofa.inference import calibrating
 from ofa.space import Arch
 from ofa.spec import NetSpec, Unit
 from ofa.static import StaticNet
@@ -26,7 +27,7 @@ def extract(supernet: Supernet, arch: Arch) -> StaticNet:
 
     Its batch-norm statistics are the supernet's stored ones; `recalibrate` it before use.
     """
-    net = _blank(space_spec(supernet.space, arch), next(supernet.parameters()).device)
+    net = _blank(space_spec(supernet.space, arch))
     kept = [m for m, unit in zip(supernet.units, arch_units(supernet.space, arch), strict=True) if unit is not None]
     for elastic, plain in zip(kept, net.units, strict=True):
         if hasattr(elastic, "copy_to"):
@@ -34,38 +35,45 @@ def extract(supernet: Supernet, arch: Arch) -> StaticNet:
     return net
 
 
-def _blank(spec: NetSpec, device: torch.device) -> StaticNet:
-    """The plain net of a spec in evaluation mode, its values not set, channels last.
+def _blank(spec: NetSpec) -> StaticNet:
+    """The plain net of a spec in evaluation mode, its tensors without values, to be replaced.
 
     Making and initialising modules costs several times the copy of the weights, so each unit is made once.
     """
     net = StaticNet(replace(spec, units=()))
     net.spec = spec
-    net.units = nn.ModuleList([_twin(_prototype(unit, spec.bn_eps), device) for unit in spec.units])
+    net.units = nn.ModuleList([_maker(unit, spec.bn_eps)() for unit in spec.units])
     net.training = net.units.training = False  # as the units are: going through all of them takes its time
     return net
 
 
 @lru_cache(maxsize=4096)
-def _prototype(unit: Unit, bn_eps: float) -> nn.Module:
+def _maker(unit: Unit, bn_eps: float) -> Callable[[], nn.Module]:
     with torch.device("meta"):
-        return StaticNet(NetSpec((unit,), 1, unit.cin, unit.cout, bn_eps)).units[0].eval()
+        return _copier(StaticNet(NetSpec((unit,), 1, unit.cin, unit.cout, bn_eps)).units[0].eval())
 
 
-def _twin(module: nn.Module, device: torch.device) -> nn.Module:
-    """A module like another, with new tensors, whose values are not set."""
-    twin, own = object.__new__(type(module)), dict(module.__dict__)
-    own |= {k: type(v)(v) if v else type(v)() for k, v in own.items() if type(v) in COPIED}
-    own["_parameters"] = {k: v if v is None else nn.Parameter(_empty(v, device)) for k, v in own["_parameters"].items()}
-    own["_buffers"] = {k: v if v is None else _empty(v, device) for k, v in own["_buffers"].items()}
-    own["_modules"] = {k: v if v is None else _twin(v, device) for k, v in own["_modules"].items()}
-    twin.__dict__.update(own)
-    return twin
+def _copier(module: nn.Module) -> Callable[[], nn.Module]:
+    """Makes modules like another and with its tensors, but with their own containers, children and hooks."""
+    held = {name: value for name, value in module.__dict__.items() if type(value) in COPIED and name != "_modules"}
+    shared = {name: value for name, value in module.__dict__.items() if name not in held}
+    empty = [(name, type(value)) for name, value in held.items() if not value]
+    full = [(name, value) for name, value in held.items() if value]
+    children = [(name, None if child is None else _copier(child)) for name, child in module._modules.items()]
+    kind, table = type(module), type(module._modules)
 
+    def make() -> nn.Module:
+        twin = object.__new__(kind)
+        own = twin.__dict__
+        own.update(shared)
+        for name, container in empty:
+            own[name] = container()
+        for name, value in full:
+            own[name] = value.copy()
+        own["_modules"] = table((name, child and child()) for name, child in children) if children else table()
+        return twin
 
-def _empty(like: Tensor, device: torch.device) -> Tensor:
-    layout = torch.channels_last if like.ndim == 4 else torch.contiguous_format
-    return torch.empty(like.shape, dtype=like.dtype, device=device, memory_format=layout)
+    return make
 
 
 @torch.no_grad()
@@ -81,9 +89,10 @@ def recalibrate(net: nn.Module, batches: Iterable[Tensor]) -> None:
         norm.reset_running_stats()
         norm.momentum = None  # a cumulative average instead of an exponential one
     net.train()
+    run = calibrating(net) if isinstance(net, StaticNet) else net
     seen = 0
     for batch in batches:
-        net(batch)
+        run(batch)
         seen += 1
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum

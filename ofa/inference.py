@@ -1,17 +1,23 @@
-"""A plain net rewritten to run fast where it only has to give logits: batch norm folded, kernels cropped.
+"""A plain net rewritten to run fast: where it only has to give logits, and where its batch norms are calibrated.
 
 N images, C channels, H x W pixels.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ofa.depthwise import depthwise
 from ofa.layers import crop_kernel, pointwise
 from ofa.modules import ConvBN, SqueezeExcite
+from ofa.norm import usable, with_statistics
 from ofa.static import StaticNet
+
+NAMES = {nn.Identity: "none", nn.ReLU: "relu", nn.ReLU6: "relu6", nn.Hardswish: "h_swish"}
 
 
 @torch.no_grad()
@@ -20,7 +26,15 @@ def fast(net: StaticNet) -> nn.Module:
 
     It can neither be trained nor exported; what is changed in `net` afterwards may or may not be seen.
     """
-    return _rewritten(net).eval()
+    return _rewritten(net, FoldedConv).eval()
+
+
+def calibrating(net: StaticNet) -> nn.Module:
+    """A net that writes into the batch norms of `net` what its own forward would, and shares all of its tensors.
+
+    Both are to be in training mode, batch norms with a momentum of None, and no gradients are wanted.
+    """
+    return _rewritten(net, CalibratingConv)
 
 
 class FoldedConv(nn.Module):
@@ -60,6 +74,41 @@ class FoldedConv(nn.Module):
         return self.act(F.conv2d(x, weight, self.bias, self.stride, padding, groups=self.groups))
 
 
+class CalibratingConv(nn.Module):
+    """Convolution, batch norm by the batch, whose statistics are averaged with those of earlier ones, activation."""
+
+    def __init__(self, plain: ConvBN):
+        super().__init__()
+        self.plain, self.shortcut = plain, getattr(plain, "shortcut", False)
+        self.act = NAMES.get(type(plain.act))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, cin, H, W) to (N, cout, H / stride, W / stride)."""
+        bn, y = self.plain.bn, self._convolved(x)
+        if not isinstance(bn, nn.BatchNorm2d) or self.act is None or not usable(y, bn.weight, bn.bias):
+            y = self.plain.act(bn(y))
+        else:
+            n = y.numel() // y.shape[1]
+            y, mean, inverse = with_statistics(y, bn.weight, bn.bias, self.act, bn.eps)
+            _average(bn, mean, (inverse.pow(-2) - bn.eps) * (n / (n - 1)))
+        return x + y if self.shortcut else y
+
+    def _convolved(self, x: Tensor) -> Tensor:
+        conv = self.plain.conv
+        if conv.groups == conv.in_channels == conv.out_channels:
+            return depthwise(x, crop_kernel(conv.weight, min(x.shape[-2:]), conv.stride[0]), conv.stride[0])
+        plain = conv.kernel_size == conv.stride == (1, 1) and conv.groups == 1
+        return pointwise(x, conv.weight) if plain else conv(x)
+
+
+def _average(bn: nn.BatchNorm2d, mean: Tensor, var: Tensor) -> None:
+    assert bn.num_batches_tracked is not None and bn.running_mean is not None and bn.running_var is not None
+    bn.num_batches_tracked.add_(1)
+    share = 1 / int(bn.num_batches_tracked)
+    bn.running_mean.lerp_(mean, share)
+    bn.running_var.lerp_(var, share)
+
+
 class FoldedGate(nn.Module):
     """Squeeze-excite by matrix products."""
 
@@ -73,13 +122,13 @@ class FoldedGate(nn.Module):
         return x * F.hardsigmoid(pointwise(y, self.expand.weight, self.expand.bias))
 
 
-def _rewritten(module: nn.Module) -> nn.Module:
+def _rewritten(module: nn.Module, conv: Callable[[ConvBN], nn.Module]) -> nn.Module:
     if isinstance(module, ConvBN):
-        return FoldedConv(module)
+        return conv(module)
     if isinstance(module, SqueezeExcite):
         return FoldedGate(module)
     twin = object.__new__(type(module))
     twin.__dict__.update({k: v.copy() if isinstance(v, (dict, set)) else v for k, v in module.__dict__.items()})
     for name, child in twin._modules.items():
-        twin._modules[name] = None if child is None else _rewritten(child)
+        twin._modules[name] = None if child is None else _rewritten(child, conv)
     return twin

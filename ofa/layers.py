@@ -5,6 +5,7 @@ N images, C channels, H x H pixels, K kernel size.  Nothing is written by forwar
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from ofa.modules import ConvBN, SqueezeExcite, activation
 from ofa.norm import ACTIVATIONS, batch_norm_act
 from ofa.spec import Unit
 
+Layout = tuple[Sequence[int], Sequence[int]]  # sizes and strides
 SMALL = 16  # pixels of a map up to which a 1x1 convolution is a matrix product
 
 
@@ -34,22 +36,31 @@ def leading(weight: Tensor, cout: int, cin: int) -> Tensor:
     """The view weight[:cout, :cin]; its gradient fills one tensor of zeros instead of one for each slice."""
     if weight.shape[:2] == (cout, cin):
         return weight
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
-        return weight[:cout, :cin]
-    return _Leading.apply(weight, cout, cin)
+    traced = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    return weight[:cout, :cin] if traced or not torch.is_grad_enabled() else _Leading.apply(weight, cout, cin)
 
 
 class _Leading(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weight: Tensor, cout: int, cin: int) -> Tensor:
-        ctx.whole = torch.empty_like(weight, device="meta")
+        ctx.layout = weight.size(), weight.stride()
         return weight[:cout, :cin]
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        whole = torch.zeros_like(ctx.whole, device=gradient.device, dtype=gradient.dtype)
-        whole[: gradient.shape[0], : gradient.shape[1]] = gradient
+        whole, part = _gradient(gradient, ctx.layout, *gradient.shape[:2])
+        part.copy_(gradient)
         return whole, None, None
+
+
+def _gradient(like: Tensor, layout: Layout, cout: int, cin: int) -> tuple[Tensor, Tensor]:
+    """A gradient of a whole weight, zero but for its leading part, which is to be written; and that part."""
+    whole = like.new_empty_strided(*layout)
+    if cout < len(whole):
+        whole[cout:].zero_()
+    if cin < whole.shape[1]:
+        whole[:cout, cin:].zero_()
+    return whole, whole[:cout, :cin]
 
 
 def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None = None, cout: int | None = None) -> Tensor:
@@ -81,13 +92,30 @@ class _Product(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
         rows, weight = ctx.saved_tensors
         used = weight[: gradient.shape[1], : rows.shape[1]].flatten(1)
-        whole = torch.zeros_like(weight)
-        part = whole[: gradient.shape[1], : rows.shape[1]].flatten(1)
+        whole, part = _gradient(weight, (weight.size(), weight.stride()), gradient.shape[1], rows.shape[1])
+        part = part.flatten(1)
         if torch.is_grad_enabled():  # a gradient of the gradient is asked for
             part.copy_(gradient.t() @ rows)
         else:
             torch.mm(gradient.t(), rows, out=part)
         return gradient @ used, whole, None
+
+
+def give(layer: nn.Module, weight: Tensor, bias: Tensor | None = None) -> None:
+    """Set the parameters of a layer to copies in the shapes that it has, from the first channels, channels last.
+
+    What it held before is dropped, not written.  To be called without gradients.
+    """
+    own = layer._parameters
+    size = own["weight"].shape  # type: ignore[union-attr]
+    if weight.shape[0] != size[0]:
+        weight = weight[: size[0]]
+    if weight.shape[1] != size[1]:
+        weight = weight[:, : size[1]]
+    layout = torch.channels_last if weight.ndim == 4 else torch.contiguous_format
+    own["weight"] = nn.Parameter(weight.clone(memory_format=layout))
+    if bias is not None:
+        own["bias"] = nn.Parameter(torch.narrow_copy(bias, 0, 0, size[0]))
 
 
 class ElasticBatchNorm(nn.Module):
@@ -116,15 +144,13 @@ class ElasticBatchNorm(nn.Module):
         return ACTIVATIONS[self.act](y)
 
     def copy_to(self, bn: nn.BatchNorm2d) -> None:
-        """Copy the leading channels into a plain batch norm."""
-        c, mean, var = bn.num_features, bn.running_mean, bn.running_var
-        assert mean is not None and var is not None
-        bn.weight.data.copy_(self.weight[:c])
-        bn.bias.data.copy_(self.bias[:c])
-        mean.copy_(self.running_mean[:c])
-        var.copy_(self.running_var[:c])
-        assert bn.num_batches_tracked is not None
-        bn.num_batches_tracked.zero_()
+        """Give a plain batch norm copies of the leading channels."""
+        c, given, kept = bn.num_features, bn._parameters, bn._buffers
+        given["weight"] = nn.Parameter(torch.narrow_copy(self.weight, 0, 0, c))
+        given["bias"] = nn.Parameter(torch.narrow_copy(self.bias, 0, 0, c))
+        kept["running_mean"] = torch.narrow_copy(self.running_mean, 0, 0, c)
+        kept["running_var"] = torch.narrow_copy(self.running_var, 0, 0, c)
+        kept["num_batches_tracked"] = torch.zeros((), dtype=torch.long, device=self.weight.device)
 
 
 class ElasticConv(nn.Module):
@@ -144,9 +170,8 @@ class ElasticConv(nn.Module):
         return self.bn(F.conv2d(x, weight, None, self.conv.stride, self.conv.padding))
 
     def copy_to(self, plain: ConvBN) -> None:
-        """Copy the leading channels into a plain convolution."""
-        cout, cin = plain.conv.weight.shape[:2]
-        plain.conv.weight.data.copy_(self.conv.weight[:cout, :cin])
+        """Give a plain convolution copies of the leading channels."""
+        give(plain.conv, self.conv.weight)
         if isinstance(self.bn, ElasticBatchNorm):
             assert isinstance(plain.bn, nn.BatchNorm2d)
             self.bn.copy_to(plain.bn)
@@ -184,9 +209,9 @@ class ElasticDepthwise(nn.Module):
         return self.bn(depthwise(x, weight, self.stride))
 
     def copy_to(self, plain: ConvBN) -> None:
-        """Copy the transformed kernels of the leading channels into a plain depthwise convolution."""
+        """Give a plain depthwise convolution the transformed kernels of the leading channels."""
         channels, _, kernel, _ = plain.conv.weight.shape
-        plain.conv.weight.data.copy_(self.kernel(channels, kernel))
+        give(plain.conv, self.kernel(channels, kernel))
         assert isinstance(plain.bn, nn.BatchNorm2d)
         self.bn.copy_to(plain.bn)
 
@@ -206,12 +231,9 @@ class ElasticSE(nn.Module):
         return x * F.hardsigmoid(pointwise(y, self.expand.weight, self.expand.bias, c))
 
     def copy_to(self, plain: SqueezeExcite) -> None:
-        """Copy the leading channels into a plain squeeze-excite."""
+        """Give a plain squeeze-excite copies of the leading channels."""
         for mine, other in ((self.reduce, plain.reduce), (self.expand, plain.expand)):
-            cout, cin = other.weight.shape[:2]
-            other.weight.data.copy_(mine.weight[:cout, :cin])
-            assert mine.bias is not None and other.bias is not None
-            other.bias.data.copy_(mine.bias[:cout])
+            give(other, mine.weight, mine.bias)
 
 
 class ElasticLinear(nn.Module):
@@ -227,9 +249,8 @@ class ElasticLinear(nn.Module):
         return F.linear(x, self.linear.weight[:, : x.shape[1]], self.linear.bias)
 
     def copy_to(self, plain: nn.Linear) -> None:
-        """Copy the leading features into a plain linear layer."""
-        plain.weight.data.copy_(self.linear.weight[:, : plain.in_features])
-        plain.bias.data.copy_(self.linear.bias)
+        """Give a plain linear layer copies of the leading features."""
+        give(plain, self.linear.weight, self.linear.bias)
 
 
 def importance(weight: Tensor) -> Tensor:

@@ -34,9 +34,24 @@ def batch_norm_act(x: Tensor, weight: Tensor, bias: Tensor, act: str, eps: float
 
     `weight` and `bias`: (C,) or longer; the rest is not used.
     """
-    if plain(x, weight, bias) and x.numel() > x.shape[1] and _kernel() is not None:
+    if usable(x, weight, bias):
         return _BatchNormAct.apply(x, weight, bias, act, eps)
     return stock(x, weight, bias, act, eps)
+
+
+def usable(x: Tensor, weight: Tensor, bias: Tensor) -> bool:
+    """Whether the compiled kernel can do this work."""
+    return plain(x, weight, bias) and x.numel() > x.shape[1] and _kernel() is not None
+
+
+@torch.no_grad()
+def with_statistics(
+    x: Tensor, weight: Tensor, bias: Tensor, act: str, eps: float = 1e-5
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The same where the kernel is usable, without gradients; and (C,) the mean and 1 / sqrt(variance + `eps`)."""
+    z, mean, inverse = torch.empty_like(x), x.new_empty(x.shape[1]), x.new_empty(x.shape[1])
+    _run(False, act, eps, x, weight.contiguous(), bias.contiguous(), None, mean, inverse, z, None, None)
+    return z, mean, inverse
 
 
 def stock(x: Tensor, weight: Tensor, bias: Tensor, act: str, eps: float = 1e-5) -> Tensor:
@@ -55,8 +70,7 @@ def _run(back: bool, act: str, eps: float, x: Tensor, *tensors: Tensor | None) -
 class _BatchNormAct(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, act: str, eps: float) -> Tensor:
-        z, mean, inverse = torch.empty_like(x), x.new_empty(x.shape[1]), x.new_empty(x.shape[1])
-        _run(False, act, eps, x, weight.contiguous(), bias.contiguous(), None, mean, inverse, z, None, None)
+        z, mean, inverse = with_statistics(x, weight, bias, act, eps)
         ctx.save_for_backward(x, weight, bias, mean, inverse)
         ctx.act, ctx.eps = act, eps
         return z

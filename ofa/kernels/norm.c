@@ -1,11 +1,13 @@
 /* Batch norm by the batch's own statistics and the activation behind it, in two passes over the image each way.
 
-   Images are rows (M, C) of floats.  A block of channels at a time, so that a block that fits into the cache is read
-   from memory once; threads share out the blocks, so that sums do not depend on their number.  Means and squares are
-   summed over CHUNK rows about the chunk's own mean and merged in double (Chan et al. 1982). */
+   Images are rows (M, C) of floats.  CHUNK rows at a time, which stay in the cache, and of these WIDE vectors of
+   channels at a time, whose sums stay in registers: so rows are read from memory in one go.  Threads share out the
+   channels, so that sums do not depend on their number.  Means and squares are summed over a chunk about its own mean
+   and merged in double (Chan et al. 1982). */
 
 #include <math.h>
 #include <pthread.h>
+#include <stdlib.h>
 #include <string.h>
 
 #ifdef __AVX512F__
@@ -14,9 +16,7 @@
 #define LANES 8
 #endif
 #define CHUNK 64
-#ifndef WIDE
 #define WIDE 4 /* vectors of channels at a time */
-#endif
 #define MAX_THREADS 64
 #define INLINE static inline __attribute__((always_inline))
 
@@ -28,6 +28,8 @@ typedef struct {
     const float *x, *w, *b, *gz;  /* (M, C), (C,), (C,), (M, C) */
     float *mean, *inv;            /* (C,): of the batch, and 1 / sqrt(variance + eps) */
     float *out, *gw, *gb;         /* z or gx (M, C); (C,), (C,) */
+    double *sums;                 /* (2, C): mean and squares, or gradients of bias and weight */
+    float *scale, *shift, *less, *tilt; /* (C,): y = scale x + shift; gx = scale (g - less - (x - mean) tilt) */
     long m, c;
     float eps;
     int act, backward, part, parts; /* act 0: none, 1: ReLU, 2: ReLU6, 3: hard swish */
@@ -61,95 +63,110 @@ INLINE vec slope(int act, vec y, vec g) {
     return g;
 }
 
-/* `B` vectors of channels from c on: statistics, then z. */
-INLINE void forward(int B, int act, const job *a, long c) {
-    double mean[WIDE * LANES] = {0}, square[WIDE * LANES] = {0};
-    for (long from = 0; from < a->m; from += CHUNK) {
-        long n = a->m - from < CHUNK ? a->m - from : CHUNK;
-        const float *x = a->x + from * a->c + c;
-        vec sum[WIDE] = {{0}}, rest[WIDE] = {{0}};
-        for (long i = 0; i < n; i++)
-            for (int v = 0; v < B; v++) sum[v] += get(x + i * a->c + v * LANES);
-        for (int v = 0; v < B; v++) sum[v] *= all(1.0f / (float)n);
-        for (long i = 0; i < n; i++)
-            for (int v = 0; v < B; v++) {
-                vec d = get(x + i * a->c + v * LANES) - sum[v];
-                rest[v] += d * d;
-            }
-        double share = (double)n / (double)(from + n);
-        for (int v = 0; v < B; v++)
-            for (int l = 0; l < LANES; l++) {
-                int k = v * LANES + l;
-                double delta = sum[v][l] - mean[k];
-                mean[k] += delta * share;
-                square[k] += rest[v][l] + delta * delta * share * (double)from;
-            }
-    }
-    for (int k = 0; k < B * LANES; k++) {
-        a->mean[c + k] = (float)mean[k];
-        a->inv[c + k] = (float)(1 / sqrt(square[k] / (double)a->m + a->eps));
-    }
-    vec scale[WIDE], shift[WIDE];
-    for (int v = 0; v < B; v++) {
-        long k = c + v * LANES;
-        scale[v] = get(a->w + k) * get(a->inv + k);
-        shift[v] = get(a->b + k) - get(a->mean + k) * scale[v];
-    }
-    for (long i = 0; i < a->m; i++)
+/* Rows [from, to), `B` vectors of channels from c on: merge mean and squares into `sums`, but of the first `done`. */
+INLINE void statistics(int B, const job *a, long c, int done, long from, long to) {
+    vec sum[WIDE] = {{0}}, rest[WIDE] = {{0}};
+    for (long i = from; i < to; i++)
+        for (int v = 0; v < B; v++) sum[v] += get(a->x + i * a->c + c + v * LANES);
+    for (int v = 0; v < B; v++) sum[v] *= all(1.0f / (float)(to - from));
+    for (long i = from; i < to; i++)
         for (int v = 0; v < B; v++) {
-            long k = i * a->c + c + v * LANES;
-            put(a->out + k, activate(act, get(a->x + k) * scale[v] + shift[v]));
+            vec d = get(a->x + i * a->c + c + v * LANES) - sum[v];
+            rest[v] += d * d;
+        }
+    double share = (double)(to - from) / (double)to, *mean = a->sums + c, *square = a->sums + a->c + c;
+    for (int v = 0; v < B; v++)
+        for (int l = v ? 0 : done; l < LANES; l++) {
+            int k = v * LANES + l;
+            double delta = sum[v][l] - mean[k];
+            mean[k] += delta * share;
+            square[k] += rest[v][l] + delta * delta * share * (double)from;
         }
 }
 
-/* The same channels: gradients of bias and weight, then gx. */
-INLINE void backward(int B, int act, const job *a, long c) {
-    double gb[WIDE * LANES] = {0}, gw[WIDE * LANES] = {0};
-    vec scale[WIDE], shift[WIDE], mean[WIDE];
+/* The same rows and channels: add the gradients of bias and weight to `sums`. */
+INLINE void gradients(int B, int act, const job *a, long c, int done, long from, long to) {
+    vec scale[WIDE], shift[WIDE], mean[WIDE], sum[WIDE] = {{0}}, dot[WIDE] = {{0}};
     for (int v = 0; v < B; v++) {
-        long k = c + v * LANES;
-        mean[v] = get(a->mean + k);
-        scale[v] = get(a->w + k) * get(a->inv + k);
-        shift[v] = get(a->b + k) - mean[v] * scale[v];
+        mean[v] = get(a->mean + c + v * LANES);
+        scale[v] = get(a->scale + c + v * LANES), shift[v] = get(a->shift + c + v * LANES);
     }
-    for (long from = 0; from < a->m; from += CHUNK) {
-        long to = a->m - from < CHUNK ? a->m : from + CHUNK;
-        vec sum[WIDE] = {{0}}, dot[WIDE] = {{0}};
-        for (long i = from; i < to; i++)
-            for (int v = 0; v < B; v++) {
-                long k = i * a->c + c + v * LANES;
-                vec x = get(a->x + k), g = slope(act, x * scale[v] + shift[v], get(a->gz + k));
-                sum[v] += g, dot[v] += g * (x - mean[v]);
-            }
-        for (int v = 0; v < B; v++)
-            for (int l = 0; l < LANES; l++) gb[v * LANES + l] += sum[v][l], gw[v * LANES + l] += dot[v][l];
-    }
-    float less[WIDE * LANES], tilt[WIDE * LANES];
-    for (int k = 0; k < B * LANES; k++) {
-        double i = a->inv[c + k];
-        a->gb[c + k] = (float)gb[k], a->gw[c + k] = (float)(gw[k] * i);
-        less[k] = (float)(gb[k] / (double)a->m), tilt[k] = (float)(gw[k] * i * i / (double)a->m);
-    }
-    for (long i = 0; i < a->m; i++)
+    for (long i = from; i < to; i++)
         for (int v = 0; v < B; v++) {
             long k = i * a->c + c + v * LANES;
             vec x = get(a->x + k), g = slope(act, x * scale[v] + shift[v], get(a->gz + k));
-            put(a->out + k, scale[v] * (g - get(less + v * LANES) - (x - mean[v]) * get(tilt + v * LANES)));
+            sum[v] += g, dot[v] += g * (x - mean[v]);
+        }
+    for (int v = 0; v < B; v++)
+        for (int l = v ? 0 : done; l < LANES; l++) {
+            long k = c + v * LANES + l;
+            a->sums[k] += sum[v][l], a->sums[a->c + k] += dot[v][l];
         }
 }
 
-INLINE void block(int B, int act, const job *a, long c) {
-    if (a->backward) backward(B, act, a, c);
-    else forward(B, act, a, c);
+/* The same rows and channels: z or gx. */
+INLINE void outputs(int B, int act, const job *a, long c, long from, long to) {
+    vec scale[WIDE], shift[WIDE], mean[WIDE], less[WIDE], tilt[WIDE];
+    for (int v = 0; v < B; v++) {
+        scale[v] = get(a->scale + c + v * LANES), shift[v] = get(a->shift + c + v * LANES);
+        less[v] = get(a->less + c + v * LANES), tilt[v] = get(a->tilt + c + v * LANES);
+        mean[v] = get(a->mean + c + v * LANES);
+    }
+    for (long i = from; i < to; i++)
+        for (int v = 0; v < B; v++) {
+            long k = i * a->c + c + v * LANES;
+            vec x = get(a->x + k), y = x * scale[v] + shift[v];
+            if (a->backward) {
+                vec g = slope(act, y, get(a->gz + k));
+                put(a->out + k, scale[v] * (g - less[v] - (x - mean[v]) * tilt[v]));
+            } else
+                put(a->out + k, activate(act, y));
+        }
 }
 
+/* One pass over all rows of channels [begin, end), CHUNK rows at a time. */
+INLINE void pass(int second, int act, const job *a, long begin, long end) {
+#define RUN(B, C, DONE)                           \
+    (second        ? outputs(B, act, a, C, from, to) \
+     : a->backward ? gradients(B, act, a, C, DONE, from, to) \
+                   : statistics(B, a, C, DONE, from, to))
+    for (long from = 0; from < a->m; from += CHUNK) {
+        long to = a->m - from < CHUNK ? a->m : from + CHUNK, c = begin;
+        for (; c + WIDE * LANES <= end; c += WIDE * LANES) RUN(WIDE, c, 0);
+        for (; c + 2 * LANES <= end; c += 2 * LANES) RUN(2, c, 0);
+        for (; c + LANES <= end; c += LANES) RUN(1, c, 0);
+        if (c < end) RUN(1, end - LANES, (int)(LANES - (end - c))); /* overlaps what is done */
+    }
+#undef RUN
+}
+
+/* Channels [c, end) before the first pass of going back. */
+INLINE void affine(const job *a, long c, long end) {
+    for (; c < end; c++) a->scale[c] = a->w[c] * a->inv[c], a->shift[c] = a->b[c] - a->mean[c] * a->scale[c];
+}
+
+/* Channels [c, end) between the two passes. */
+INLINE void totals(const job *a, long c, long end) {
+    for (; c < end; c++) {
+        double first = a->sums[c], second = a->sums[a->c + c], m = (double)a->m, i = a->inv[c];
+        if (a->backward) {
+            a->gb[c] = (float)first, a->gw[c] = (float)(second * i);
+            a->less[c] = (float)(first / m), a->tilt[c] = (float)(second * i * i / m);
+        } else
+            a->mean[c] = (float)first, a->inv[c] = (float)(1 / sqrt(second / m + a->eps));
+    }
+}
+
+/* The channels of one thread. */
 INLINE void share(int act, const job *a) {
-    long wide = WIDE * LANES, all = (a->c + wide - 1) / wide, b = all * a->part / a->parts;
-    for (; b < all * (a->part + 1) / a->parts; b++)
-        if ((b + 1) * wide <= a->c) block(WIDE, act, a, b * wide);
-        else
-            for (long c = b * wide; c < a->c; c += LANES)
-                block(1, act, a, c + LANES <= a->c ? c : a->c - LANES); /* the last overlaps the one before it */
+    long wide = WIDE * LANES, blocks = (a->c + wide - 1) / wide;
+    long begin = blocks * a->part / a->parts * wide, end = blocks * (a->part + 1) / a->parts * wide;
+    if (end > a->c) end = a->c;
+    if (a->backward) affine(a, begin, end);
+    pass(0, act, a, begin, end);
+    totals(a, begin, end);
+    if (!a->backward) affine(a, begin, end);
+    pass(1, act, a, begin, end);
 }
 
 static void *work(void *argument) {
@@ -170,13 +187,19 @@ int norm(int back, int act, const float *x, const float *w, const float *b, cons
     job jobs[MAX_THREADS];
     if (c < LANES || act < 0 || act > 3) return 1;
     if (threads > MAX_THREADS) threads = MAX_THREADS;
-    if (threads > c / LANES) threads = (int)(c / LANES);
+    if (threads > c / (WIDE * LANES)) threads = (int)(c / (WIDE * LANES));
+    if (threads < 1) threads = 1;
+    double *sums = calloc((size_t)c, 2 * sizeof(double) + 4 * sizeof(float));
+    if (!sums) return 1;
+    float *f = (float *)(sums + 2 * c);
     for (int t = 0; t < threads; t++)
-        jobs[t] = (job){x, w, b, gz, mean, inv, out, gw, gb, m, c, eps, act, back, t, threads};
+        jobs[t] = (job){x,     w,         b,         gz,        mean, inv, out, gw,   gb, sums,
+                        f, f + c, f + 2 * c, f + 3 * c, m,    c,   eps, act, back, t, threads};
     for (int t = 1; t < threads; t++)
         if (pthread_create(&ids[t], NULL, work, &jobs[t])) ids[t] = 0, work(&jobs[t]);
     work(&jobs[0]);
     for (int t = 1; t < threads; t++)
         if (ids[t]) pthread_join(ids[t], NULL);
+    free(sums);
     return 0;
 }

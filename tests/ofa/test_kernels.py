@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ofa import depthwise as depthwise_module
 from ofa import norm as norm_module
 from ofa.depthwise import depthwise
-from ofa.extraction import extract
+from ofa.extraction import extract, recalibrate
 from ofa.inference import fast
 from ofa.kernels import library, plain
 from ofa.layers import leading, pointwise
@@ -207,6 +207,22 @@ def test_the_fast_net_gives_the_logits_of_the_plain_one() -> None:
     net.units[3].depthwise.conv.weight.mul_(1.01)
     assert relative(fast(net)(x), logits) > 1e-4
     assert net.spec is SPEC
+
+
+@compiled
+def test_calibration_on_the_kernels_gives_the_statistics_of_pytorch() -> None:
+    net, other = random_net(), random_net()
+    batches = [torch.randn(n, 1, 16, 16) * n for n in (8, 5)]
+    recalibrate(net, batches)
+    for norm in (norms := [module for module in other.train().modules() if isinstance(module, nn.BatchNorm2d)]):
+        norm.reset_running_stats()
+        norm.momentum = None
+    with torch.no_grad():
+        for batch in batches:
+            other(batch)
+    found, expected = net.state_dict(), other.state_dict()
+    assert found.keys() == expected.keys() and norms
+    assert all(relative(found[name].double(), expected[name].double()) < 1e-5 for name in found)
 
 
 def test_extracted_nets_share_nothing() -> None:
