@@ -187,7 +187,14 @@ def test_interrupted_command_says_how_to_go_on(command: Command, tmp_path: Path)
     script = tmp_path / "train.py"
     script.write_text(STAGE.format(body="import time; print('ready', flush=True); time.sleep(60)"))
     line = [sys.executable, "train.py", "restart=true"]
-    process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=_environment())
+    process = subprocess.Popen(
+        line,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=_environment(),
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores it
+    )
     assert process.stdout is not None and process.stdout.readline() == "ready\n"
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=30)
