@@ -16,13 +16,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ofa.blocks import BLOCKS
 from ofa.errors import UserError
-from ofa.spec import ACTIVATIONS, KINDS
+from ofa.records import OF_BLOCKS, Layer, Stage, choices_of, kept_choices, kept_stage, record
 
 Genes = NDArray[np.int8]
 DIMENSIONS = ("resolution", "width", "depth", "kernel", "expand", "op")
-OF_BLOCKS = ("kernel", "expand", "op")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,101 +65,6 @@ class Gene:
     choices: tuple[float, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Layer:
-    """A fixed unit, or one of the operations that a block can choose from.
-
-    channels: before the width multiplier (0: the classes, or those of the stage).  width: the multiplier that scales
-    them, by its position in `Arch.width`; None: never scaled.  kind "skip" does nothing, or changes the shape by a 1x1
-    convolution with batch norm where it must.
-    """
-
-    kind: str
-    channels: int = 0
-    kernel: int = 1
-    stride: int = 1
-    expand: float = 1
-    act: str = "none"
-    se: bool = False
-    bn: bool = True
-    width: int | None = 0
-
-    def __post_init__(self) -> None:
-        if self.kind not in (*KINDS, "skip") or self.act not in ACTIVATIONS:
-            raise UserError(
-                f"layer {self.kind!r} with activation {self.act!r} is not known; "
-                f"kinds: {', '.join(KINDS)}; activations: {', '.join(ACTIVATIONS)}"
-            )
-
-
-@dataclass(frozen=True, slots=True)
-class Stage:
-    """Elastic blocks of one width, the first of which has the stride.
-
-    depth, kernel, expand: a list is a choice (one gene for the stage, or for each block), a number is fixed.
-    blocks: how many blocks each depth keeps, where that is not the depth itself.  block: kind of its units, or `op`
-    chooses among `ops` for each block, by position.  se: of all blocks, or of each.  before: fixed layers in front.
-    """
-
-    channels: int
-    stride: int = 1
-    depth: int | tuple[int, ...] = 1
-    kernel: int | tuple[int, ...] = 3
-    expand: float | tuple[float, ...] = 1
-    act: str = "relu"
-    se: bool | tuple[bool, ...] = False
-    block: str = "mbconv"
-    blocks: tuple[int, ...] = ()
-    width: int | None = 0
-    before: tuple[Layer, ...] = ()
-    op: tuple[int, ...] = ()
-    ops: tuple[Layer, ...] = ()
-
-    def __post_init__(self) -> None:
-        for name in ("depth", *OF_BLOCKS):
-            value = getattr(self, name)
-            if isinstance(value, (Sequence, np.ndarray)):
-                object.__setattr__(self, name, _choices(name, value) if len(value) or name != "op" else ())
-        for name in ("before", "ops"):
-            records = tuple(r if isinstance(r, Layer) else record(Layer, r) for r in getattr(self, name))
-            object.__setattr__(self, name, records)
-        object.__setattr__(self, "blocks", _choices("blocks", self.blocks or self.choices("depth")))
-        if isinstance(self.se, Sequence):
-            object.__setattr__(self, "se", tuple(self.se))
-        self._check()
-
-    def _check(self) -> None:
-        if len(self.blocks) != len(self.choices("depth")) or self.blocks[0] < 0:
-            raise UserError(f"blocks {self.blocks} must say for each depth of {self.depth} how many blocks it keeps")
-        if self.blocks[0] < 1 and (self.stride != 1 or self.block == "bottleneck"):
-            raise UserError(f"depth {self.choices('depth')[0]} leaves a stage that changes the shape without a block")
-        if isinstance(self.se, tuple) and len(self.se) != self.blocks[-1]:
-            raise UserError(f"se {self.se} has {len(self.se)} entries; give one for each of {self.blocks[-1]} blocks")
-        if any(kernel % 2 == 0 for kernel in self.choices("kernel")):
-            raise UserError(f"kernels {self.kernel} must all be odd")
-        if self.block not in BLOCKS:
-            raise UserError(f"block {self.block!r} is not known; choose from {', '.join(BLOCKS)}")
-        for name in ("kernel", "expand"):
-            if self.chooses(name) and (self.ops or name not in BLOCKS[self.block].elastic):
-                raise UserError(f"{name} {self.choices(name)} cannot be chosen in a stage of {self.op or self.block}")
-        if set(self.op) - set(range(len(self.ops))) or bool(self.ops) != bool(self.op):
-            raise UserError(f"op {self.op} must be positions in ops, 0 to {len(self.ops) - 1}")
-
-    def chooses(self, dimension: str) -> bool:
-        """Whether the stage has genes of this dimension."""
-        value = getattr(self, dimension)
-        return isinstance(value, tuple) and bool(value)
-
-    def choices(self, dimension: str) -> tuple[float, ...]:
-        """What a dimension can be: its choices, or its fixed value alone; nothing for `op` where there are none."""
-        value = getattr(self, dimension)
-        return value if isinstance(value, tuple) else (value,)
-
-    def has_se(self, block: int) -> bool:
-        """Whether a block has squeeze-excite."""
-        return self.se[block] if isinstance(self.se, tuple) else self.se
-
-
 @dataclass(frozen=True)
 class Space:
     """A family of networks: fixed stem and head, elastic stages, image resolutions and width multipliers.
@@ -183,10 +86,25 @@ class Space:
 
     def __post_init__(self) -> None:
         for name in ("resolution", "width"):
-            object.__setattr__(self, name, _choices(name, getattr(self, name)))
+            object.__setattr__(self, name, choices_of(name, getattr(self, name)))
         for name, kind in (("stages", Stage), ("stem", Layer), ("head", Layer)):
             records = tuple(r if isinstance(r, kind) else record(kind, r) for r in getattr(self, name))
             object.__setattr__(self, name, records)
+        self._check_empty_stages()
+
+    def _check_empty_stages(self) -> None:
+        """Raise UserError for a stage that may be left out, but whose channels are not those it gets."""
+        given: tuple[int, int | None] = (self.in_channels, None)
+        for layer in self.stem:
+            given = (layer.channels, layer.width) if layer.channels else given
+        for s, stage in enumerate(self.stages):
+            for layer in stage.before:
+                given = (layer.channels, layer.width) if layer.channels else given
+            if stage.blocks[0] == 0 and (stage.channels, stage.width) != given:
+                raise UserError(
+                    f"stage {s} may keep no block, but makes {stage.channels} channels of {given[0]}; keep at least 1"
+                )
+            given = stage.channels, stage.width
 
     # -- genes -------------------------------------------------------------------------------------------------------
 
@@ -423,9 +341,9 @@ class Space:
         if unknown:
             raise UserError(f"dimension {sorted(unknown)} is not known; choose from {', '.join(DIMENSIONS)}")
         own: dict[str, Any] = {
-            name: _keep(name, getattr(self, name), choices.get(name)) for name in ("resolution", "width")
+            name: kept_choices(name, getattr(self, name), choices.get(name)) for name in ("resolution", "width")
         }
-        return replace(self, stages=tuple(_kept_stage(stage, choices) for stage in self.stages), **own)
+        return replace(self, stages=tuple(kept_stage(stage, choices) for stage in self.stages), **own)
 
     def adapt(self, *, in_channels: int, classes: int) -> Space:
         """The same space for images of `in_channels` channels in `classes` classes."""
@@ -453,17 +371,6 @@ def _read_yaml(name: str) -> dict[str, Any]:
     return yaml.safe_load((folder / f"{name}.yaml").read_text())
 
 
-def record(kind: type, values: Mapping[str, Any]) -> Any:
-    """A dataclass from a mapping, such as a record of a YAML file; raises UserError for unknown or missing fields."""
-    known = [field.name for field in fields(kind)]
-    if unknown := set(values) - set(known):
-        raise UserError(f"{kind.__name__.lower()} field {sorted(unknown)} is not known; choose from {known}")
-    try:
-        return kind(**values)
-    except TypeError as error:
-        raise UserError(f"a {kind.__name__.lower()} record lacks a field: {error}") from None
-
-
 def _within(genes: NDArray[Any], counts: NDArray[np.int64]) -> bool:
     """Whether all genes are choices, looked at 64 architectures at a time, which is ten times faster than by row."""
     whole = len(genes) // 64 * 64
@@ -471,37 +378,6 @@ def _within(genes: NDArray[Any], counts: NDArray[np.int64]) -> bool:
         most = genes[:whole].view(np.uint8).reshape(whole // 64, -1).max(axis=0).reshape(64, -1)  # -1 is 255
         return bool((most < counts).all()) and _within(genes[whole:], counts)
     return bool(((genes >= 0) & (genes < counts)).all())
-
-
-def _choices(name: str, values: Any) -> tuple[Any, ...]:
-    values = tuple(values) if isinstance(values, (Sequence, np.ndarray)) else (values,)
-    if not values or list(values) != sorted(set(values)) or len(values) > 127:
-        raise UserError(f"{name} {values} must be 1 to 127 different values in ascending order")
-    return values
-
-
-def _keep(name: str, values: tuple[float, ...], wanted: int | Sequence[float] | None) -> tuple[float, ...]:
-    if wanted is None:
-        return values
-    if isinstance(wanted, int):
-        if wanted < 1:
-            raise UserError(f"{name}={wanted} keeps no choice; keep at least 1")
-        return values[-wanted:]
-    kept = tuple(value for value in values if value in set(wanted))
-    if not kept:
-        raise UserError(f"{name} {list(wanted)} leaves none of the choices {values}")
-    return kept
-
-
-def _kept_stage(stage: Stage, choices: Mapping[str, int | Sequence[float]]) -> Stage:
-    kept: dict[str, Any] = {
-        name: _keep(name, getattr(stage, name), choices.get(name))
-        for name in ("depth", *OF_BLOCKS)
-        if stage.chooses(name)
-    }
-    count = dict(zip(stage.choices("depth"), stage.blocks, strict=True))
-    kept["blocks"] = tuple(count[depth] for depth in kept.get("depth", stage.choices("depth")))
-    return replace(stage, **kept)
 
 
 def _number(value: float) -> float:

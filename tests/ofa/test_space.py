@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from importlib.resources import files
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ofa.errors import UserError
-from ofa.space import Arch, Space, Stage, load_space
+from ofa.space import Arch, Layer, Space, Stage, load_space
 
 NAMES = sorted(f.name.removesuffix(".yaml") for f in (files("conf") / "space").iterdir() if f.name.endswith(".yaml"))
 seeds = st.integers(0, 2**32 - 1)
@@ -124,3 +125,22 @@ def test_unknown_dimension_is_an_error() -> None:
         tiny().restrict(colour=1)
     with pytest.raises(UserError, match="leaves none"):
         tiny().restrict(kernel=[9])
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"depth": (0, 1), "stride": 2}, "without a block"),
+        ({"depth": (0, 1), "channels": 16}, "stage 1 may keep no block, but makes 16 channels of 8"),
+        ({"blocks": (1,)}, "blocks .* must say for each depth"),
+        ({"kernel": (3, 4)}, "must all be odd"),
+        ({"block": "dense"}, "block 'dense' is not known; choose from conv, mbconv, bottleneck"),
+        ({"block": "conv"}, "kernel .* cannot be chosen in a stage of conv"),
+        ({"se": (True,)}, "se .* has 1 entries; give one for each of 2 blocks"),
+        ({"kernel": 3, "expand": 3, "op": (0, 2), "ops": (Layer("skip"),)}, "op .* must be positions in ops, 0 to 0"),
+    ],
+)
+def test_a_stage_that_cannot_be_built_is_explained(change: dict[str, Any], words: str) -> None:
+    space = tiny()
+    with pytest.raises(UserError, match=words):
+        replace(space, stages=(space.stages[0], replace(space.stages[1], **({"blocks": ()} | change))))
