@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ofa.kernels import library, plain
+from ofa.kernels import library, plain, threads
 
 
 class What(IntEnum):
@@ -49,7 +49,7 @@ def _usable(x: Tensor, weight: Tensor) -> bool:
 def _run(what: What, x: Tensor, weight: Tensor, gy: Tensor, stride: int, out: Tensor) -> Tensor:
     (n, c, h, w), k = x.shape, weight.shape[-1]
     pointers = [tensor.data_ptr() for tensor in (x, weight, gy, out)]
-    failed = _kernel()(int(what), *pointers, n, h, w, c, k, stride, torch.get_num_threads())
+    failed = _kernel()(int(what), *pointers, n, h, w, c, k, stride, threads())
     assert not failed, "the kernel had no memory for its buffers"
     return out
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ofa.kernels import library, plain
+from ofa.kernels import library, plain, threads
 
 ACTIVATIONS = {"none": lambda y: y, "relu": F.relu, "relu6": F.relu6, "h_swish": F.hardswish}
 CODES = {name: code for code, name in enumerate(ACTIVATIONS)}  # as norm.c numbers them
@@ -63,7 +63,7 @@ def stock(x: Tensor, weight: Tensor, bias: Tensor, act: str, eps: float = 1e-5) 
 def _run(back: bool, act: str, eps: float, x: Tensor, *tensors: Tensor | None) -> None:
     pointers = [None if tensor is None else tensor.data_ptr() for tensor in (x, *tensors)]
     rows = x.numel() // x.shape[1]
-    failed = _kernel()(int(back), CODES[act], *pointers, rows, x.shape[1], eps, torch.get_num_threads())
+    failed = _kernel()(int(back), CODES[act], *pointers, rows, x.shape[1], eps, threads())
     assert not failed, "plain() lets only through what the kernel can do"
 
 

@@ -59,6 +59,16 @@ def keep_memory() -> bool:
     return bool(mallopt(mmap_max, 0) and mallopt(trim_threshold, 2**31 - 1) and mallopt(top_pad, 64 << 20))
 
 
+def threads() -> int:
+    """Threads of one call of a kernel: OFA_KERNEL_THREADS, by default 1.
+
+    A kernel starts its threads anew in every call, while those of PyTorch's last operation still spin on their cores;
+    where these are also busy with other work, a step takes ten times as long.
+    """
+    given = os.environ.get("OFA_KERNEL_THREADS", "1")
+    return min(int(given), torch.get_num_threads()) if given.isdecimal() and int(given) > 0 else 1
+
+
 def plain(x: Tensor, *weights: Tensor) -> bool:
     """Whether a kernel can work on images (N, C, H, W) and weights of a layer.
 

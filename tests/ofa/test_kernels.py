@@ -33,7 +33,8 @@ CASES = [
 
 
 @pytest.fixture(params=[1, 2])
-def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+def threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    monkeypatch.setenv("OFA_KERNEL_THREADS", "2")
     before = torch.get_num_threads()
     torch.set_num_threads(request.param)
     yield request.param
