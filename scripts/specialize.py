@@ -25,10 +25,10 @@ READS = (*SEARCH, "compress.pruning", "compress.finetuning")
 @stage_command("compress", "device")
 def main(cfg: DictConfig) -> None:
     """Extract each device's network, prune its channels, fine-tune it.  Writes <run>/specialize/<device>."""
-    from ofa.compress.finetune import finetune
     from ofa.compress.prune import prune
     from ofa.evaluate import specialise
     from ofa.files import read_json, write_json
+    from ofa.finetune import finetune
 
     data, space = load_parts(cfg)
     for device in cfg.device:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ofa.compress.finetune import Finetuning
 from ofa.compress.prune import Pruning
 from ofa.compress.quantize import Quantization
+from ofa.finetune import Finetuning
 
 
 @dataclass(frozen=True, slots=True)

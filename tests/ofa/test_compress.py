@@ -19,12 +19,12 @@ from torch import Tensor, nn
 from ofa.blocks.bottleneck.modules import Plain as Bottleneck
 from ofa.blocks.mbconv.modules import Plain as MBConv
 from ofa.compress.compression import Compression
-from ofa.compress.finetune import Finetuning, finetune
 from ofa.compress.prune import CRITERIA, Groups, Pruning, channel_groups, macs, prune
 from ofa.compress.quantize import Quantization, check_quantized, quantize
 from ofa.data import ImageData, digits
 from ofa.errors import UserError
 from ofa.export.onnx import export, run_onnx, run_torch, verify
+from ofa.finetune import Finetuning, finetune
 from ofa.spec import Unit
 from ofa.static import StaticNet
 from tests.ofa.nets import RESNET, SPEC, random_net

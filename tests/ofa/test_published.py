@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from ofa.checkpoint import import_supernet, read_checkpoint
-from ofa.compress.finetune import Finetuning, finetune
 from ofa.compress.prune import Pruning, prune
 from ofa.compress.quantize import Quantization, quantize
 from ofa.data import digits
 from ofa.errors import UserError
 from ofa.export.onnx import export, verify
+from ofa.finetune import Finetuning, finetune
 from ofa.layers import ElasticDepthwise
 from ofa.liveness import peak_elements
 from ofa.published import arch_of, load_network, read_network

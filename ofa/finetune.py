@@ -1,4 +1,4 @@
-"""Fine-tuning of a plain network after pruning: SGD on labels and, where there is a teacher, on its soft labels."""
+"""Fine-tuning of a plain network: SGD on labels and, where there is a teacher, on its soft labels."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ofa.data import ImageData
 
 Report = Callable[[dict[str, Any]], None]
+Net = TypeVar("Net", bound=nn.Module)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,23 +51,29 @@ class Finetuning:
 
 
 def finetune(
-    net: StaticNet,
+    net: Net,
     data: ImageData,
     settings: Finetuning,
     *,
+    resolution: int | None = None,
     teacher: nn.Module | None = None,
+    after_step: Callable[[Net], None] = lambda net: None,
     seed: int = 0,
     report: Report = lambda values: None,
-) -> StaticNet:
+) -> Net:
     """A trained copy of `net`, batch norm recalibrated on validation images, in evaluation mode.
 
-    `report` gets step, steps, loss and lr after every step.  Raises UserError where the loss is no longer finite.
+    resolution: of the images, in pixels (None: the network's own).  Only parameters that require gradients are trained.
+    `after_step` gets the copy after every optimizer step, and may change its weights in place: it holds pruned weights
+    at zero, for instance.  `report` gets step, steps, loss and lr.  Raises UserError where the loss is not finite.
     """
     net = copy.deepcopy(net).train()
     teacher = None if teacher is None else teacher.eval()
-    device, resolution = next(net.parameters()).device, net.spec.resolution
+    device = next(net.parameters()).device
+    if resolution is None:
+        resolution = net.spec.resolution if isinstance(net, StaticNet) else data.side
     optimizer = torch.optim.SGD(
-        net.parameters(),
+        [parameter for parameter in net.parameters() if parameter.requires_grad],
         settings.lr,
         momentum=settings.momentum,
         weight_decay=settings.weight_decay,
@@ -85,6 +92,7 @@ def finetune(
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+        after_step(net)
         report({"step": step + 1, "steps": steps, "loss": loss.item(), "lr": rate})
     recalibrate(net, (x.to(device) for x in data.calibration("val", CALIBRATION_IMAGES, resolution, augment=True)))
     return net.eval()

@@ -1,0 +1,42 @@
+"""Compression as a chain of steps, each from a network to a smaller one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Protocol
+
+from torch import nn
+
+if TYPE_CHECKING:
+    from ofa.data import ImageData
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What every step may use besides the network.
+
+    resolution: of the images, in pixels.  teacher: the network before the first step, for distillation (None: no
+    teacher).  report: gets a dict of values after every optimizer step.
+    """
+
+    data: ImageData
+    resolution: int
+    seed: int = 0
+    teacher: nn.Module | None = None
+    report: Callable[[dict[str, Any]], None] = lambda values: None
+
+
+class Step(Protocol):
+    """One technique with its options, a record of the configuration."""
+
+    def __call__(self, net: nn.Module, work: Work) -> nn.Module:
+        """A new network in evaluation mode; `net` is left as it is."""
+
+
+def compress(net: nn.Module, steps: Mapping[str, Step], work: Work) -> Iterator[tuple[str, nn.Module]]:
+    """Each step's name and network, in order; the first network is the teacher where `work` names none."""
+    work = replace(work, teacher=work.teacher or net)
+    for name, step in steps.items():
+        net = step(net, work)
+        yield name, net
