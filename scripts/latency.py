@@ -28,9 +28,8 @@ def main(cfg: DictConfig) -> None:
         raise UserError("model has no value; give model=<card>, or remote=ssh:<host> to measure another device")
     for name, row in _here(cfg).items():
         spread = f"{row['p10_ms']:.3f} to {row['p90_ms']:.3f}"
-        print(
-            f"{name}: {row['median_ms']:.3f} ms (10th to 90th percentile {spread}, n {row['n']}, {row['threads']} threads)"
-        )
+        figures = f"10 % to 90 %: {spread}; n {row['n']}; {row['threads']} threads"
+        print(f"{name}: {row['median_ms']:.3f} ms ({figures})")
 
 
 def _here(cfg: DictConfig) -> dict[str, dict[str, Any]]:

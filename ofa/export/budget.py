@@ -181,9 +181,8 @@ def _rows(
 ) -> tuple[Row, ...]:
     rows = []
     for name, most in limits.items():
-        value, source = measured.get(
-            name, (exact[name], "exact" if name == "macs" else "of the ONNX file, this machine")
-        )
+        known = "exact" if name == "macs" else "of the ONNX file, on this machine"
+        value, source = measured[name] if name in measured else (exact[name], known)
         rows.append(Row(name, float(value), float(most), source))
     return tuple(rows)
 
