@@ -153,10 +153,8 @@ def main() -> None:
         head = f"{args.space}, {world.size} processes, gloo, batch {args.batch} each, n = {args.rounds}"
         lines = [measure(way, space, world, args.batch, args.rounds) for way in args.ways]
         if world.first:
-            print(
-                f"{head}\n{json.dumps(versions())}\n\n| way | CPU ms | wall ms | largest difference |\n|---|---|---|---|"
-            )
-            print("\n".join(lines))
+            print(f"{head}\n{json.dumps(versions())}\n\n| way | CPU ms | wall ms | largest difference |")
+            print("\n".join(["|---|---|---|---|", *lines]))
 
 
 if __name__ == "__main__":
