@@ -6,11 +6,9 @@ goes on as if nothing had happened, and every worker of a distributed run draws 
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,13 +18,16 @@ from torch import Tensor, nn
 
 from ofa.distill import label_loss, soft_label_loss
 from ofa.errors import UserError
-from ofa.evaluate import accuracy, specialise
-from ofa.files import append_jsonl, atomic_write, read_jsonl
+from ofa.evaluate import specialise
+from ofa.files import append_jsonl, read_jsonl
 from ofa.kernels import keep_memory
 from ofa.schedule import Phase, Schedule, draw
 from ofa.space import Arch, Space
 from ofa.static import StaticNet, build_spec
 from ofa.supernet import Supernet
+from ofa.training.optimizer import make_optimizer, reset_momentum
+from ofa.training.state import load_state, save_state, trim_log
+from ofa.training.watch import Watch, collapsed
 from ofa.units import space_spec
 from ofa.weights import load_tensors, load_weights, save_tensors
 
@@ -34,24 +35,7 @@ if TYPE_CHECKING:
     from ofa.data import ImageData
 
 Report = Callable[[dict[str, Any]], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Watch:
-    """What each epoch's log measures: `random_nets` fixed random nets besides the largest and the smallest.
-
-    images: validation images used (None: all).  calibration: images for batch-norm statistics.
-    """
-
-    random_nets: int = 2
-    images: int | None = 2000
-    calibration: int = 1024
-
-    def nets(self, space: Space) -> dict[str, Arch]:
-        """The watched architectures by name; the random ones are the same in every run."""
-        drawn = space.decode(space.sample(self.random_nets, np.random.default_rng(1)))
-        ends = {"largest": space.decode(space.largest())[0], "smallest": space.decode(space.smallest())[0]}
-        return ends | {f"random_{i}": arch for i, arch in enumerate(drawn)}
+CHECKPOINT = "checkpoint.safetensors"
 
 
 class Trainer:
@@ -85,7 +69,7 @@ class Trainer:
         if initial is not None:
             start_from(self.supernet, initial)
         self.supernet.to(self.device)
-        self.optimizer = _optimizer(self.supernet, schedule)
+        self.optimizer = make_optimizer(self.supernet, schedule)
         self.steps_per_epoch = data.size("train") // schedule.batch_size
         if not self.steps_per_epoch:
             raise UserError(
@@ -181,7 +165,7 @@ class Trainer:
         """What happens once, before the first step of a phase."""
         if phase.sort_channels:
             self.supernet.sort_channels()
-            _reset_momentum(self.optimizer)
+            reset_momentum(self.optimizer)
         if phase.teacher == "previous":
             arch = self.space.decode(self.space.largest())[0]
             self.teacher = specialise(self.supernet, arch, self.data, images=self.watch.calibration)
@@ -197,26 +181,13 @@ class Trainer:
             "lr": self.optimizer.param_groups[0]["lr"],
             "seconds": self.seconds,
             "images_per_s": self.loss_steps * self.schedule.batch_size / self.seconds,
-            "val": self.validate(),
+            "val": self.watch.validate(self.supernet, self.data),
             "val_images": min(self.watch.images or self.data.size("val"), self.data.size("val")),
         }
-        values["collapsed"] = [name for name, top1 in values["val"].items() if self._collapsed(name, top1)]
-        append_jsonl(self.folder / "log.jsonl", values)
+        log = self.folder / "log.jsonl"
+        values["collapsed"] = collapsed(values["val"], read_jsonl(log), self.space.classes)
+        append_jsonl(log, values)
         self.report(values | {"step": self.step, "steps": int(self.ends[-1])})
-
-    def validate(self) -> dict[str, float]:
-        """Top-1 accuracy (0 to 1) of each watched net on validation images, batch norm recalibrated."""
-        watch, scores = self.watch, {}
-        for name, arch in watch.nets(self.space).items():
-            net = specialise(self.supernet, arch, self.data, images=watch.calibration)
-            scores[name] = accuracy(net, self.data, "val", resolution=arch.resolution, limit=watch.images)
-        return scores
-
-    def _collapsed(self, name: str, top1: float) -> bool:
-        """Whether a watched net that had learned fell below half the accuracy above chance that it once had."""
-        chance = 1 / self.space.classes
-        best = max((line["val"].get(name, 0.0) for line in read_jsonl(self.folder / "log.jsonl")), default=0.0)
-        return best > (1 + chance) / 2 and top1 - chance < (best - chance) / 2
 
     # -- state -------------------------------------------------------------------------------------------------------
 
@@ -235,26 +206,20 @@ class Trainer:
         return self.folder / f"teacher-{phase.name}.safetensors"
 
     def _save(self) -> None:
-        tensors = {f"weights.{name}": tensor for name, tensor in self.supernet.state_dict().items()}
-        for name, parameter in self.supernet.named_parameters():
-            tensors[f"momentum.{name}"] = self.optimizer.state[parameter]["momentum_buffer"]
         state = {"step": self.step, "loss_sum": self.loss_sum, "loss_steps": self.loss_steps, "seconds": self.seconds}
         if self._epoch_ends():
             state |= {"loss_sum": 0.0, "loss_steps": 0, "seconds": 0.0}
-        save_tensors(self.folder / "checkpoint.safetensors", tensors, state)
+        save_state(self.folder / CHECKPOINT, self.supernet, self.optimizer, state)
 
     def _resume(self) -> None:
-        path = self.folder / "checkpoint.safetensors"
+        path = self.folder / CHECKPOINT
         if path.exists():
-            tensors, state = load_tensors(path)
-            weights = {k.removeprefix("weights."): v for k, v in tensors.items() if k.startswith("weights.")}
-            load_weights(self.supernet, weights, path)
-            for name, parameter in self.supernet.named_parameters():
-                self.optimizer.state[parameter]["momentum_buffer"].copy_(tensors[f"momentum.{name}"])
+            state = load_state(path, self.supernet, self.optimizer)
             self.step, self.loss_steps = int(state["step"]), int(state["loss_steps"])
             self.loss_sum, self.seconds = float(state["loss_sum"]), float(state["seconds"])
             self._load_teacher()
-        self._trim_log()
+        whole = int(self.ends[-1]) if self.step == self.ends[-1] else self.step // self.steps_per_epoch
+        trim_log(self.folder / "log.jsonl", whole)
 
     def _load_teacher(self) -> None:
         phase = self.schedule.phases[self._phase()]
@@ -262,32 +227,6 @@ class Trainer:
             teacher = build_spec(space_spec(self.space, self.space.decode(self.space.largest())[0]))
             load_weights(teacher, load_tensors(self._teacher_file(phase))[0], self._teacher_file(phase))
             self.teacher = teacher.to(self.device).eval()
-
-    def _trim_log(self) -> None:
-        """Drop the lines of epochs that the checkpoint does not hold, so that each epoch is logged once."""
-        path = self.folder / "log.jsonl"
-        lines = read_jsonl(path)
-        whole = self.ends[-1] if self.step == self.ends[-1] else self.step // self.steps_per_epoch
-        kept = [line for line in lines if line["epoch"] <= whole]
-        if len(kept) < len(lines):
-            atomic_write(path, "".join(json.dumps(line) + "\n" for line in kept))
-
-
-def _optimizer(supernet: Supernet, schedule: Schedule) -> torch.optim.SGD:
-    """Fused SGD; no weight decay on vectors.  Momentum buffers exist from the start, as fused SGD needs them to."""
-    named = list(supernet.named_parameters())
-    decayed = [p for name, p in named if p.ndim > 1 and "transforms" not in name]
-    rest = [p for name, p in named if p.ndim <= 1 or "transforms" in name]
-    groups = [{"params": decayed, "weight_decay": schedule.weight_decay}, {"params": rest, "weight_decay": 0.0}]
-    optimizer = torch.optim.SGD(groups, lr=0.1, momentum=schedule.momentum, nesterov=True, fused=True)
-    for _, parameter in named:
-        optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-    return optimizer
-
-
-def _reset_momentum(optimizer: torch.optim.SGD) -> None:
-    for state in optimizer.state.values():
-        state["momentum_buffer"].zero_()
 
 
 def start_from(supernet: Supernet, path: str | Path) -> None:

@@ -21,7 +21,8 @@ def main(cfg: DictConfig) -> None:
         import torch
 
         from ofa.schedule import Schedule
-        from ofa.train import Trainer, Watch
+        from ofa.train import Trainer
+        from ofa.training.watch import Watch
 
         data, space = load_parts(cfg)
         options = plain(cfg.train)
