@@ -137,20 +137,20 @@ class Bucket:
 
 
 @dataclass(frozen=True, slots=True)
-class Compression:
-    """What is sent of the gradients.
+class Parallel:
+    """What processes send one another of their gradients.
 
-    method: "none" all; "fp16" half the bytes; "powersgd" two thin matrices for each weight (Vogels et al. 2019,
+    compression: "none" all; "fp16" half the bytes; "powersgd" two thin matrices for each weight (Vogels et al. 2019,
     algorithm 1), of `rank` columns, from step `start` on.
     """
 
-    method: str = "none"
+    compression: str = "none"
     rank: int = 2
     start: int = 100
 
     def __post_init__(self) -> None:
-        if self.method not in COMPRESSIONS:
-            raise UserError(f"compression {self.method!r} is not known; choose from {', '.join(COMPRESSIONS)}")
+        if self.compression not in COMPRESSIONS:
+            raise UserError(f"compression {self.compression!r} is not known; choose from {', '.join(COMPRESSIONS)}")
         if self.rank < 1 or self.start < 2:
             raise UserError(f"PowerSGD has rank {self.rank}, start {self.start}; give at least rank 1 and start 2")
 
@@ -162,9 +162,9 @@ class Averaging:
     alike; what PowerSGD remembers of them waits for their next gradient.
     """
 
-    def __init__(self, module: nn.Module, world: World, compression: Compression | None = None) -> None:
+    def __init__(self, module: nn.Module, world: World, settings: Parallel | None = None) -> None:
         self.parameters, self.world = list(module.parameters()), world
-        self.compression = compression or Compression()
+        self.settings = settings or Parallel()
         self.state: Any = None
         if world.size == 1:
             return
@@ -172,8 +172,8 @@ class Averaging:
         flat = torch.zeros(sum(sizes), device=self.parameters[0].device)
         parts = zip(flat.split(sizes), self.parameters, strict=True)
         self.bucket = Bucket(flat, [part.view(parameter.shape) for part, parameter in parts])
-        if self.compression.method == "powersgd":
-            self.state = _powersgd(self.compression)
+        if self.settings.compression == "powersgd":
+            self.state = _powersgd(self.settings)
 
     def __call__(self) -> None:
         """Replace each gradient by its mean over all processes."""
@@ -186,7 +186,7 @@ class Averaging:
         if idle:
             torch._foreach_zero_(idle)
         torch._foreach_copy_(views, gradients)
-        mean = _hook(self.compression.method)(self.state, self.bucket).wait()
+        mean = _hook(self.settings.compression)(self.state, self.bucket).wait()
         if mean.data_ptr() != self.bucket.flat.data_ptr():
             self.bucket.flat.copy_(mean)
         torch._foreach_copy_(gradients, views)
@@ -203,6 +203,12 @@ class Averaging:
             error[view.storage_offset() : view.storage_offset() + view.numel()] += view.flatten()
         noise = torch.randn(factors.shape, generator=torch.Generator().manual_seed(self.state.iter))
         factors.copy_(torch.where(factors == 0, noise.to(factors.device), factors))
+
+    def forget(self) -> None:
+        """Drop what PowerSGD remembers, as when the channels of weights change their order."""
+        if self.state is not None:
+            for held in (self.state.error_dict, self.state.p_memory_dict, self.state.q_memory_dict):
+                held.clear()
 
     def memory(self) -> dict[str, Tensor]:
         """What PowerSGD goes on from: each process's own errors, and the factors, the same in all."""
@@ -229,13 +235,13 @@ class Averaging:
             place[0] = tensor.to(self.bucket.flat.device)
 
 
-def _powersgd(compression: Compression) -> Any:
+def _powersgd(settings: Parallel) -> Any:
     from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState
 
     return PowerSGDState(
         None,
-        matrix_approximation_rank=compression.rank,
-        start_powerSGD_iter=compression.start,
+        matrix_approximation_rank=settings.rank,
+        start_powerSGD_iter=settings.start,
         orthogonalization_epsilon=1e-8,  # a kernel transform before its phase has a gradient of zeros
     )
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ofa.distill import label_loss, soft_label_loss
 from ofa.errors import UserError
@@ -25,6 +26,7 @@ from ofa.schedule import Phase, Schedule, draw
 from ofa.space import Arch, Space
 from ofa.static import StaticNet, build_spec
 from ofa.supernet import Supernet
+from ofa.training.gradients import Add, Gradients, Scale, compile_blocks
 from ofa.training.optimizer import make_optimizer, reset_momentum
 from ofa.training.state import load_state, save_state, trim_log
 from ofa.training.watch import Watch, collapsed
@@ -35,7 +37,6 @@ if TYPE_CHECKING:
     from ofa.data import ImageData
 
 Report = Callable[[dict[str, Any]], None]
-CHECKPOINT = "checkpoint.safetensors"
 
 
 class Trainer:
@@ -57,6 +58,7 @@ class Trainer:
         save_seconds: float = 60.0,
         device: str = "cpu",
         initial: str | Path | None = None,
+        scale: Scale | None = None,
         report: Report = lambda values: None,
     ):
         self.space, self.data, self.schedule, self.folder = space, data, schedule, folder
@@ -69,6 +71,12 @@ class Trainer:
         if initial is not None:
             start_from(self.supernet, initial)
         self.supernet.to(self.device)
+        scale = scale or Scale()
+        self.world = scale.world
+        self.world.align(self.supernet)
+        if scale.compile:
+            compile_blocks(self.supernet)
+        self.gradients = Gradients(self.supernet, schedule.batch_size, scale)
         self.optimizer = make_optimizer(self.supernet, schedule)
         self.steps_per_epoch = data.size("train") // schedule.batch_size
         if not self.steps_per_epoch:
@@ -99,13 +107,15 @@ class Trainer:
                 if self._epoch_ends():
                     self._end_epoch(phase)
                     started = time.monotonic()
-                if self._epoch_ends() or now - saved > self.save_seconds:
+                if self._epoch_ends() or self.world.sum(self.world.first and now - saved > self.save_seconds):
                     self._save()
                     saved = started = time.monotonic()
                 if self._epoch_ends():
                     self.loss_sum, self.loss_steps, self.seconds = 0.0, 0, 0.0
                     break
-        save_tensors(self.folder / "supernet.safetensors", self.supernet.state_dict(), {"space": self.space.to_dict()})
+        if self.world.first:
+            about = {"space": self.space.to_dict()}
+            save_tensors(self.folder / "supernet.safetensors", self.supernet.state_dict(), about)
         return self.supernet
 
     def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -118,8 +128,8 @@ class Trainer:
             choices = self.spaces[self._phase(step)].resolution
             return int(np.random.default_rng((self.seed, 3, step)).choice(choices))
 
-        size = self.schedule.batch_size
-        return self.data.batches("train", size, resolution, rng=rng, drop_last=True, start=done)
+        size, share = self.schedule.batch_size, self.world.share
+        return self.data.batches("train", size, resolution, rng=rng, drop_last=True, start=done, share=share)
 
     def _train_step(self, phase: int, x: Tensor, y: Tensor) -> None:
         record = self.schedule.phases[phase]
@@ -131,21 +141,18 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.supernet.train()
-        loss = self._backward(record, archs, x, y)
+        loss = self.gradients.of(partial(self._losses, record, archs), x, y)
         if not math.isfinite(loss):
             raise UserError(
                 f"the loss is {loss} at step {self.step} of phase {record.name} (learning rate {rate:.3g}); lower the "
                 "phase's lr or set clip_norm, and start again with another run folder or restart=true"
             )
-        if self.schedule.clip_norm is not None:
-            nn.utils.clip_grad_norm_(self.supernet.parameters(), self.schedule.clip_norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        self.gradients.apply(self.optimizer, self.schedule.clip_norm)
         self.step += 1
         self.loss_sum, self.loss_steps = self.loss_sum + loss, self.loss_steps + 1
         self.report({"step": self.step, "steps": int(self.ends[-1]), "phase": record.name, "loss": loss, "lr": rate})
 
-    def _backward(self, phase: Phase, archs: list[Arch], x: Tensor, y: Tensor) -> float:
+    def _losses(self, phase: Phase, archs: list[Arch], x: Tensor, y: Tensor, add: Add) -> Tensor:
         """Gradient of the mean loss over `archs`; the loss of the first of them, which a sandwich makes the largest."""
         smoothing, losses = self.schedule.label_smoothing, []
         soft = None
@@ -155,21 +162,23 @@ class Trainer:
         for i, arch in enumerate(archs):
             logits = self.supernet(x, arch)
             loss = label_loss(logits, y, smoothing) if soft is None else soft_label_loss(logits, soft)
-            (loss / len(archs)).backward()
+            add(loss / len(archs))
             if i == 0 and phase.teacher == "inplace":
                 soft = logits.detach()
             losses.append(loss.detach())
-        return float(losses[0])
+        return losses[0]
 
     def _enter(self, phase: Phase) -> None:
         """What happens once, before the first step of a phase."""
         if phase.sort_channels:
             self.supernet.sort_channels()
             reset_momentum(self.optimizer)
+            self.gradients.average.forget()
         if phase.teacher == "previous":
             arch = self.space.decode(self.space.largest())[0]
             self.teacher = specialise(self.supernet, arch, self.data, images=self.watch.calibration)
-            save_tensors(self._teacher_file(phase), self.teacher.state_dict())
+            if self.world.first:
+                save_tensors(self._teacher_file(phase), self.teacher.state_dict())
 
     def _end_epoch(self, phase: int) -> None:
         record = self.schedule.phases[phase]
@@ -181,12 +190,13 @@ class Trainer:
             "lr": self.optimizer.param_groups[0]["lr"],
             "seconds": self.seconds,
             "images_per_s": self.loss_steps * self.schedule.batch_size / self.seconds,
-            "val": self.watch.validate(self.supernet, self.data),
+            "val": self.watch.validate(self.supernet, self.data, self.world),
             "val_images": min(self.watch.images or self.data.size("val"), self.data.size("val")),
         }
         log = self.folder / "log.jsonl"
         values["collapsed"] = collapsed(values["val"], read_jsonl(log), self.space.classes)
-        append_jsonl(log, values)
+        if self.world.first:
+            append_jsonl(log, values)
         self.report(values | {"step": self.step, "steps": int(self.ends[-1])})
 
     # -- state -------------------------------------------------------------------------------------------------------
@@ -209,17 +219,17 @@ class Trainer:
         state = {"step": self.step, "loss_sum": self.loss_sum, "loss_steps": self.loss_steps, "seconds": self.seconds}
         if self._epoch_ends():
             state |= {"loss_sum": 0.0, "loss_steps": 0, "seconds": 0.0}
-        save_state(self.folder / CHECKPOINT, self.supernet, self.optimizer, state)
+        save_state(self.folder, self.supernet, self.optimizer, self.gradients, state)
 
     def _resume(self) -> None:
-        path = self.folder / CHECKPOINT
-        if path.exists():
-            state = load_state(path, self.supernet, self.optimizer)
+        state = load_state(self.folder, self.supernet, self.optimizer, self.gradients)
+        if state is not None:
             self.step, self.loss_steps = int(state["step"]), int(state["loss_steps"])
             self.loss_sum, self.seconds = float(state["loss_sum"]), float(state["seconds"])
             self._load_teacher()
         whole = int(self.ends[-1]) if self.step == self.ends[-1] else self.step // self.steps_per_epoch
-        trim_log(self.folder / "log.jsonl", whole)
+        if self.world.first:
+            trim_log(self.folder / "log.jsonl", whole)
 
     def _load_teacher(self) -> None:
         phase = self.schedule.phases[self._phase()]

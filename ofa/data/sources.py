@@ -33,8 +33,8 @@ class Options:
     val_size, test_size: images cut from train where the data has no such split: a number, or a share below 1.
     seed: of that cut.  size: height and width of the stored images in pixels; channels: 1 or 3; None: as the images
     are.  flip, shift: see ImageData.  memory_limit: bytes of pixels above which images are decoded anew each time they
-    are read, by `workers` processes; the largest splits first.  buffer: row groups that are held of Parquet files above it;
-    None: an unpacked copy on disk.
+    are read, by `workers` processes; the largest splits first.  buffer: row groups that are held in memory of Parquet
+    files above it; None: an unpacked copy on disk.
     """
 
     val_size: float = 0.1

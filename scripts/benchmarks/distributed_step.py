@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel as Ddp
 
 from ofa.files import versions
-from ofa.parallel import Averaging, Compression, World, processes
+from ofa.parallel import Averaging, Parallel, World, processes
 from ofa.space import Arch, Space, load_space
 from ofa.supernet import Supernet
 
@@ -32,7 +32,7 @@ Step = Callable[[Tensor, Tensor, list[Arch]], None]
 
 def flat(net: Supernet, world: World, method: str) -> Step:
     """The project's own way."""
-    average = Averaging(net, world, Compression(method, start=2))
+    average = Averaging(net, world, Parallel(method, start=2))
 
     def step(x: Tensor, y: Tensor, archs: list[Arch]) -> None:
         run(net, x, y, archs)

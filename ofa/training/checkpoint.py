@@ -24,7 +24,7 @@ from ofa.weights import load_tensors, save_tensors
 SINGLE, MANY, LATEST = "checkpoint.safetensors", "checkpoint", "latest.json"
 
 
-def save_state(folder: Path, tensors: Mapping[str, Tensor], values: Mapping[str, Any], world: World) -> None:
+def write_checkpoint(folder: Path, tensors: Mapping[str, Tensor], values: Mapping[str, Any], world: World) -> None:
     """Replace the checkpoint of `folder`; every process calls it.
 
     tensors: the same in all processes, or of this one alone, under a name of its own.  values: JSON, with the key step.
@@ -45,7 +45,7 @@ def save_state(folder: Path, tensors: Mapping[str, Tensor], values: Mapping[str,
     world.wait()
 
 
-def load_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+def read_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     """Tensors, in CPU memory, and values of the newest checkpoint of a folder; None where there is none.
 
     Raises UserError, naming the file, where it is corrupt.
