@@ -32,6 +32,12 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def order(self, limit: int | None, rng: np.random.Generator | None) -> NDArray[np.int64]:
+        """Indices of at most `limit` images: spread evenly, or shuffled by a generator, as they are read best."""
+        order = _order(len(self), limit, rng)
+        windows = self.images.source.windows if isinstance(self.images, Encoded) else None
+        return windows.gather(order, rng) if windows and rng else order
+
     def read(self, batches: Sequence[NDArray[np.int64]]) -> Iterator[Tensor]:
         """Images of each batch of indices, uint8 (n, C, S, S) channels_last."""
         if isinstance(self.images, Encoded):
@@ -92,21 +98,26 @@ class ImageData:
         limit: int | None = None,
         drop_last: bool = False,
         start: int = 0,
+        share: tuple[int, int] = (0, 1),
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Normalised images, float32 (n, C, R, R) channels_last, and labels, int64 (n,).
 
         resolution: R, or a function from the number of the batch to R.  rng: shuffles and augments, the same way for
         the same generator; None: in order, as they are.  limit: at most so many images, spread evenly over the split
         where there is no rng.  drop_last: leave out a batch that is not full.  start: number of the first batch given.
+        share: (i, n) gives every n-th image of each batch from its i-th on; the n shares together are the batch.
         """
-        images = self.split(split)
-        order = _order(len(images), limit, rng)
+        images, (first, every) = self.split(split), share
+        order = images.order(limit, rng)
         if drop_last:
             order = order[: len(order) // batch_size * batch_size]
         if batch_size < 1 or not len(order):
             raise UserError(f"batches of {batch_size} cannot be drawn from {len(images)} images; change batch_size")
         parts = np.split(order, range(batch_size, len(order), batch_size))
         moves = [_draw_moves(len(part), self.shift, self.flip, rng) for part in parts] if rng else None
+        if every > 1:
+            parts = [part[first::every] for part in parts]
+            moves = moves and [each.share(first, every) for each in moves]
         return self._batches(images, parts, moves, resolution, start)
 
     def _batches(
@@ -154,6 +165,10 @@ class Moves:
     down: Tensor
     right: Tensor
     flips: int
+
+    def share(self, first: int, every: int) -> Moves:
+        """Those of every n-th image, from the first on."""
+        return Moves(self.down[first::every], self.right[first::every], len(range(first, self.flips, every)))
 
 
 def resize(x: Tensor, side: int) -> Tensor:
