@@ -6,27 +6,30 @@ goes on as if nothing had happened, and every worker of a distributed run draws 
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ofa.distill import label_loss, soft_label_loss
 from ofa.errors import UserError
-from ofa.evaluate import accuracy, specialise
-from ofa.files import append_jsonl, atomic_write, read_jsonl
+from ofa.evaluate import specialise
+from ofa.files import append_jsonl, read_jsonl
 from ofa.kernels import keep_memory
 from ofa.schedule import Phase, Schedule, draw
 from ofa.space import Arch, Space
 from ofa.static import StaticNet, build_spec
 from ofa.supernet import Supernet
+from ofa.training.gradients import Add, Gradients, Scale, compile_blocks
+from ofa.training.optimizer import make_optimizer, reset_momentum
+from ofa.training.state import load_state, save_state, trim_log
+from ofa.training.watch import Watch, collapsed
 from ofa.units import space_spec
 from ofa.weights import load_tensors, load_weights, save_tensors
 
@@ -34,24 +37,6 @@ if TYPE_CHECKING:
     from ofa.data import ImageData
 
 Report = Callable[[dict[str, Any]], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Watch:
-    """What each epoch's log measures: `random_nets` fixed random nets besides the largest and the smallest.
-
-    images: validation images used (None: all).  calibration: images for batch-norm statistics.
-    """
-
-    random_nets: int = 2
-    images: int | None = 2000
-    calibration: int = 1024
-
-    def nets(self, space: Space) -> dict[str, Arch]:
-        """The watched architectures by name; the random ones are the same in every run."""
-        drawn = space.decode(space.sample(self.random_nets, np.random.default_rng(1)))
-        ends = {"largest": space.decode(space.largest())[0], "smallest": space.decode(space.smallest())[0]}
-        return ends | {f"random_{i}": arch for i, arch in enumerate(drawn)}
 
 
 class Trainer:
@@ -73,6 +58,7 @@ class Trainer:
         save_seconds: float = 60.0,
         device: str = "cpu",
         initial: str | Path | None = None,
+        scale: Scale | None = None,
         report: Report = lambda values: None,
     ):
         self.space, self.data, self.schedule, self.folder = space, data, schedule, folder
@@ -85,7 +71,13 @@ class Trainer:
         if initial is not None:
             start_from(self.supernet, initial)
         self.supernet.to(self.device)
-        self.optimizer = _optimizer(self.supernet, schedule)
+        scale = scale or Scale()
+        self.world = scale.world
+        self.world.align(self.supernet)
+        if scale.compile:
+            compile_blocks(self.supernet)
+        self.gradients = Gradients(self.supernet, schedule.batch_size, scale)
+        self.optimizer = make_optimizer(self.supernet, schedule)
         self.steps_per_epoch = data.size("train") // schedule.batch_size
         if not self.steps_per_epoch:
             raise UserError(
@@ -115,13 +107,15 @@ class Trainer:
                 if self._epoch_ends():
                     self._end_epoch(phase)
                     started = time.monotonic()
-                if self._epoch_ends() or now - saved > self.save_seconds:
+                if self._epoch_ends() or self.world.sum(self.world.first and now - saved > self.save_seconds):
                     self._save()
                     saved = started = time.monotonic()
                 if self._epoch_ends():
                     self.loss_sum, self.loss_steps, self.seconds = 0.0, 0, 0.0
                     break
-        save_tensors(self.folder / "supernet.safetensors", self.supernet.state_dict(), {"space": self.space.to_dict()})
+        if self.world.first:
+            about = {"space": self.space.to_dict()}
+            save_tensors(self.folder / "supernet.safetensors", self.supernet.state_dict(), about)
         return self.supernet
 
     def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -134,8 +128,8 @@ class Trainer:
             choices = self.spaces[self._phase(step)].resolution
             return int(np.random.default_rng((self.seed, 3, step)).choice(choices))
 
-        size = self.schedule.batch_size
-        return self.data.batches("train", size, resolution, rng=rng, drop_last=True, start=done)
+        size, share = self.schedule.batch_size, self.world.share
+        return self.data.batches("train", size, resolution, rng=rng, drop_last=True, start=done, share=share)
 
     def _train_step(self, phase: int, x: Tensor, y: Tensor) -> None:
         record = self.schedule.phases[phase]
@@ -147,21 +141,18 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.supernet.train()
-        loss = self._backward(record, archs, x, y)
+        loss = self.gradients.of(partial(self._losses, record, archs), x, y)
         if not math.isfinite(loss):
             raise UserError(
                 f"the loss is {loss} at step {self.step} of phase {record.name} (learning rate {rate:.3g}); lower the "
                 "phase's lr or set clip_norm, and start again with another run folder or restart=true"
             )
-        if self.schedule.clip_norm is not None:
-            nn.utils.clip_grad_norm_(self.supernet.parameters(), self.schedule.clip_norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        self.gradients.apply(self.optimizer, self.schedule.clip_norm)
         self.step += 1
         self.loss_sum, self.loss_steps = self.loss_sum + loss, self.loss_steps + 1
         self.report({"step": self.step, "steps": int(self.ends[-1]), "phase": record.name, "loss": loss, "lr": rate})
 
-    def _backward(self, phase: Phase, archs: list[Arch], x: Tensor, y: Tensor) -> float:
+    def _losses(self, phase: Phase, archs: list[Arch], x: Tensor, y: Tensor, add: Add) -> Tensor:
         """Gradient of the mean loss over `archs`; the loss of the first of them, which a sandwich makes the largest."""
         smoothing, losses = self.schedule.label_smoothing, []
         soft = None
@@ -171,21 +162,23 @@ class Trainer:
         for i, arch in enumerate(archs):
             logits = self.supernet(x, arch)
             loss = label_loss(logits, y, smoothing) if soft is None else soft_label_loss(logits, soft)
-            (loss / len(archs)).backward()
+            add(loss / len(archs))
             if i == 0 and phase.teacher == "inplace":
                 soft = logits.detach()
             losses.append(loss.detach())
-        return float(losses[0])
+        return losses[0]
 
     def _enter(self, phase: Phase) -> None:
         """What happens once, before the first step of a phase."""
         if phase.sort_channels:
             self.supernet.sort_channels()
-            _reset_momentum(self.optimizer)
+            reset_momentum(self.optimizer)
+            self.gradients.average.forget()
         if phase.teacher == "previous":
             arch = self.space.decode(self.space.largest())[0]
             self.teacher = specialise(self.supernet, arch, self.data, images=self.watch.calibration)
-            save_tensors(self._teacher_file(phase), self.teacher.state_dict())
+            if self.world.first:
+                save_tensors(self._teacher_file(phase), self.teacher.state_dict())
 
     def _end_epoch(self, phase: int) -> None:
         record = self.schedule.phases[phase]
@@ -197,26 +190,14 @@ class Trainer:
             "lr": self.optimizer.param_groups[0]["lr"],
             "seconds": self.seconds,
             "images_per_s": self.loss_steps * self.schedule.batch_size / self.seconds,
-            "val": self.validate(),
+            "val": self.watch.validate(self.supernet, self.data, self.world),
             "val_images": min(self.watch.images or self.data.size("val"), self.data.size("val")),
         }
-        values["collapsed"] = [name for name, top1 in values["val"].items() if self._collapsed(name, top1)]
-        append_jsonl(self.folder / "log.jsonl", values)
+        log = self.folder / "log.jsonl"
+        values["collapsed"] = collapsed(values["val"], read_jsonl(log), self.space.classes)
+        if self.world.first:
+            append_jsonl(log, values)
         self.report(values | {"step": self.step, "steps": int(self.ends[-1])})
-
-    def validate(self) -> dict[str, float]:
-        """Top-1 accuracy (0 to 1) of each watched net on validation images, batch norm recalibrated."""
-        watch, scores = self.watch, {}
-        for name, arch in watch.nets(self.space).items():
-            net = specialise(self.supernet, arch, self.data, images=watch.calibration)
-            scores[name] = accuracy(net, self.data, "val", resolution=arch.resolution, limit=watch.images)
-        return scores
-
-    def _collapsed(self, name: str, top1: float) -> bool:
-        """Whether a watched net that had learned fell below half the accuracy above chance that it once had."""
-        chance = 1 / self.space.classes
-        best = max((line["val"].get(name, 0.0) for line in read_jsonl(self.folder / "log.jsonl")), default=0.0)
-        return best > (1 + chance) / 2 and top1 - chance < (best - chance) / 2
 
     # -- state -------------------------------------------------------------------------------------------------------
 
@@ -235,26 +216,20 @@ class Trainer:
         return self.folder / f"teacher-{phase.name}.safetensors"
 
     def _save(self) -> None:
-        tensors = {f"weights.{name}": tensor for name, tensor in self.supernet.state_dict().items()}
-        for name, parameter in self.supernet.named_parameters():
-            tensors[f"momentum.{name}"] = self.optimizer.state[parameter]["momentum_buffer"]
         state = {"step": self.step, "loss_sum": self.loss_sum, "loss_steps": self.loss_steps, "seconds": self.seconds}
         if self._epoch_ends():
             state |= {"loss_sum": 0.0, "loss_steps": 0, "seconds": 0.0}
-        save_tensors(self.folder / "checkpoint.safetensors", tensors, state)
+        save_state(self.folder, self.supernet, self.optimizer, self.gradients, state)
 
     def _resume(self) -> None:
-        path = self.folder / "checkpoint.safetensors"
-        if path.exists():
-            tensors, state = load_tensors(path)
-            weights = {k.removeprefix("weights."): v for k, v in tensors.items() if k.startswith("weights.")}
-            load_weights(self.supernet, weights, path)
-            for name, parameter in self.supernet.named_parameters():
-                self.optimizer.state[parameter]["momentum_buffer"].copy_(tensors[f"momentum.{name}"])
+        state = load_state(self.folder, self.supernet, self.optimizer, self.gradients)
+        if state is not None:
             self.step, self.loss_steps = int(state["step"]), int(state["loss_steps"])
             self.loss_sum, self.seconds = float(state["loss_sum"]), float(state["seconds"])
             self._load_teacher()
-        self._trim_log()
+        whole = int(self.ends[-1]) if self.step == self.ends[-1] else self.step // self.steps_per_epoch
+        if self.world.first:
+            trim_log(self.folder / "log.jsonl", whole)
 
     def _load_teacher(self) -> None:
         phase = self.schedule.phases[self._phase()]
@@ -262,32 +237,6 @@ class Trainer:
             teacher = build_spec(space_spec(self.space, self.space.decode(self.space.largest())[0]))
             load_weights(teacher, load_tensors(self._teacher_file(phase))[0], self._teacher_file(phase))
             self.teacher = teacher.to(self.device).eval()
-
-    def _trim_log(self) -> None:
-        """Drop the lines of epochs that the checkpoint does not hold, so that each epoch is logged once."""
-        path = self.folder / "log.jsonl"
-        lines = read_jsonl(path)
-        whole = self.ends[-1] if self.step == self.ends[-1] else self.step // self.steps_per_epoch
-        kept = [line for line in lines if line["epoch"] <= whole]
-        if len(kept) < len(lines):
-            atomic_write(path, "".join(json.dumps(line) + "\n" for line in kept))
-
-
-def _optimizer(supernet: Supernet, schedule: Schedule) -> torch.optim.SGD:
-    """Fused SGD; no weight decay on vectors.  Momentum buffers exist from the start, as fused SGD needs them to."""
-    named = list(supernet.named_parameters())
-    decayed = [p for name, p in named if p.ndim > 1 and "transforms" not in name]
-    rest = [p for name, p in named if p.ndim <= 1 or "transforms" in name]
-    groups = [{"params": decayed, "weight_decay": schedule.weight_decay}, {"params": rest, "weight_decay": 0.0}]
-    optimizer = torch.optim.SGD(groups, lr=0.1, momentum=schedule.momentum, nesterov=True, fused=True)
-    for _, parameter in named:
-        optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-    return optimizer
-
-
-def _reset_momentum(optimizer: torch.optim.SGD) -> None:
-    for state in optimizer.state.values():
-        state["momentum_buffer"].zero_()
 
 
 def start_from(supernet: Supernet, path: str | Path) -> None:

@@ -74,7 +74,9 @@ def open_stage(cfg: DictConfig, name: str, reads: Sequence[str], *, needs: Seque
 
 
 def note(run: str | Path, **values: Any) -> None:
-    """Add values to <run>/command.json, which the report reads."""
+    """Add values to <run>/command.json, which the report reads; of several processes the first one alone does."""
+    if os.environ.get("RANK", "0") != "0":
+        return
     path = Path(run, "command.json")
     write_json(path, (read_json(path) if path.exists() else {}) | values)
 

@@ -9,24 +9,28 @@ from omegaconf import DictConfig
 from scripts.cli import stage_command
 from scripts.parts import TRAIN, load_parts
 from scripts.progress import Progress
-from scripts.stage import open_stage, plain
+from scripts.shared import in_turn, shared_stage
+from scripts.stage import plain
 
 
 @stage_command("space", "data", "schedule", "train")
 def main(cfg: DictConfig) -> None:
     """Train one supernet that holds every network of the space.  Writes <run>/train."""
-    with open_stage(cfg, "train", TRAIN) as stage:
+    from ofa.parallel import Parallel, processes
+
+    options = plain(cfg.train)
+    with processes(options["device"]) as (world, device), shared_stage(cfg, "train", TRAIN, world) as stage:
         if stage.done:
             return
-        import torch
-
         from ofa.schedule import Schedule
-        from ofa.train import Trainer, Watch
+        from ofa.train import Trainer
+        from ofa.training.gradients import Scale
+        from ofa.training.watch import Watch
 
-        data, space = load_parts(cfg)
-        options = plain(cfg.train)
-        device = options["device"] or ("cuda" if torch.cuda.is_available() else "cpu")
+        data, space = in_turn(world, lambda: load_parts(cfg))
         schedule = Schedule(**{k: v for k, v in plain(cfg.schedule).items() if k != "_target_"})
+        names = ("precision", "accumulate", "compile")
+        scale = Scale(world, Parallel(**options["parallel"]), **{name: options[name] for name in names})
         with Progress("train") as progress:
             Trainer(
                 space,
@@ -38,7 +42,8 @@ def main(cfg: DictConfig) -> None:
                 save_seconds=options["save_seconds"],
                 device=device,
                 initial=options["initial"],
-                report=lambda values: _show(progress, values),
+                scale=scale,
+                report=lambda values: _show(progress, values) if world.first else None,
             ).run()
 
 
