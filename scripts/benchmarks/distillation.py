@@ -32,6 +32,7 @@ from ofa.kernels import keep_memory
 from ofa.spec import NetSpec, Unit
 from ofa.static import StaticNet, build_spec
 
+SIDE = 16  # pixels, a quarter of the work of CIFAR-10's 32
 CONF = Path(__file__).parents[2] / "conf/distill"
 
 
@@ -42,7 +43,7 @@ def network(widths: Sequence[int], depth: int) -> StaticNet:
         units += [Unit("conv", cin, cout, 3, 2, act="relu")]
         units += [Unit("conv", cout, cout, 3, act="relu", shortcut=True)] * depth
     units += [Unit("pool", widths[-1], widths[-1]), Unit("linear", widths[-1], 10)]
-    return build_spec(NetSpec(tuple(units), 32, 3, 10))
+    return build_spec(NetSpec(tuple(units), SIDE, 3, 10))
 
 
 def fresh(seed: int, widths: Sequence[int] = (16, 24, 40), depth: int = 0) -> StaticNet:
@@ -68,7 +69,7 @@ def methods() -> dict[str, Distillation | None]:
 
 def top1(net: nn.Module, data: ImageData) -> float:
     """Top-1 (%) on the test images."""
-    return 100 * accuracy(net, data, "test", resolution=32)
+    return 100 * accuracy(net, data, "test", resolution=SIDE)
 
 
 def row(name: str, scores: Sequence[float], base: Sequence[float], seconds: float) -> str:
@@ -83,8 +84,8 @@ def main() -> None:
     """Train the teachers, then each student; print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--path", required=True, help="folder of CIFAR-10's Parquet files")
-    parser.add_argument("--images", type=int, default=8000, help="training images")
-    parser.add_argument("--epochs", type=float, default=4, help="of each student")
+    parser.add_argument("--images", type=int, default=10000, help="training images")
+    parser.add_argument("--epochs", type=float, default=5, help="of each student")
     parser.add_argument("--teacher-epochs", type=float, default=10)
     parser.add_argument("--seeds", type=int, default=3, help="students of each method, at least 2")
     parser.add_argument("--out", help="a JSON file of all scores")
@@ -94,7 +95,7 @@ def main() -> None:
     data = load(options.path, options.images)
     settings = Finetuning(options.teacher_epochs, lr=0.1, batch_size=128, weight_decay=5e-4, clip_norm=5.0)
     nets = [finetune(fresh(100 + seed, (32, 64, 128), 1), data, settings, seed=100 + seed) for seed in range(2)]
-    print(f"{options.images} images; teachers: " + ", ".join(f"{top1(net, data):.2f} %" for net in nets), flush=True)
+    print(f"{options.images} images of {SIDE} pixels; teachers: " + ", ".join(f"{top1(net, data):.2f} %" for net in nets), flush=True)
     print("method         top-1, %         gain over labels   CPU s")
     results: dict[str, list[float]] = {}
     for name, distill in methods().items():
