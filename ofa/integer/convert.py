@@ -17,12 +17,10 @@ from torch import fx, nn
 from ofa.errors import UserError
 from ofa.export.graph import fold_batch_norms
 from ofa.integer import tables
-from ofa.integer.factors import add_factors, conv_factors, limits, mean_factor, mul_factor
-from ofa.integer.fixed import INT8
+from ofa.integer.factors import FREE, add_factors, conv_factors, limits, mean_factor, mul_factor
 from ofa.integer.net import Add, Conv, Depthwise, IntegerNet, Lookup, MaxPool, Mean, Mul, Op, Pair, Pool, Shape, Tensor
 
 Ranges = dict[str, tuple[float, float]]
-FREE = {"low": INT8.min, "high": INT8.max}
 FUSED: dict[type, str] = {nn.ReLU: "relu", nn.ReLU6: "relu6"}
 SAME = (nn.Identity, nn.Dropout, nn.Flatten)
 TABLES: dict[type, Callable[..., Any]] = {
@@ -138,7 +136,7 @@ class _Converter:
             kind = type(self.modules.get(str(user.target))) if user.op == "call_module" else None
             if kind not in FUSED and kind not in SAME:
                 break
-            act = FUSED.get(kind, "none")  # type: ignore[arg-type]
+            act = FUSED.get(kind, "none")
             chain.append(user)
         number = self.tensor(chain[-1])
         self.index |= dict.fromkeys(chain, number)

@@ -8,6 +8,7 @@ from numpy.typing import ArrayLike
 from ofa.integer.fixed import INT8, quantize_multiplier
 from ofa.integer.net import Int32, Tensor
 
+FREE = {"low": INT8.min, "high": INT8.max}  # no clamp but that of the type
 RANGES = {"none": (None, None), "relu": (0.0, None), "relu6": (0.0, 6.0), "relu_n1_to_1": (-1.0, 1.0)}
 
 

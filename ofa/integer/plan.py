@@ -1,13 +1,14 @@
 """One static arena for all tensors of an integer-only network, planned by when each of them lives.
 
 An operator that can work in place writes over an input that nobody reads later: table look-ups, sums, products, and
-depthwise convolutions, which keep the last rows of one channel beside (as TinyEngine, Lin et al. 2021, keeps a channel).
+depthwise convolutions, which keep the last rows of one channel beside them (TinyEngine, Lin et al. 2021, a channel).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 
@@ -84,7 +85,7 @@ def place(groups: Sequence[Group]) -> list[int]:
 
 def check(groups: Sequence[Group], offsets: Sequence[int]) -> None:
     """Raise RuntimeError where two groups share a byte at the same time."""
-    for i, j in ((i, j) for i in range(len(groups)) for j in range(i)):
+    for j, i in combinations(range(len(groups)), 2):
         for a, b in _together(groups[i], groups[j]):
             if offsets[i] < offsets[j] + b.size and offsets[j] < offsets[i] + a.size:
                 raise RuntimeError(f"buffers {j} and {i} overlap at operator {max(a.first, b.first)}")

@@ -1,12 +1,10 @@
 """Int8 .tflite files as integer-only networks.
 
-Padding operators are taken into the convolution behind them, reshapes and transposes that move nothing are left out,
-constant factors and activations become tables.
+Everything that a file says is looked up here; what each operator becomes stands in `lite_ops`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ofa.errors import UserError
-from ofa.integer import tables
-from ofa.integer.factors import add_factors, conv_factors, limits, mean_factor, mul_factor, scale_of
-from ofa.integer.fixed import INT8
-from ofa.integer.net import Add, Conv, Depthwise, IntegerNet, Lookup, MaxPool, Mean, Mul, Op, Pool, Tensor
+from ofa.integer.factors import limits
+from ofa.integer.lite_ops import OPS, Padding, as_map
+from ofa.integer.net import IntegerNet, Op, Shape, Tensor
 
 ACTS = ("none", "relu", "relu_n1_to_1", "relu6")  # by the schema's numbers
-FREE = {"low": INT8.min, "high": INT8.max}
 
 
 def read_tflite(path: str | Path) -> IntegerNet:
@@ -36,7 +32,7 @@ def read_tflite(path: str | Path) -> IntegerNet:
     try:
         if raw[4:8] != b"TFL3":
             raise ValueError("it does not begin as one")
-        return _Reader(schema, schema.ModelT.InitFromPackedBuf(raw, 0), raw).net()
+        return Reader(schema, schema.ModelT.InitFromPackedBuf(raw, 0), raw).net()
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     except Exception as error:  # flatbuffers checks nothing: whatever a damaged offset leads to
@@ -53,7 +49,7 @@ def _schema() -> Any:
     return schema
 
 
-class _Reader:
+class Reader:
     """Goes through a file's operators and gathers ours."""
 
     def __init__(self, schema: Any, model: Any, raw: bytes) -> None:
@@ -64,8 +60,7 @@ class _Reader:
         self.tensors: list[Tensor] = []
         self.ops: list[Op] = []
         self.index: dict[int, int] = {}  # of a file's tensor in ours; several where one only renames another
-        self.padding: dict[int, tuple[int, int]] = {}  # rows above and columns left of the file's tensor
-        self.shapes: dict[int, tuple[int, int, int]] = {}  # of padded tensors
+        self.padded: dict[int, Padding] = {}  # the file's tensors that are others with padding
 
     def net(self) -> IntegerNet:
         """The whole network."""
@@ -86,10 +81,12 @@ class _Reader:
     def tensor(self, number: int) -> int:
         """Our index of a file's activation."""
         number = int(number)
+        if number in self.padded:
+            raise UserError("padding is read by an operator that has no window; only convolutions and pools take it in")
         if number not in self.index:
             t = self.graph.tensors[number]
             scale, zero = self.quantization(t)
-            shape = _map(t.shape)
+            shape = as_map(t.shape)
             self.index[number] = len(self.tensors)
             self.tensors.append(Tensor(t.name.decode(), shape, float(scale[0]), int(zero[0])))
         return self.index[number]
@@ -97,6 +94,14 @@ class _Reader:
     def of(self, number: int) -> Tensor:
         """The tensor itself."""
         return self.tensors[self.tensor(number)]
+
+    def shape(self, number: int) -> Shape:
+        """The shape of any tensor as a map."""
+        return as_map(self.graph.tensors[int(number)].shape)
+
+    def zero(self, number: int) -> int:
+        """The zero point of any tensor."""
+        return int(self.quantization(self.graph.tensors[int(number)])[1][0])
 
     def quantization(self, t: Any) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Scales and zero points of an int8 tensor."""
@@ -135,190 +140,21 @@ class _Reader:
             raise UserError(f"fused activation {number} is not supported; ReLU, ReLU6 and none are")
         return limits(ACTS[number], self.of(out))
 
-    def place(self, op: Any, kernel: tuple[int, int], out: int) -> dict[str, Any]:
-        """Stride and padding of a window."""
-        o, number = op.builtinOptions, int(op.inputs[0])
+    def window(self, op: Any, kernel: tuple[int, ...], fill: int | None) -> dict[str, Any]:
+        """Input, stride and padding of a window; fill: what its operator takes for pixels outside, None for no pixels.
+
+        Padding of an operator before it is taken in.
+        """
+        o, number, out = op.builtinOptions, int(op.inputs[0]), int(op.outputs[0])
         if (getattr(o, "dilationHFactor", 1), getattr(o, "dilationWFactor", 1)) != (1, 1):
             raise UserError("a convolution is dilated; only plain windows are supported")
-        stride, pad = (o.strideH, o.strideW), self.padding.get(number, (0, 0))
+        given = self.padded.get(number) or Padding(number, (0, 0), self.of(number).shape, fill)
+        if given.fill != fill:
+            raise UserError(f"padding is {given.fill} where its reader needs {fill}; pad by zero, pools by nothing")
+        stride, pad = (o.strideH, o.strideW), given.pad
         if o.padding == 0:  # SAME
-            side = self.shapes.get(number, self.of(number).shape)
-            pairs = zip(pad, side, _map(self.graph.tensors[out].shape), kernel, stride, strict=False)
-            pad = tuple(p + max(0, (n - 1) * s + k - i) // 2 for p, i, n, k, s in pairs)  # type: ignore[assignment]
-        return {"stride": stride, "pad": pad}
-
-
-def _map(shape: Any) -> tuple[int, int, int]:
-    """(1, H, W, C) or (1, C) as (H, W, C)."""
-    sides = [int(n) for n in shape]
-    if len(sides) not in (2, 4) or sides[0] != 1:
-        raise UserError(f"a tensor has shape {sides}; images one at a time, (1, H, W, C) or (1, C), are read")
-    return (sides[1], sides[2], sides[3]) if len(sides) == 4 else (1, 1, sides[1])
-
-
-def _convolution(r: _Reader, op: Any) -> None:
-    x, weight, out = int(op.inputs[0]), r.constant(op.inputs[1]), int(op.outputs[0])
-    if weight.ndim == 2:  # fully connected: a window over the whole map
-        weight = weight.reshape(len(weight), *r.of(x).shape)
-    scale, zero = r.quantization(r.graph.tensors[int(op.inputs[1])])
-    _filters(r, op, Conv, weight, scale, zero)
-    del out
-
-
-def _depthwise(r: _Reader, op: Any) -> None:
-    weight = r.constant(op.inputs[1])[0].transpose(2, 0, 1)
-    scale, zero = r.quantization(r.graph.tensors[int(op.inputs[1])])
-    channels = r.of(op.inputs[0]).shape[2]
-    if channels == len(weight):
-        return _filters(r, op, Depthwise, weight, scale, zero)
-    if channels != 1:
-        raise UserError(
-            f"a depthwise convolution makes {len(weight)} channels of {channels}; it must keep their number"
-        )
-    return _filters(r, op, Conv, weight[..., None], scale, zero)
-
-
-def _filters(r: _Reader, op: Any, kind: type[Conv], weight: Any, scale: Any, zero: Any) -> None:
-    x, out, n = r.of(op.inputs[0]), int(op.outputs[0]), len(weight)
-    if zero.any():
-        raise UserError("weights have a zero point; they must be symmetric")
-    bias = r.constant(op.inputs[2], np.int32) if len(op.inputs) > 2 and op.inputs[2] >= 0 else np.zeros(n, np.int32)
-    multiplier, shift = conv_factors(x, scale, r.of(out), n)
-    place = r.place(op, weight.shape[1:3], out) if hasattr(op.builtinOptions, "strideH") else {}
-    fields = {"weight": np.ascontiguousarray(weight), "bias": bias, "multiplier": multiplier, "shift": shift}
-    r.emit(kind, out, r.act(op, out), x=r.tensor(op.inputs[0]), **fields, **place)
-
-
-def _add(r: _Reader, op: Any) -> None:
-    (a, b), out = op.inputs, int(op.outputs[0])
-    constant = [r.is_constant(n) for n in (a, b)]
-    if any(constant):
-        return _with_constant(r, op, a if constant[1] else b, b if constant[1] else a, np.add)
-    multiplier, shift = add_factors(r.of(a), r.of(b), r.of(out))
-    fields = {"a": r.tensor(a), "b": r.tensor(b), "multiplier": multiplier, "shift": shift}
-    return r.emit(Add, out, r.act(op, out), **fields)
-
-
-def _mul(r: _Reader, op: Any) -> None:
-    (a, b), out = op.inputs, int(op.outputs[0])
-    constant = [r.is_constant(n) for n in (a, b)]
-    if any(constant):
-        return _with_constant(r, op, a if constant[1] else b, b if constant[1] else a, np.multiply)
-    if r.of(a).size < r.of(b).size:
-        a, b = b, a
-    fields = {"a": r.tensor(a), "b": r.tensor(b), **mul_factor(r.of(a), r.of(b), r.of(out))}
-    return r.emit(Mul, out, r.act(op, out), **fields)
-
-
-def _with_constant(r: _Reader, op: Any, x: int, number: int, function: Callable[..., Any]) -> None:
-    """A sum or product with one stored number, as a table."""
-    stored, out = r.constant(number).reshape(-1), int(op.outputs[0])
-    if stored.size != 1:
-        raise UserError(f"an addition or product has {stored.size} stored numbers; one, or a second map, is supported")
-    scale, zero = r.quantization(r.graph.tensors[int(number)])
-    real = np.float64(scale[0]) * (int(stored[0]) - int(zero[0]))
-    _table(r, op, lambda v: function(v, real), x=x, act=r.act(op, out))
-
-
-def _table(
-    r: _Reader, op: Any, function: Callable[..., Any], x: int | None = None, act: dict[str, int] | None = None
-) -> None:
-    number, out = op.inputs[0] if x is None else x, int(op.outputs[0])
-    act = act or FREE
-    table = np.clip(tables.tabulate(function, r.of(number), r.of(out)), act["low"], act["high"])
-    r.emit(Lookup, out, FREE, x=r.tensor(number), table=table)
-
-
-def _hard_swish(r: _Reader, op: Any) -> None:
-    x, out = op.inputs[0], int(op.outputs[0])
-    r.emit(Lookup, out, FREE, x=r.tensor(x), table=tables.lite_hard_swish(r.of(x), r.of(out)))
-
-
-def _relu(act: str) -> Callable[[_Reader, Any], None]:
-    def read(r: _Reader, op: Any) -> None:
-        x, out = op.inputs[0], int(op.outputs[0])
-        bounds = limits(act, r.of(out))
-        table = np.clip(tables.requantize(r.of(x), r.of(out)), bounds["low"], bounds["high"])
-        r.emit(Lookup, out, FREE, x=r.tensor(x), table=table)
-
-    return read
-
-
-def _mean(r: _Reader, op: Any) -> None:
-    x, out = op.inputs[0], int(op.outputs[0])
-    if sorted(int(n) % 4 for n in r.constant(op.inputs[1], np.int32)) != [1, 2]:
-        raise UserError("a mean is not over rows and columns; only global pooling is supported")
-    rows, columns, _ = r.of(x).shape
-    r.emit(Mean, out, FREE, x=r.tensor(x), **mean_factor(r.of(x), r.of(out), rows * columns))
-
-
-def _pool(kind: type[Pool]) -> Callable[[_Reader, Any], None]:
-    def read(r: _Reader, op: Any) -> None:
-        x, out, o = op.inputs[0], int(op.outputs[0]), op.builtinOptions
-        if (scale_of(r.of(x)), r.of(x).zero) != (scale_of(r.of(out)), r.of(out).zero):
-            raise UserError("a pool changes the quantization; its input and output must share scale and zero point")
-        if int(x) in r.padding and kind is Pool:
-            raise UserError("an average pool counts padding; it must count pixels alone")
-        kernel = (o.filterHeight, o.filterWidth)
-        r.emit(kind, out, r.act(op, out), x=r.tensor(x), kernel=kernel, **r.place(op, kernel, out))
-
-    return read
-
-
-def _pad(r: _Reader, op: Any) -> None:
-    """Taken into what reads it."""
-    x, out = int(op.inputs[0]), int(op.outputs[0])
-    around = r.constant(op.inputs[1], np.int32).reshape(-1, 2)
-    r.index[out] = r.tensor(x)
-    r.padding[out] = (int(around[1, 0]), int(around[2, 0]))
-    r.shapes[out] = _map(r.graph.tensors[out].shape)
-
-
-def _same(r: _Reader, op: Any) -> None:
-    """A new shape, or another order of axes, that leaves every element where it is."""
-    x, out = int(op.inputs[0]), int(op.outputs[0])
-    before, after = ([int(n) for n in r.graph.tensors[i].shape] for i in (x, out))
-    if not r.index:  # the image may come channels first; ours comes as the first operator reads it
-        r.tensor(out)
-        return
-    flat = _map(before)[2] == int(np.prod(before)) or _map(after)[2] == int(np.prod(after))
-    if not flat:
-        raise UserError(f"a tensor of shape {before} becomes {after}; only flattening is supported")
-    if r.of(x).shape != _map(after):
-        r.index[out] = r.tensor(x)  # a linear layer reads the map as it is
-    else:
-        r.index[out] = r.tensor(x)
-
-
-def _quantize(r: _Reader, op: Any) -> None:
-    x, out = int(op.inputs[0]), int(op.outputs[0])
-    if r.kinds[r.graph.tensors[x].type] == "FLOAT32":
-        r.tensor(out)
-    else:
-        r.emit(Lookup, out, FREE, x=r.tensor(x), table=tables.requantize(r.of(x), r.of(out)))
-
-
-def _dequantize(r: _Reader, op: Any) -> None:
-    r.index[int(op.outputs[0])] = r.tensor(op.inputs[0])
-
-
-OPS: dict[str, Callable[[_Reader, Any], None]] = {
-    "CONV_2D": _convolution,
-    "FULLY_CONNECTED": _convolution,
-    "DEPTHWISE_CONV_2D": _depthwise,
-    "ADD": _add,
-    "MUL": _mul,
-    "MEAN": _mean,
-    "AVERAGE_POOL_2D": _pool(Pool),
-    "MAX_POOL_2D": _pool(MaxPool),
-    "HARD_SWISH": _hard_swish,
-    "LOGISTIC": lambda r, op: _table(r, op, tables.logistic),
-    "RELU": _relu("relu"),
-    "RELU6": _relu("relu6"),
-    "PAD": _pad,
-    "PADV2": _pad,
-    "RESHAPE": _same,
-    "TRANSPOSE": _same,
-    "QUANTIZE": _quantize,
-    "DEQUANTIZE": _dequantize,
-}
+            out_shape = self.shape(out)
+            sides = zip(given.shape, out_shape, kernel, stride, strict=False)
+            rows, columns = (max(0, (n - 1) * s + k - side) // 2 for side, n, k, s in sides)
+            pad = (pad[0] + rows, pad[1] + columns)
+        return {"x": self.tensor(given.source), "stride": stride, "pad": pad}
