@@ -1,35 +1,51 @@
-"""The state of a run on disk: weights, momentum and counters in one file, the log beside it."""
+"""The state of a run as tensors and JSON values, and the log beside it."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor
 
+from ofa.errors import UserError
 from ofa.files import atomic_write, read_jsonl
-from ofa.weights import load_tensors, load_weights, save_tensors
+from ofa.supernet import Supernet
+from ofa.training.average import Average
+from ofa.weights import load_weights
 
 
-def save_state(path: Path, net: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
-    """Write weights, momentum and the JSON values of `state` to `path` at once."""
+def state_tensors(net: Supernet, optimizer: torch.optim.Optimizer, average: Average | None) -> dict[str, Tensor]:
+    """Weights, momentum and averaged weights under names of their own."""
     tensors = {f"weights.{name}": tensor for name, tensor in net.state_dict().items()}
     for name, parameter in net.named_parameters():
         tensors[f"momentum.{name}"] = optimizer.state[parameter]["momentum_buffer"]
-    save_tensors(path, tensors, state)
+    if average is not None:
+        tensors |= {f"average.{name}": tensor for name, tensor in average.supernet.state_dict().items()}
+    return tensors
 
 
-def load_state(path: Path, net: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Read what `save_state` wrote into a network and its optimizer, in place; returns the JSON values."""
-    tensors, state = load_tensors(path)
-    weights = {k.removeprefix("weights."): v for k, v in tensors.items() if k.startswith("weights.")}
-    load_weights(net, weights, path)
+def restore(
+    tensors: Mapping[str, Tensor],
+    net: Supernet,
+    optimizer: torch.optim.Optimizer,
+    average: Average | None,
+    source: str | Path,
+) -> None:
+    """Copy what `state_tensors` gave into a network, its optimizer and its average, in place."""
+    load_weights(net, _part(tensors, "weights."), source)
     for name, parameter in net.named_parameters():
         optimizer.state[parameter]["momentum_buffer"].copy_(tensors[f"momentum.{name}"])
-    return state
+    averaged = _part(tensors, "average.")
+    if (average is None) != (not averaged):
+        raise UserError(f"{source} was written {'without' if average else 'with'} an average of weights; give the same")
+    if average is not None:
+        load_weights(average.supernet, averaged, source)
+
+
+def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def trim_log(path: Path, epoch: int) -> None:
