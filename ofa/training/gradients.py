@@ -78,12 +78,11 @@ class Gradients:
                 total += weight * float(losses(images, labels, add).detach())
         return self.scale.world.sum(total) / self.scale.world.size
 
-    def apply(self, optimizer: torch.optim.Optimizer, clip_norm: float | None = None) -> None:
-        """Average the gradients over all processes, clip their norm, let the optimizer step, and forget them."""
+    def apply(self, optimizer: torch.optim.Optimizer, clip: Callable[[nn.Module], None] = lambda net: None) -> None:
+        """Average the gradients over all processes, clip them, let the optimizer step, and forget them."""
         self.average()
         self.precision.unscale(optimizer)
-        if clip_norm is not None:
-            nn.utils.clip_grad_norm_(self.net.parameters(), clip_norm)
+        clip(self.net)
         self.precision.step(optimizer)
         optimizer.zero_grad()
 
