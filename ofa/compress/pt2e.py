@@ -21,6 +21,7 @@ from torch import Tensor, fx, nn
 
 from ofa.compress.chain import Work
 from ofa.errors import UserError
+from ofa.export.runtime import inference, laid_out
 from ofa.extras import extra
 from ofa.files import atomic_write
 from ofa.finetune import Finetuning, finetune
@@ -93,27 +94,31 @@ def quantizer(*, qat: bool = False) -> Any:
     return x86.X86InductorQuantizer().set_global(x86.get_default_x86_inductor_quantization_config(is_qat=qat))
 
 
-def quantize(net: nn.Module, batches: Iterable[Tensor], rules: Any) -> fx.GraphModule:
-    """Post-training quantization under a quantizer's rules, calibrated on batches (N, C, H, W)."""
+def quantize(net: nn.Module, batches: Iterable[Tensor], rules: Any, *, dynamic: bool = True) -> fx.GraphModule:
+    """Post-training quantization under a quantizer's rules, calibrated on batches (N, C, H, W).
+
+    dynamic: whether the graph takes any number of images; otherwise one, which some converters need.
+    """
     graph = None
     for batch in batches:
-        graph = prepare(net, batch[:2], rules) if graph is None else graph
+        graph = prepare(net, batch[:2], rules, dynamic=dynamic) if graph is None else graph
         with torch.inference_mode():
-            graph(batch.contiguous())
+            for part in [batch] if dynamic else batch.split(1):
+                graph(laid_out(part))
     if graph is None:
         raise UserError("quantization got no calibration images; give at least one batch")
     return convert(graph)
 
 
-def prepare(net: nn.Module, example: Tensor, rules: Any, *, qat: bool = False) -> fx.GraphModule:
+def prepare(net: nn.Module, example: Tensor, rules: Any, *, qat: bool = False, dynamic: bool = True) -> fx.GraphModule:
     """The exported graph with observers, or in QAT with fake quantization; raises RuntimeError where it got none."""
     tools = extra(f"{PT2E}.quantize_pt2e", EXTRA)
-    plain = copy.deepcopy(net).train(qat).to(memory_format=torch.contiguous_format)
-    batch = {0: torch.export.Dim("batch", min=1)}
-    example = example if len(example) > 1 else example.repeat(2, 1, 1, 1)  # one image would be taken for a constant
+    plain = inference(net).train(qat)
+    batch = {0: torch.export.Dim("batch", min=1)} if dynamic else None
+    example = laid_out(example[:1].repeat(1 + dynamic, 1, 1, 1))  # one image would be taken for a constant
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        exported = torch.export.export(plain, (example.contiguous(),), dynamic_shapes=(batch,)).module()
+        exported = torch.export.export(plain, (example,), dynamic_shapes=(batch,)).module()
         graph = (tools.prepare_qat_pt2e if qat else tools.prepare_pt2e)(exported, rules)
     watched = sum("activation_post_process" in str(node.target) for node in graph.graph.nodes)
     if not watched:

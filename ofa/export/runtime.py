@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -103,7 +104,15 @@ def precision(bits: int) -> str:
 
 def inference(net: nn.Module) -> nn.Module:
     """A copy in evaluation mode, on the CPU, whose tensors are laid out as exporters expect."""
-    return copy.deepcopy(net).cpu().eval().to(memory_format=_contiguous())
+    plain = copy.deepcopy(net).cpu().eval()
+    for tensor in (*plain.parameters(), *plain.buffers()):
+        tensor.data = laid_out(tensor.data)
+    return plain
+
+
+def laid_out(x: Tensor) -> Tensor:
+    """A copy whose strides are those of its shape, also where a side of 1 leaves them open; exporters keep them."""
+    return torch.empty(x.shape, dtype=x.dtype, device=x.device).copy_(x)
 
 
 def shape_of(images: Tensor) -> tuple[int, int, int]:
@@ -111,12 +120,6 @@ def shape_of(images: Tensor) -> tuple[int, int, int]:
     if images.ndim != 4 or not len(images):
         raise UserError(f"images have shape {tuple(images.shape)}; give at least one, as (N, C, H, W)")
     return images.shape[1], images.shape[2], images.shape[3]
-
-
-def _contiguous() -> Any:
-    import torch
-
-    return torch.contiguous_format
 
 
 def _on(call: Call, image: NDArray[np.float32]) -> Callable[[], object]:
