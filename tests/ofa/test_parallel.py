@@ -138,7 +138,7 @@ def test_a_batch_in_parts_has_the_gradient_of_the_batch(parts: int) -> None:
     assert worker.apart(gradient(Scale(accumulate=parts)), worker.truth()) < 1e-5
 
 
-@pytest.mark.parametrize(("name", "least", "most"), [("bfloat16", 1e-3, 0.1), ("float16", 1e-4, 0.02)])
+@pytest.mark.parametrize(("name", "least", "most"), [("bfloat16", 1e-2, 0.25), ("float16", 1e-3, 0.08)])
 def test_half_precision_has_nearly_the_same_gradient(name: str, least: float, most: float) -> None:
     assert least < worker.apart(gradient(Scale(precision=name)), worker.truth()) < most
 
@@ -156,9 +156,11 @@ def test_an_overflow_skips_the_step_and_halves_the_scale() -> None:
     assert other.scaler.get_scale() == before / 2
 
 
-def test_compiled_blocks_have_the_same_gradient() -> None:
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
+@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_compiled_blocks_have_the_same_gradient(backend: str) -> None:
     net = worker.net()
-    compile_blocks(net, backend="eager")
+    compile_blocks(net, backend=backend)
     assert worker.apart(gradient(Scale(), net), worker.truth()) < 1e-5
     assert list(net.state_dict()) == list(worker.net().state_dict())
 
