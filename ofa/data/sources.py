@@ -111,7 +111,7 @@ def parquet(path: str | Path, *, image: str | None = None, label: str = "label",
     likewise, where the data has them.  image: column {bytes, path}, by default img or image.  options: see Options.
     """
     settings = Options(**options)
-    root = _folder(path)
+    root = existing(path)
     files = _parquet_files(root)
     if "train" not in files:
         raise UserError(f"{root} has no train.parquet and no train-*.parquet; set data.path to the folder that has it")
@@ -129,7 +129,7 @@ def folder(path: str | Path, **options: Any) -> ImageData:
 
     `<path>/val` and `<path>/test` are used where they exist.  options: see Options.
     """
-    settings, root = Options(**options), _folder(path)
+    settings, root = Options(**options), existing(path)
     folders = {split: root / split for split in SPLITS if (root / split).is_dir()} or {"train": root}
     if "train" not in folders:
         raise UserError(f"{root} has {', '.join(folders)} but no folder train; put the training images there")
@@ -219,7 +219,8 @@ def _load(images: list[Tensor | Source], options: Options) -> list[Tensor | Enco
     return [loaded[i] for i in range(len(sources))]
 
 
-def _folder(path: str | Path) -> Path:
+def existing(path: str | Path) -> Path:
+    """The folder of that name, `~` expanded; raises UserError where there is none."""
     root = Path(path).expanduser()  # a shell leaves the ~ of data.path=~/images
     if not root.is_dir():
         raise UserError(f"data.path {path} is not a folder; set it to the folder that holds the images")

@@ -8,6 +8,7 @@ share.  Any number of processes goes on from either.
 from __future__ import annotations
 
 import shutil
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,9 @@ def _read(path: Path) -> dict[str, Tensor]:
     try:
         about = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
         tensors = {name: torch.empty(each.size, dtype=each.properties.dtype) for name, each in about.items()}  # type: ignore[union-attr]
-        dcp.load(tensors, checkpoint_id=path, no_dist=True)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "torch.distributed is (disabled|unavailable)", UserWarning)
+            dcp.load(tensors, checkpoint_id=path, no_dist=True)
     except Exception as error:  # of any type, as the reader's are
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path} is corrupt ({reason}); delete {path.parent} and run the stage again") from None
