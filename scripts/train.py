@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
+from ofa.files import write_json
 from scripts.cli import make, stage_command
 from scripts.parts import TRAIN, load_parts
 from scripts.progress import Progress
 from scripts.stage import open_stage, plain
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ofa.data import ImageData
     from ofa.space import Space
+    from ofa.supernet import Supernet
     from predictors import Accuracy
 
+    Report = Callable[[dict[str, Any]], None]
 
-@stage_command("space", "data", "schedule", "train")
+
+@stage_command("space", "data", "augment", "schedule", "train")
 def main(cfg: DictConfig) -> None:
     """Train one supernet that holds every network of the space.  Writes <run>/train."""
     with open_stage(cfg, "train", TRAIN) as stage:
@@ -25,14 +34,21 @@ def main(cfg: DictConfig) -> None:
         import torch
 
         from ofa.train import Trainer
+        from ofa.training.loggers import open_loggers
+        from ofa.training.profiling import profiled
         from ofa.training.rollback import Safety
         from ofa.training.watch import Watch
 
         data, space = load_parts(cfg)
         options = plain(cfg.train)
         device = options["device"] or ("cuda" if torch.cuda.is_available() else "cpu")
-        with Progress("train") as progress:
-            Trainer(
+        with ExitStack() as stack:
+            progress = stack.enter_context(Progress("train"))
+            reports: list[Report] = [lambda values: _show(progress, values)]
+            reports += stack.enter_context(open_loggers(options["loggers"], stage.folder, plain(cfg)))
+            if options["profile"]:
+                reports.append(stack.enter_context(profiled(stage.folder)))
+            supernet = Trainer(
                 space,
                 data,
                 make(cfg.schedule),
@@ -45,8 +61,15 @@ def main(cfg: DictConfig) -> None:
                 safety=Safety(**options["rollback"]),
                 average=options["average"],
                 learn=lambda genes, top1: _predictor(space, cfg.seed).fit(genes, top1),
-                report=lambda values: _show(progress, values),
+                report=lambda values: _tell(reports, values),
             ).run()
+        if options["rank"]["nets"]:
+            _rank(supernet, data, options, stage.folder, cfg.seed)
+
+
+def _tell(reports: list[Report], values: dict[str, Any]) -> None:
+    for report in reports:
+        report(values)
 
 
 def _predictor(space: Space, seed: int) -> Accuracy:
@@ -54,6 +77,21 @@ def _predictor(space: Space, seed: int) -> Accuracy:
     from predictors import Accuracy
 
     return Accuracy(space, seed=seed)
+
+
+def _rank(supernet: Supernet, data: ImageData, options: dict[str, Any], folder: Path, seed: int) -> None:
+    """Fine-tune some nets and write how far inherited accuracy ranks them."""
+    from ofa.finetune import Finetuning
+    from ofa.training.ranking import rank_correlation
+
+    nets, settings = options["rank"]["nets"], Finetuning(epochs=options["rank"]["epochs"], lr=options["rank"]["lr"])
+    images = options["watch"]["images"]
+    with Progress("rank") as progress:
+        found = rank_correlation(
+            supernet, data, settings, folder / "ranks.jsonl", nets=nets, images=images, seed=seed, report=progress
+        )
+        progress.print(f"Kendall tau of inherited and fine-tuned accuracy: {found['kendall_tau']:.3f} ({nets} nets)")
+    write_json(folder / "ranks.json", found)
 
 
 def _show(progress: Progress, values: dict[str, Any]) -> None:
