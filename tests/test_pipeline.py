@@ -24,7 +24,7 @@ from ofa.weights import load_tensors, load_weights
 from tests.ofa.test_published import theirs
 
 SHORT = (
-    "schedule.scale=0.3",
+    "schedule.epochs=12",
     "measure.subnets=14",
     "measure.latency_nets=6",
     "fit.repeats=2",

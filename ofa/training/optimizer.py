@@ -24,3 +24,11 @@ def reset_momentum(optimizer: torch.optim.Optimizer) -> None:
     """Forget the momentum of every parameter, in place."""
     for state in optimizer.state.values():
         state["momentum_buffer"].zero_()
+
+
+def clip(net: nn.Module, schedule: Schedule) -> None:
+    """Limit the gradient as the schedule says, in place: its norm, or each of its entries."""
+    if schedule.clip_norm is not None:
+        nn.utils.clip_grad_norm_(net.parameters(), schedule.clip_norm)
+    if schedule.clip_value is not None:
+        nn.utils.clip_grad_value_(net.parameters(), schedule.clip_value)

@@ -1,46 +1,51 @@
-"""The state of a run on disk: weights, momentum and counters in one file, the log beside it."""
+"""The state of a run as tensors and JSON values, and the log beside it."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor
 
+from ofa.errors import UserError
 from ofa.files import atomic_write, read_jsonl
-from ofa.training.checkpoint import read_checkpoint, write_checkpoint
-from ofa.training.gradients import Gradients
+from ofa.supernet import Supernet
+from ofa.training.average import Average
 from ofa.weights import load_weights
 
 
-def save_state(
-    folder: Path, net: nn.Module, optimizer: torch.optim.Optimizer, gradients: Gradients, state: Mapping[str, Any]
-) -> None:
-    """Write weights, momentum and the JSON values of `state` to the checkpoint of `folder`; every process calls it."""
+def state_tensors(net: Supernet, optimizer: torch.optim.Optimizer, average: Average | None) -> dict[str, Tensor]:
+    """Weights, momentum and averaged weights under names of their own."""
     tensors = {f"weights.{name}": tensor for name, tensor in net.state_dict().items()}
     for name, parameter in net.named_parameters():
         tensors[f"momentum.{name}"] = optimizer.state[parameter]["momentum_buffer"]
-    held, values = gradients.memory()
-    write_checkpoint(folder, tensors | held, {**state, **values}, gradients.scale.world)
+    if average is not None:
+        tensors |= {f"average.{name}": tensor for name, tensor in average.supernet.state_dict().items()}
+    return tensors
 
 
-def load_state(
-    folder: Path, net: nn.Module, optimizer: torch.optim.Optimizer, gradients: Gradients
-) -> dict[str, Any] | None:
-    """Read what `save_state` wrote, in place; returns the JSON values, None where there is no checkpoint."""
-    found = read_checkpoint(folder)
-    if found is None:
-        return None
-    tensors, state = found
-    weights = {k.removeprefix("weights."): v for k, v in tensors.items() if k.startswith("weights.")}
-    load_weights(net, weights, folder)
+def restore(
+    tensors: Mapping[str, Tensor],
+    net: Supernet,
+    optimizer: torch.optim.Optimizer,
+    average: Average | None,
+    source: str | Path,
+) -> None:
+    """Copy what `state_tensors` gave into a network, its optimizer and its average, in place."""
+    load_weights(net, _part(tensors, "weights."), source)
     for name, parameter in net.named_parameters():
         optimizer.state[parameter]["momentum_buffer"].copy_(tensors[f"momentum.{name}"])
-    gradients.recall(tensors, state, int(state["step"]))
-    return state
+    averaged = _part(tensors, "average.")
+    if (average is None) != (not averaged):
+        raise UserError(f"{source} was written {'without' if average else 'with'} an average of weights; give the same")
+    if average is not None:
+        load_weights(average.supernet, averaged, source)
+
+
+def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def trim_log(path: Path, epoch: int) -> None:

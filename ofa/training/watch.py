@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import resource
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from ofa.evaluate import accuracy, specialise
 from ofa.parallel import World
@@ -15,6 +18,9 @@ from ofa.space import Arch, Space
 if TYPE_CHECKING:
     from ofa.data import ImageData
     from ofa.supernet import Supernet
+
+
+LEARNED = 0.3
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +55,18 @@ class Watch:
 def collapsed(val: Mapping[str, float], log: Iterable[Mapping[str, Any]], classes: int) -> list[str]:
     """Nets that had learned and fell below half the accuracy above chance that they once had.
 
+    A net had learned once it was right for `LEARNED` of the images that chance would miss.
+
     val: their accuracies now.  log: the lines of earlier epochs, each with its own "val".
     """
     chance, lines = 1 / classes, list(log)
     best = {name: max((line["val"].get(name, 0.0) for line in lines), default=0.0) for name in val}
-    learned = {name: top for name, top in best.items() if top > (1 + chance) / 2}
+    learned = {name: top for name, top in best.items() if top - chance > LEARNED * (1 - chance)}
     return [name for name, top in learned.items() if val[name] - chance < (top - chance) / 2]
+
+
+def memory(device: torch.device) -> dict[str, int]:
+    """Most memory that this process has held so far, in bytes: "peak_rss_bytes", on a GPU also "gpu_memory_bytes"."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    found = {"peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
+    return found | ({"gpu_memory_bytes": torch.cuda.max_memory_allocated(device)} if device.type == "cuda" else {})

@@ -14,7 +14,8 @@ from ofa.data import ImageData, digits
 from ofa.distill import label_loss, soft_label_loss
 from ofa.errors import UserError
 from ofa.files import read_jsonl
-from ofa.schedule import Phase, Schedule, draw
+from ofa.sampling import draw
+from ofa.schedule import Phase, Schedule
 from ofa.space import Space, load_space
 from ofa.supernet import Supernet
 from ofa.train import Trainer, load_supernet
@@ -154,7 +155,7 @@ def test_rates_follow_their_formulas() -> None:
 
 
 def test_one_number_scales_every_phase() -> None:
-    assert schedule(scale=2.0).steps(100) == (20, 30, 20)
+    assert schedule(epochs=0.7).steps(100) == (20, 30, 20)
 
 
 @pytest.mark.parametrize(
@@ -163,6 +164,13 @@ def test_one_number_scales_every_phase() -> None:
         ({"name": "a", "epochs": 1, "lr": 0.1, "keep": {"colour": 1}}, "colour"),
         ({"name": "a", "epochs": 1, "lr": 0.1, "rule": "all"}, "choose from largest"),
         ({"name": "a", "epochs": 0, "lr": 0.1}, "above 0"),
+        ({"name": "a", "epochs": 1, "lr": -0.1}, "lr is -0.1; give a finite number above 0"),
+        ({"name": "a", "epochs": 1, "lr": float("nan")}, "lr is nan"),
+        ({"name": "a", "epochs": float("inf"), "lr": 0.1}, "epochs is inf"),
+        ({"name": "a", "epochs": 1, "lr": 0.1, "couple": ["depth"]}, "couples unknown .'depth'.; choose from kernel"),
+        ({"name": "a", "epochs": 1, "lr": 0.1, "prefer": "fast"}, "choose from none, best, worst"),
+        ({"name": "a", "epochs": 1, "lr": 0.1, "warmup": 1}, "warmup is 1; give"),
+        ({"name": "a", "epochs": 1, "lr": 0.1, "rule": "fixed"}, "needs an arch"),
         ({"name": "a", "epochs": 1}, "lacks a field"),
         ({"name": "a", "epochs": 1, "lr": 0.1, "rate": 1}, "rate"),
     ],
