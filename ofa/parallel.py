@@ -55,15 +55,6 @@ class World:
         if self.size > 1:
             self.sum(0.0)
 
-    def in_turn(self, make: Callable[[], Value]) -> Value:
-        """What `make` returns, in each process; in the first one before the others, which find what it wrote."""
-        if not self.first:
-            self.wait()
-        made = make()
-        if self.first:
-            self.wait()
-        return made
-
     def told(self, value: Value) -> Value:
         """The first process's value, in all."""
         box = [value]

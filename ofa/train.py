@@ -49,11 +49,10 @@ WEIGHTS = {"last": SUPERNET, "average": AVERAGE}  # which of a run's weights a l
 class Trainer:
     """One training run in one folder: `run()` starts it or continues it to its end.
 
-    folder: checkpoint.safetensors (weights, momentum, step), log.jsonl (a line an epoch), good/ (the checkpoint of the
+    folder: a checkpoint (weights, momentum, step), log.jsonl (a line an epoch), good/ (the checkpoint of the
     last epoch without a collapse), rollbacks.jsonl, and, at the end, supernet.safetensors and average.safetensors.
     initial: a supernet file to start from.  average: decay of a moving average of the weights (None: none).
-    learn: makes a predictor from measured nets, for phases that prefer some nets.  scale: processes, precision and the
-    like; all processes of a world run the same, and the first one writes.
+    learn: makes a predictor from measured nets, for phases that prefer some nets.
     """
 
     def __init__(
@@ -68,10 +67,10 @@ class Trainer:
         save_seconds: float = 60.0,
         device: str = "cpu",
         initial: str | Path | None = None,
+        scale: Scale | None = None,
         safety: Safety | None = None,
         average: float | None = None,
         learn: Learn | None = None,
-        scale: Scale | None = None,
         report: Report = lambda values: None,
     ):
         self.space, self.data, self.schedule, self.folder = space, data, schedule, folder
@@ -125,16 +124,11 @@ class Trainer:
                 reason, phase = str(error), self._phase()
             self._roll_back(reason, self.schedule.phases[phase].name)
         if self.world.first:
-            self._write()
-        self.world.wait()
+            about = {"space": self.space.to_dict()}
+            save_tensors(self.folder / SUPERNET, self.supernet.state_dict(), about)
+            if self.average is not None:
+                save_tensors(self.folder / AVERAGE, self.average.supernet.state_dict(), about)
         return self.supernet
-
-    def _write(self) -> None:
-        """The files that later stages read."""
-        about = {"space": self.space.to_dict()}
-        save_tensors(self.folder / SUPERNET, self.supernet.state_dict(), about)
-        if self.average is not None:
-            save_tensors(self.folder / AVERAGE, self.average.supernet.state_dict(), about)
 
     def _train_epoch(self) -> bool:
         """Train to the end of this epoch, or of the schedule; False where what came of it is to be undone."""
@@ -181,7 +175,7 @@ class Trainer:
         self.supernet.train()
         loss = self.gradients.of(partial(self._losses, record, archs), x, y)
         check_finite(loss, self.step, record.name, rate)
-        self.gradients.apply(self.optimizer, partial(clip, self.supernet, self.schedule))
+        self.gradients.apply(self.optimizer, lambda net: clip(net, self.schedule))
         if self.average is not None:
             self.average.update(self.supernet)
         self.step += 1
@@ -189,7 +183,7 @@ class Trainer:
         self.report({"step": self.step, "steps": int(self.ends[-1]), "phase": record.name, "loss": loss, "lr": rate})
 
     def _losses(self, phase: Phase, archs: list[Arch], x: Tensor, y: Tensor, add: Add) -> Tensor:
-        """Gradient of the loss over `archs`; the loss of the first of them, which a sandwich makes the largest."""
+        """Add the loss of each of `archs`; returns that of the first, which a sandwich makes the largest."""
         share = 1 / len(archs) if self.schedule.gradient == "mean" else 1.0
         soft, losses = None, []
         if self.teacher is not None:
@@ -225,20 +219,25 @@ class Trainer:
             net = specialise(self.supernet, arch, self.data, images=self.watch.calibration)
             if self.world.first:
                 save_tensors(path, net.state_dict())
+        self.world.wait()
         self._prepare(index)
 
     def _prepare(self, index: int) -> None:
-        """Load or make what a phase's steps need besides the weights; the first process makes it, the others load."""
-        self.world.in_turn(partial(self._load_aids, index))
-
-    def _load_aids(self, index: int) -> None:
+        """Load or make what a phase's steps need besides the weights."""
         phase = self.schedule.phases[index]
         self.teacher = load_teacher(self.folder, phase, self.space, self.device)
         self.score = None
         if phase.prefer != "none":
-            rng, path = np.random.default_rng((self.seed, 5, index)), self._measured_file(index)
-            space = self.spaces[index]
-            self.score = learn_score(phase, space, self.supernet, self.data, self.watch, self.learn, path, rng)
+            for turn in (self.world.first, not self.world.first):  # the first measures, the others read
+                if turn:
+                    self.score = self._learn(index)
+                self.world.wait()
+
+    def _learn(self, index: int) -> Score:
+        """What ranks the nets of a phase that prefers some, measured once and kept on disk."""
+        rng, path = np.random.default_rng((self.seed, 5, index)), self._measured_file(index)
+        phase, space = self.schedule.phases[index], self.spaces[index]
+        return learn_score(phase, space, self.supernet, self.data, self.watch, self.learn, path, rng)
 
     def _end_epoch(self, phase: int) -> bool:
         """Log the epoch; False where a net collapsed and there are attempts left to roll back."""
@@ -293,32 +292,38 @@ class Trainer:
         self._load(self.folder / "good")
         self.rollbacks = past
         self.rollbacks.add(phase, self.safety.factor)
-        for index in range(len(self.ends)):
-            if self._start(index) > self.step:
-                self._measured_file(index).unlink(missing_ok=True)
         self._save(self.folder)
         self._trim_log()
         if self.world.first:
+            for index in range(len(self.ends)):
+                if self._start(index) > self.step:
+                    self._measured_file(index).unlink(missing_ok=True)
             line = note_rollback(self.folder, reason, back_to=self.step, factor=self.rollbacks.factor(phase))
             self.report({"step": self.step, "steps": int(self.ends[-1]), "rollback": line})
+        self.world.wait()
 
     def _save(self, folder: Path) -> None:
-        values = {"step": self.step, "loss_sum": self.loss_sum, "loss_steps": self.loss_steps, "seconds": self.seconds}
+        values: dict[str, Any] = {
+            "step": self.step,
+            "loss_sum": self.loss_sum,
+            "loss_steps": self.loss_steps,
+            "seconds": self.seconds,
+        }
         values |= {"rollbacks": self.rollbacks.to_dict(), "averaged": self.average.steps if self.average else 0}
-        held, more = self.gradients.memory()
-        tensors = state_tensors(self.supernet, self.optimizer, self.average) | held
-        write_checkpoint(folder, tensors, values | more, self.world)
+        held, memory = self.gradients.memory()
+        tensors = state_tensors(self.supernet, self.optimizer, self.average)
+        write_checkpoint(folder, tensors | held, values | memory, self.world)
 
     def _load(self, folder: Path) -> bool:
-        """Go on from the checkpoint of a folder; False where there is none."""
+        """Go on from a folder's checkpoint; False where it has none."""
         found = read_checkpoint(folder)
         if found is None:
             return False
         tensors, values = found
         restore(tensors, self.supernet, self.optimizer, self.average, folder)
-        self.gradients.recall(tensors, values, int(values["step"]))
         self.step, self.loss_steps = int(values["step"]), int(values["loss_steps"])
         self.loss_sum, self.seconds = float(values["loss_sum"]), float(values["seconds"])
+        self.gradients.recall(tensors, values, self.step)
         self.rollbacks = Rollbacks.from_dict(values["rollbacks"])
         if self.average is not None:
             self.average.steps = int(values["averaged"])
@@ -332,10 +337,9 @@ class Trainer:
         self._trim_log()
 
     def _trim_log(self) -> None:
-        if not self.world.first:
-            return
         whole = int(self.ends[-1]) if self.step == self.ends[-1] else self.step // self.steps_per_epoch
-        trim_log(self.folder / "log.jsonl", whole)
+        if self.world.first:
+            trim_log(self.folder / "log.jsonl", whole)
 
 
 def start_from(supernet: Supernet, path: str | Path) -> None:

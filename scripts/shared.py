@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from omegaconf import DictConfig
 
@@ -13,6 +13,8 @@ from scripts.stage import Stage, open_stage
 
 if TYPE_CHECKING:
     from ofa.parallel import World
+
+Made = TypeVar("Made")
 
 
 @contextmanager
@@ -29,3 +31,10 @@ def shared_stage(cfg: DictConfig, name: str, reads: Sequence[str], world: World)
             yield stage
     else:
         yield world.told(Stage.__new__(Stage))
+
+
+def in_turn(world: World, make: Callable[[], Made]) -> Made:
+    """What `make` returns, in each process; in the first one before the others, which find what it cached."""
+    made = make() if world.first else None
+    world.wait()
+    return make() if made is None else made

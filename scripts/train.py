@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 from scripts.cli import make, stage_command
 from scripts.parts import TRAIN, load_parts
 from scripts.progress import Progress
-from scripts.shared import shared_stage
+from scripts.shared import in_turn, shared_stage
 from scripts.stage import plain
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def main(cfg: DictConfig) -> None:
         from ofa.training.rollback import Safety
         from ofa.training.watch import Watch
 
-        data, space = world.in_turn(lambda: load_parts(cfg))
+        data, space = in_turn(world, lambda: load_parts(cfg))
         names = ("precision", "accumulate", "compile")
         scale = Scale(world, Parallel(**options["parallel"]), **{name: options[name] for name in names})
         with Progress("train") as progress:
@@ -45,10 +45,10 @@ def main(cfg: DictConfig) -> None:
                 save_seconds=options["save_seconds"],
                 device=device,
                 initial=options["initial"],
+                scale=scale,
                 safety=Safety(**options["rollback"]),
                 average=options["average"],
                 learn=lambda genes, top1: _predictor(space, cfg.seed).fit(genes, top1),
-                scale=scale,
                 report=lambda values: _show(progress, values) if world.first else None,
             ).run()
 

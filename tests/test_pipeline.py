@@ -85,6 +85,18 @@ def test_every_agent_searched_every_device(run: Path) -> None:
             assert read(run / "search" / device / agent / "result.json")["evaluations"] == 120
 
 
+def test_agents_side_by_side_find_what_they_find_one_after_the_other(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "runs/digits", ignore=shutil.ignore_patterns("search", "specialize", "export"))
+    found = ofa("search", *SHORT, "workers=2", folder=tmp_path)
+    assert found.returncode == 0, found.stderr
+    for agent in ("random", "evolution", "optuna"):
+        name = f"search/stm32f746/{agent}/evaluations.parquet"
+        pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "runs/digits" / name), pd.read_parquet(run / name))
+    tight = ofa("search", *SHORT, "workers=2", "restart=true", "device.stm32f746.limits.macs=1", folder=tmp_path)
+    assert tight.returncode == 1
+    assert "no network of space digits_mbv3 meets macs <= 1" in tight.stderr
+
+
 def test_the_report_is_one_page_that_needs_no_network(run: Path) -> None:
     page = (run / "report.html").read_text()
     assert "STM32L073" in page

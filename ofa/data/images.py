@@ -147,9 +147,7 @@ class ImageData:
 
     def normalise(self, x: Tensor) -> Tensor:
         """From uint8 to float32, each channel with mean 0 and standard deviation 1; (n, C, R, R) channels_last."""
-        mean, std = torch.tensor([self.mean, self.std], dtype=torch.float64)[:, None, :, None, None]
-        scale, offset = _planes(1 / (255 * std), x), _planes(-mean / std, x)
-        return x.contiguous(memory_format=torch.channels_last).float().mul_(scale).add_(offset)
+        return normalise(x, self.mean, self.std)
 
     def describe(self) -> dict[str, Any]:
         """What a model's card says about its data; JSON."""
@@ -174,6 +172,13 @@ class Moves:
 def resize(x: Tensor, side: int) -> Tensor:
     """Images (n, C, S, S), uint8 or float, at `side` pixels: bilinear, antialiased; equal to Pillow's on uint8."""
     return x if x.shape[-1] == side else F.interpolate(x, (side, side), mode="bilinear", antialias=True)
+
+
+def normalise(x: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """From uint8 (n, C, R, R) to float32, each channel (x / 255 - mean) / std; channels_last."""
+    means, stds = torch.tensor([mean, std], dtype=torch.float64)[:, None, :, None, None]
+    scale, offset = _planes(1 / (255 * stds), x), _planes(-means / stds, x)
+    return x.contiguous(memory_format=torch.channels_last).float().mul_(scale).add_(offset)
 
 
 def statistics(train: Split) -> tuple[tuple[float, ...], tuple[float, ...]]:

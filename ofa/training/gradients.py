@@ -79,11 +79,11 @@ class Gradients:
                 total += weight * float(losses(images, labels, add).detach())
         return self.scale.world.sum(total) / self.scale.world.size
 
-    def apply(self, optimizer: torch.optim.Optimizer, clip: Callable[[], None]) -> None:
+    def apply(self, optimizer: torch.optim.Optimizer, clip: Callable[[nn.Module], None] = lambda net: None) -> None:
         """Average the gradients over all processes, clip them, let the optimizer step, and forget them."""
         self.average()
         self.precision.unscale(optimizer)
-        clip()
+        clip(self.net)
         self.precision.step(optimizer)
         optimizer.zero_grad()
 
