@@ -86,7 +86,7 @@ def _tuned(net: StaticNet, work: Work, args: argparse.Namespace, name: str, step
     share = counts.nonzeros / sum(p.numel() for p in net.parameters())
     print(
         f"{name:16} test {before:.2f} -> {row['pruned']:.2f} -> {np.mean(after):.2f} ± {np.std(after):.2f} "
-        f"(n={len(after)}, {args.epochs:g} epochs; val {np.mean(row['val']):.2f}); size {share:.3f}, {counts.macs / 1e6:.2f} M MACs, "
+        f"(n={len(after)}, {args.epochs:g} epochs, val {np.mean(row["val"]):.2f}); size {share:.3f}, {counts.macs / 1e6:.2f} M MACs, "
         f"{counts.sparse_macs / 1e6:.2f} M of them not by zero; {row['seconds']:.0f} s",
         flush=True,
     )
