@@ -18,7 +18,7 @@ from scripts.mistakes import explain
 from scripts.options import explanation, groups, sources
 
 CONF = Path(__file__).parents[1] / "conf"
-LISTS = ("agent", "device", "step")  # groups of which a run takes several
+LISTS = ("agent", "device", "runtime", "step")  # groups of which a run takes several
 CHOICES = [(group, choice) for group, choices in groups().items() for choice in choices]
 SUPPLIED = ("space", "seed", "table", "classes")  # arguments that a stage adds to what a YAML file says
 
@@ -29,15 +29,9 @@ def hydra() -> Iterator[None]:
         yield
 
 
-def override(group: str, choice: str) -> str:
-    """The word on the command line that takes a choice."""
-    known = "step" not in group or "step:" in (CONF / "config.yaml").read_text()
-    return ("" if known else "+") + (f"{group}=[{choice}]" if group in LISTS else f"{group}={choice}")
-
-
 def section(group: str, choice: str) -> Any:
     """What a choice adds to the configuration."""
-    cfg = compose("config", [override(group, choice)])
+    cfg = compose("config", [f"{group}=[{choice}]" if group in LISTS else f"{group}={choice}"])
     return cfg[group][choice] if group in LISTS else cfg[group]
 
 
@@ -68,7 +62,7 @@ def test_experiment_composes_and_names_its_run(experiment: str) -> None:
 
 @pytest.mark.parametrize(("group", "choice"), CHOICES)
 def test_what_a_file_names_exists_and_takes_its_options(group: str, choice: str) -> None:
-    cfg = compose("config", [override(group, choice)])
+    cfg = compose("config", [f"{group}=[{choice}]" if group in LISTS else f"{group}={choice}"])
     plain = OmegaConf.to_container(cfg)
     assert isinstance(plain, dict)
     for node in targets(plain):
