@@ -5,7 +5,7 @@
 
 digits: a small MobileNetV3-like net (squeeze-excite, hard-swish), trained here for `--epochs` epochs, on scikit-learn's
 digits.  proxyless: MCUNet's published ImageNet weights, on CIFAR-10's test images at 112 px (folder of real data,
-OFA_DATA).  Each goes through LiteRT's converter and quantizer (per channel, MinMax over 128 training images) to one
+OFA_DATA).  Each goes through LiteRT's converter and quantizer (per channel, `--ranges` over 128 training images) to one
 int8 file, which everything runs.  Printed: differences of 8-bit logits, the largest, the share that is not 0 and that
 above 1, and of the first class; then how well the file, and the network quantized by `from_net`, follow PyTorch.
 """
@@ -68,8 +68,8 @@ def small_net(epochs: int) -> tuple[StaticNet, ImageData]:
 
 def published_net(epochs: int) -> tuple[StaticNet, ImageData]:
     """With its ImageNet weights."""
-    name = DATA / "weights/proxyless-w0.25-r112_imagenet"
-    return load_network(name.with_suffix(".json"), name.with_suffix(".pth")), cifar10(DATA / "cifar10")
+    name = f"{DATA}/weights/proxyless-w0.25-r112_imagenet"
+    return load_network(f"{name}.json", f"{name}.pth"), cifar10(DATA / "cifar10")
 
 
 NETS: dict[str, Callable[[int], tuple[StaticNet, ImageData]]] = {"digits": small_net, "proxyless": published_net}
@@ -81,23 +81,31 @@ def images_of(data: ImageData, split: str, resolution: int, n: int) -> torch.Ten
     for part in (split, "val", "train"):
         left = n - sum(map(len, found))
         if left > 0:
-            found += [images for images, _ in data.batches(part, 100, resolution, rng=None, limit=left)]  # type: ignore[arg-type]
+            found += [images for images, _ in data.batches(part, 100, resolution, rng=None, limit=left)]
     return torch.cat(found)[:n]
 
 
-def to_int8_tflite(net: StaticNet, images: torch.Tensor, path: Path) -> None:
-    """Write the network as an int8 file, calibrated on normalised images (N, C, H, W)."""
+def to_int8_tflite(net: StaticNet, images: torch.Tensor, path: Path, ranges: str) -> None:
+    """Write the network as an int8 file, calibrated on normalised images (N, C, H, W).
+
+    ranges: how those of single images are merged, by the quantizer's default or by their extremes.
+    """
     import litert_torch
     from ai_edge_litert.interpreter import Interpreter
-    from ai_edge_quantizer import quantizer, recipe
+    from ai_edge_quantizer import calibrator, quantizer, recipe, recipe_manager
+    from ai_edge_quantizer.utils import qsv_utils
 
     source = path.with_suffix(".float.tflite")
     litert_torch.convert(net, (images[:1].contiguous(),)).export(str(source))
-    tool = quantizer.Quantizer(str(source))
+    tool, recipes = quantizer.Quantizer(str(source)), recipe_manager.RecipeManager()
     tool.load_quantization_recipe(recipe.static_wi8_ai8())
+    recipes.load_quantization_recipe(recipe.static_wi8_ai8())
     key, signature = next(iter(Interpreter(str(source)).get_signature_list().items()))
     feeds = [{signature["inputs"][0]: image[None].contiguous().numpy()} for image in images]
-    tool.quantize(tool.calibrate({key: feeds})).export_model(str(path))
+    merge = {"minmax": qsv_utils.min_max_update, "moving_average": qsv_utils.moving_average_update}[ranges]
+    seen = calibrator.Calibrator(source.read_bytes(), qsv_update_func=merge, num_threads=1)
+    seen.calibrate({key: feeds}, recipes)
+    tool.quantize(seen.get_model_qsvs()).export_model(str(path))
 
 
 def run_lite(path: Path, images: Int8, kernels: str) -> Int8:
@@ -140,14 +148,14 @@ def run_micro(path: Path, images: Int8, kernels: str) -> Int8:
     return np.stack(found)
 
 
-def report(name: str, n: int, epochs: int) -> dict[str, Any]:
+def report(name: str, n: int, epochs: int, ranges: str) -> dict[str, Any]:
     """All comparisons of one network."""
     net, data = NETS[name](epochs)
     side = net.spec.resolution
     calibration, images = images_of(data, "train", side, 128), images_of(data, "test", side, n)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "net.tflite"
-        to_int8_tflite(net, calibration, path)
+        to_int8_tflite(net, calibration, path, ranges)
         integer = read_tflite(path)
         q = quantize_images(integer, images.numpy())
         start = time.perf_counter()
@@ -157,7 +165,7 @@ def report(name: str, n: int, epochs: int) -> dict[str, Any]:
         logits[MICRO] = run_micro(path, q, MICRO)
     pairs = [("numpy reference", other) for other in (*KERNELS, MICRO)]
     pairs += [(a, b) for i, a in enumerate(KERNELS) for b in list(KERNELS)[i + 1 :]]
-    found: dict[str, Any] = {"net": name, "n": n, "seconds": seconds}
+    found: dict[str, Any] = {"net": name, "ranges": ranges, "n": n, "seconds": seconds}
     found["pairs"] = {f"{a} - {b}": _difference(logits[a], logits[b]) for a, b in pairs}
     reference, own = run_torch(net, images), from_net(net, calibration.split(32))
     y = integer.tensors[integer.output]
@@ -187,12 +195,15 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--epochs", type=int, default=5, help="of the digits net")
     parser.add_argument("--nets", nargs="+", default=list(NETS), choices=list(NETS))
+    parser.add_argument(
+        "--ranges", default="minmax", choices=("minmax", "moving_average"), help="of LiteRT's quantizer"
+    )
     parser.add_argument("--out", type=Path, help="JSON file of the result")
     args = parser.parse_args()
     results = []
     for name in args.nets:
-        results.append(report(name, args.images, args.epochs))
-        print(f"{name}, {args.images} images, reference {results[-1]['seconds']:.1f} s", flush=True)
+        results.append(report(name, args.images, args.epochs, args.ranges))
+        print(f"{name}, {args.images} images, {args.ranges}, reference {results[-1]['seconds']:.1f} s", flush=True)
         for pair, row in results[-1]["pairs"].items():
             print(
                 f"  {pair:40} largest {row['largest']:3} unequal {row['unequal']:.4%} over one {row['over_one']:.4%}"
