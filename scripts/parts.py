@@ -44,10 +44,10 @@ def load_parts(cfg: DictConfig) -> tuple[ImageData, Space]:
 
 
 def trained(cfg: DictConfig, space: Space) -> Supernet:
-    """The supernet that ofa-train wrote."""
+    """The supernet that ofa-train wrote, with the weights that measure.weights names."""
     from ofa.train import load_supernet
 
-    return load_supernet(Path(cfg.run, "train"), space)
+    return load_supernet(Path(cfg.run, "train"), space, weights=cfg.measure.weights)
 
 
 def load_trained(options: dict[str, Any]) -> tuple[Supernet, ImageData]:

@@ -2,47 +2,69 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
-from scripts.cli import stage_command
+from scripts.cli import make, stage_command
 from scripts.parts import TRAIN, load_parts
 from scripts.progress import Progress
-from scripts.stage import open_stage, plain
+from scripts.shared import in_turn, shared_stage
+from scripts.stage import plain
+
+if TYPE_CHECKING:
+    from ofa.space import Space
+    from predictors import Accuracy
 
 
 @stage_command("space", "data", "schedule", "train")
 def main(cfg: DictConfig) -> None:
     """Train one supernet that holds every network of the space.  Writes <run>/train."""
-    with open_stage(cfg, "train", TRAIN) as stage:
+    from ofa.parallel import Parallel, processes
+
+    options = plain(cfg.train)
+    with processes(options["device"]) as (world, device), shared_stage(cfg, "train", TRAIN, world) as stage:
         if stage.done:
             return
-        import torch
+        from ofa.train import Trainer
+        from ofa.training.gradients import Scale
+        from ofa.training.rollback import Safety
+        from ofa.training.watch import Watch
 
-        from ofa.schedule import Schedule
-        from ofa.train import Trainer, Watch
-
-        data, space = load_parts(cfg)
-        options = plain(cfg.train)
-        device = options["device"] or ("cuda" if torch.cuda.is_available() else "cpu")
-        schedule = Schedule(**{k: v for k, v in plain(cfg.schedule).items() if k != "_target_"})
+        data, space = in_turn(world, lambda: load_parts(cfg))
+        names = ("precision", "accumulate", "compile")
+        scale = Scale(world, Parallel(**options["parallel"]), **{name: options[name] for name in names})
         with Progress("train") as progress:
             Trainer(
                 space,
                 data,
-                schedule,
+                make(cfg.schedule),
                 stage.folder,
                 seed=cfg.seed,
                 watch=Watch(**options["watch"]),
                 save_seconds=options["save_seconds"],
                 device=device,
                 initial=options["initial"],
-                report=lambda values: _show(progress, values),
+                scale=scale,
+                safety=Safety(**options["rollback"]),
+                average=options["average"],
+                learn=lambda genes, top1: _predictor(space, cfg.seed).fit(genes, top1),
+                report=lambda values: _show(progress, values) if world.first else None,
             ).run()
 
 
+def _predictor(space: Space, seed: int) -> Accuracy:
+    """What a phase that prefers some nets learns to rank them with."""
+    from predictors import Accuracy
+
+    return Accuracy(space, seed=seed)
+
+
 def _show(progress: Progress, values: dict[str, Any]) -> None:
+    if back := values.get("rollback"):
+        text = f"{back['reason']}; back to step {back['back_to_step']} with {back['lr_factor']:g} of the learning rate"
+        progress.print(f"rollback: {text}")
+        return
     if "val" not in values:
         progress(values)
         return

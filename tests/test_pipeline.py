@@ -24,7 +24,7 @@ from ofa.weights import load_tensors, load_weights
 from tests.ofa.test_published import theirs
 
 SHORT = (
-    "schedule.scale=0.3",
+    "schedule.epochs=12",
     "measure.subnets=14",
     "measure.latency_nets=6",
     "fit.repeats=2",
@@ -83,6 +83,18 @@ def test_every_agent_searched_every_device(run: Path) -> None:
     for device in ("stm32l073", "stm32f746"):
         for agent in ("random", "evolution", "optuna"):
             assert read(run / "search" / device / agent / "result.json")["evaluations"] == 120
+
+
+def test_agents_side_by_side_find_what_they_find_one_after_the_other(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "runs/digits", ignore=shutil.ignore_patterns("search", "specialize", "export"))
+    found = ofa("search", *SHORT, "workers=2", folder=tmp_path)
+    assert found.returncode == 0, found.stderr
+    for agent in ("random", "evolution", "optuna"):
+        name = f"search/stm32f746/{agent}/evaluations.parquet"
+        pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "runs/digits" / name), pd.read_parquet(run / name))
+    tight = ofa("search", *SHORT, "workers=2", "restart=true", "device.stm32f746.limits.macs=1", folder=tmp_path)
+    assert tight.returncode == 1
+    assert "no network of space digits_mbv3 meets macs <= 1" in tight.stderr
 
 
 def test_the_report_is_one_page_that_needs_no_network(run: Path) -> None:

@@ -13,11 +13,13 @@ import torch
 from ofa.data import ImageData, digits
 from ofa.distill import label_loss, soft_label_loss
 from ofa.errors import UserError
-from ofa.files import append_jsonl, read_jsonl
-from ofa.schedule import Phase, Schedule, draw
+from ofa.files import read_jsonl
+from ofa.sampling import draw
+from ofa.schedule import Phase, Schedule
 from ofa.space import Space, load_space
 from ofa.supernet import Supernet
-from ofa.train import Trainer, Watch, load_supernet
+from ofa.train import Trainer, load_supernet
+from ofa.training.watch import Watch, collapsed
 from ofa.weights import load_tensors, save_tensors
 
 WATCH = Watch(random_nets=1, images=60, calibration=60)
@@ -153,7 +155,7 @@ def test_rates_follow_their_formulas() -> None:
 
 
 def test_one_number_scales_every_phase() -> None:
-    assert schedule(scale=2.0).steps(100) == (20, 30, 20)
+    assert schedule(epochs=0.7).steps(100) == (20, 30, 20)
 
 
 @pytest.mark.parametrize(
@@ -162,6 +164,13 @@ def test_one_number_scales_every_phase() -> None:
         ({"name": "a", "epochs": 1, "lr": 0.1, "keep": {"colour": 1}}, "colour"),
         ({"name": "a", "epochs": 1, "lr": 0.1, "rule": "all"}, "choose from largest"),
         ({"name": "a", "epochs": 0, "lr": 0.1}, "above 0"),
+        ({"name": "a", "epochs": 1, "lr": -0.1}, "lr is -0.1; give a finite number above 0"),
+        ({"name": "a", "epochs": 1, "lr": float("nan")}, "lr is nan"),
+        ({"name": "a", "epochs": float("inf"), "lr": 0.1}, "epochs is inf"),
+        ({"name": "a", "epochs": 1, "lr": 0.1, "couple": ["depth"]}, "couples unknown .'depth'.; choose from kernel"),
+        ({"name": "a", "epochs": 1, "lr": 0.1, "prefer": "fast"}, "choose from none, best, worst"),
+        ({"name": "a", "epochs": 1, "lr": 0.1, "warmup": 1}, "warmup is 1; give"),
+        ({"name": "a", "epochs": 1, "lr": 0.1, "rule": "fixed"}, "needs an arch"),
         ({"name": "a", "epochs": 1}, "lacks a field"),
         ({"name": "a", "epochs": 1, "lr": 0.1, "rate": 1}, "rate"),
     ],
@@ -179,11 +188,8 @@ def test_losses_equal_their_formulas() -> None:
     assert soft_label_loss(logits, teacher, 2.0).item() == pytest.approx(-4 * float(soft @ cold))
 
 
-def test_a_net_that_lost_most_of_what_it_had_learned_is_called_collapsed(
-    tmp_path: Path, data: ImageData, space: Space
-) -> None:
-    run = trainer(tmp_path, data, space)
-    append_jsonl(tmp_path / "log.jsonl", {"epoch": 1, "val": {"largest": 0.9, "smallest": 0.2}})
-    assert run._collapsed("largest", 0.3)
-    assert not run._collapsed("largest", 0.8)
-    assert not run._collapsed("smallest", 0.1), "a net that never learned has nothing to lose"
+def test_a_net_that_lost_most_of_what_it_had_learned_is_called_collapsed() -> None:
+    log = [{"epoch": 1, "val": {"largest": 0.9, "smallest": 0.2}}]
+    assert collapsed({"largest": 0.3, "smallest": 0.2}, log, classes=10) == ["largest"]
+    assert not collapsed({"largest": 0.8, "smallest": 0.1}, log, classes=10), "what never learned has nothing to lose"
+    assert not collapsed({"largest": 0.1}, [], classes=10)
