@@ -283,7 +283,12 @@ class Trainer:
         self.report({"step": self.step, "steps": int(self.ends[-1]), "rollback": line})
 
     def _save(self, folder: Path) -> None:
-        values = {"step": self.step, "loss_sum": self.loss_sum, "loss_steps": self.loss_steps, "seconds": self.seconds}
+        values: dict[str, Any] = {
+            "step": self.step,
+            "loss_sum": self.loss_sum,
+            "loss_steps": self.loss_steps,
+            "seconds": self.seconds,
+        }
         values |= {"rollbacks": self.rollbacks.to_dict(), "averaged": self.average.steps if self.average else 0}
         tensors = state_tensors(self.supernet, self.optimizer, self.average)
         save_tensors(folder / CHECKPOINT, tensors, values)
