@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,8 @@ from ofa.space import Arch, Space
 from ofa.supernet import Supernet
 from ofa.training.attention import Learn, learn_score
 from ofa.training.average import Average
+from ofa.training.checkpoint import read_checkpoint, write_checkpoint
+from ofa.training.gradients import Add, Gradients, Scale, compile_blocks
 from ofa.training.losses import net_loss, regularized
 from ofa.training.optimizer import clip, make_optimizer, reset_momentum
 from ofa.training.rollback import DivergedError, Rollbacks, Safety, check_finite, note_rollback
@@ -39,14 +42,14 @@ if TYPE_CHECKING:
     from ofa.data import ImageData
 
 Report = Callable[[dict[str, Any]], None]
-CHECKPOINT, SUPERNET, AVERAGE = "checkpoint.safetensors", "supernet.safetensors", "average.safetensors"
+SUPERNET, AVERAGE = "supernet.safetensors", "average.safetensors"
 WEIGHTS = {"last": SUPERNET, "average": AVERAGE}  # which of a run's weights a later stage uses
 
 
 class Trainer:
     """One training run in one folder: `run()` starts it or continues it to its end.
 
-    folder: checkpoint.safetensors (weights, momentum, step), log.jsonl (a line an epoch), good/ (the checkpoint of the
+    folder: a checkpoint (weights, momentum, step), log.jsonl (a line an epoch), good/ (the checkpoint of the
     last epoch without a collapse), rollbacks.jsonl, and, at the end, supernet.safetensors and average.safetensors.
     initial: a supernet file to start from.  average: decay of a moving average of the weights (None: none).
     learn: makes a predictor from measured nets, for phases that prefer some nets.
@@ -64,6 +67,7 @@ class Trainer:
         save_seconds: float = 60.0,
         device: str = "cpu",
         initial: str | Path | None = None,
+        scale: Scale | None = None,
         safety: Safety | None = None,
         average: float | None = None,
         learn: Learn | None = None,
@@ -80,6 +84,12 @@ class Trainer:
         if initial is not None:
             start_from(self.supernet, initial)
         self.supernet.to(self.device)
+        scale = scale or Scale()
+        self.world = scale.world
+        self.world.align(self.supernet)
+        if scale.compile:
+            compile_blocks(self.supernet)
+        self.gradients = Gradients(self.supernet, schedule.batch_size, scale)
         self.optimizer = make_optimizer(self.supernet, schedule)
         self.steps_per_epoch = data.size("train") // schedule.batch_size
         if not self.steps_per_epoch:
@@ -113,10 +123,11 @@ class Trainer:
                     ) from None
                 reason, phase = str(error), self._phase()
             self._roll_back(reason, self.schedule.phases[phase].name)
-        about = {"space": self.space.to_dict()}
-        save_tensors(self.folder / SUPERNET, self.supernet.state_dict(), about)
-        if self.average is not None:
-            save_tensors(self.folder / AVERAGE, self.average.supernet.state_dict(), about)
+        if self.world.first:
+            about = {"space": self.space.to_dict()}
+            save_tensors(self.folder / SUPERNET, self.supernet.state_dict(), about)
+            if self.average is not None:
+                save_tensors(self.folder / AVERAGE, self.average.supernet.state_dict(), about)
         return self.supernet
 
     def _train_epoch(self) -> bool:
@@ -133,7 +144,7 @@ class Trainer:
             started = now
             if self._epoch_ends():
                 return self._end_epoch(phase)
-            if now - saved > self.save_seconds:
+            if self.world.sum(self.world.first and now - saved > self.save_seconds):
                 self._save(self.folder)
                 saved = started = time.monotonic()
         raise AssertionError("an epoch ends with its last step")
@@ -148,8 +159,8 @@ class Trainer:
             choices = self.spaces[self._phase(step)].resolution
             return int(np.random.default_rng((self.seed, 3, step)).choice(choices))
 
-        size = self.schedule.batch_size
-        return self.data.batches("train", size, resolution, rng=rng, drop_last=True, start=done)
+        size, share = self.schedule.batch_size, self.world.share
+        return self.data.batches("train", size, resolution, rng=rng, drop_last=True, start=done, share=share)
 
     def _train_step(self, phase: int, x: Tensor, y: Tensor) -> None:
         record = self.schedule.phases[phase]
@@ -164,19 +175,17 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.supernet.train()
-        loss = self._backward(record, archs, x, y)
+        loss = self.gradients.of(partial(self._losses, record, archs), x, y)
         check_finite(loss, self.step, record.name, rate)
-        clip(self.supernet, self.schedule)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        self.gradients.apply(self.optimizer, lambda net: clip(net, self.schedule))
         if self.average is not None:
             self.average.update(self.supernet)
         self.step += 1
         self.loss_sum, self.loss_steps = self.loss_sum + loss, self.loss_steps + 1
         self.report({"step": self.step, "steps": int(self.ends[-1]), "phase": record.name, "loss": loss, "lr": rate})
 
-    def _backward(self, phase: Phase, archs: list[Arch], x: Tensor, y: Tensor) -> float:
-        """Gradient of the loss over `archs`; the loss of the first of them, which a sandwich makes the largest."""
+    def _losses(self, phase: Phase, archs: list[Arch], x: Tensor, y: Tensor, add: Add) -> Tensor:
+        """Add the loss of each of `archs`; returns that of the first, which a sandwich makes the largest."""
         share = 1 / len(archs) if self.schedule.gradient == "mean" else 1.0
         soft, losses = None, []
         if self.teacher is not None:
@@ -186,11 +195,11 @@ class Trainer:
             regular = regularized(self.schedule, phase, i)
             logits = self.supernet(x, arch, self._drop(i) if regular else None)
             loss = net_loss(phase, logits, y, soft, self.schedule.label_smoothing if regular else 0.0)
-            (loss * share).backward()
+            add(loss * share)
             if i == 0 and phase.teacher == "inplace":
                 soft = logits.detach()
             losses.append(loss.detach())
-        return float(losses[0])
+        return losses[0]
 
     def _drop(self, net: int) -> Drop | None:
         """What the pass of one net of this step leaves out."""
@@ -204,12 +213,15 @@ class Trainer:
         if phase.sort_channels:
             self.supernet.sort_channels()
             reset_momentum(self.optimizer)
+            self.gradients.average.forget()
             if self.average is not None:
                 self.average.restart(self.supernet)
         for path in taken(self.schedule, index, self.folder):
             arch = self.space.decode(self.space.largest())[0]
             net = specialise(self.supernet, arch, self.data, images=self.watch.calibration)
-            save_tensors(path, net.state_dict())
+            if self.world.first:
+                save_tensors(path, net.state_dict())
+        self.world.wait()
         self._prepare(index)
 
     def _prepare(self, index: int) -> None:
@@ -218,9 +230,16 @@ class Trainer:
         self.teacher = load_teacher(self.folder, phase, self.space, self.device)
         self.score = None
         if phase.prefer != "none":
-            rng, path = np.random.default_rng((self.seed, 5, index)), self._measured_file(index)
-            space = self.spaces[index]
-            self.score = learn_score(phase, space, self.supernet, self.data, self.watch, self.learn, path, rng)
+            for turn in (self.world.first, not self.world.first):  # the first measures, the others read
+                if turn:
+                    self.score = self._learn(index)
+                self.world.wait()
+
+    def _learn(self, index: int) -> Score:
+        """What ranks the nets of a phase that prefers some, measured once and kept on disk."""
+        rng, path = np.random.default_rng((self.seed, 5, index)), self._measured_file(index)
+        phase, space = self.schedule.phases[index], self.spaces[index]
+        return learn_score(phase, space, self.supernet, self.data, self.watch, self.learn, path, rng)
 
     def _end_epoch(self, phase: int) -> bool:
         """Log the epoch; False where a net collapsed and there are attempts left to roll back."""
@@ -234,14 +253,15 @@ class Trainer:
             "seconds": self.seconds,
             "images_per_s": self.loss_steps * self.schedule.batch_size / self.seconds,
             **memory(self.device),
-            "val": self.watch.validate(self.supernet, self.data),
+            "val": self.watch.validate(self.supernet, self.data, self.world),
             "val_images": min(self.watch.images or self.data.size("val"), self.data.size("val")),
         }
         if self.average is not None:
-            values["val_average"] = self.watch.validate(self.average.supernet, self.data)
+            values["val_average"] = self.watch.validate(self.average.supernet, self.data, self.world)
         log = self.folder / "log.jsonl"
-        values["collapsed"] = collapsed(values["val"], read_jsonl(log), self.space.classes)
-        append_jsonl(log, values)
+        values["collapsed"] = self.world.told(collapsed(values["val"], read_jsonl(log), self.space.classes))
+        if self.world.first:
+            append_jsonl(log, values)
         self.report(values | {"step": self.step, "steps": int(self.ends[-1])})
         return not values["collapsed"] or self.rollbacks.count >= self.safety.attempts
 
@@ -274,13 +294,15 @@ class Trainer:
         self._load(self.folder / "good")
         self.rollbacks = past
         self.rollbacks.add(phase, self.safety.factor)
-        for index in range(len(self.ends)):
-            if self._start(index) > self.step:
-                self._measured_file(index).unlink(missing_ok=True)
         self._save(self.folder)
         self._trim_log()
-        line = note_rollback(self.folder, reason, back_to=self.step, factor=self.rollbacks.factor(phase))
-        self.report({"step": self.step, "steps": int(self.ends[-1]), "rollback": line})
+        if self.world.first:
+            for index in range(len(self.ends)):
+                if self._start(index) > self.step:
+                    self._measured_file(index).unlink(missing_ok=True)
+            line = note_rollback(self.folder, reason, back_to=self.step, factor=self.rollbacks.factor(phase))
+            self.report({"step": self.step, "steps": int(self.ends[-1]), "rollback": line})
+        self.world.wait()
 
     def _save(self, folder: Path) -> None:
         values: dict[str, Any] = {
@@ -290,31 +312,36 @@ class Trainer:
             "seconds": self.seconds,
         }
         values |= {"rollbacks": self.rollbacks.to_dict(), "averaged": self.average.steps if self.average else 0}
+        held, memory = self.gradients.memory()
         tensors = state_tensors(self.supernet, self.optimizer, self.average)
-        save_tensors(folder / CHECKPOINT, tensors, values)
+        write_checkpoint(folder, tensors | held, values | memory, self.world)
 
-    def _load(self, folder: Path) -> None:
-        path = folder / CHECKPOINT
-        tensors, values = load_tensors(path)
-        restore(tensors, self.supernet, self.optimizer, self.average, path)
+    def _load(self, folder: Path) -> bool:
+        """Go on from a folder's checkpoint; False where it has none."""
+        found = read_checkpoint(folder)
+        if found is None:
+            return False
+        tensors, values = found
+        restore(tensors, self.supernet, self.optimizer, self.average, folder)
         self.step, self.loss_steps = int(values["step"]), int(values["loss_steps"])
         self.loss_sum, self.seconds = float(values["loss_sum"]), float(values["seconds"])
+        self.gradients.recall(tensors, values, self.step)
         self.rollbacks = Rollbacks.from_dict(values["rollbacks"])
         if self.average is not None:
             self.average.steps = int(values["averaged"])
         if self.step > self._start(self._phase()):
             self._prepare(self._phase())
+        return True
 
     def _resume(self) -> None:
-        if (self.folder / CHECKPOINT).exists():
-            self._load(self.folder)
-        elif self.safety.attempts:
+        if not self._load(self.folder) and self.safety.attempts:
             self._save(self.folder / "good")
         self._trim_log()
 
     def _trim_log(self) -> None:
         whole = int(self.ends[-1]) if self.step == self.ends[-1] else self.step // self.steps_per_epoch
-        trim_log(self.folder / "log.jsonl", whole)
+        if self.world.first:
+            trim_log(self.folder / "log.jsonl", whole)
 
 
 def start_from(supernet: Supernet, path: str | Path) -> None:

@@ -12,7 +12,8 @@ from ofa.files import write_json
 from scripts.cli import make, stage_command
 from scripts.parts import TRAIN, load_parts
 from scripts.progress import Progress
-from scripts.stage import open_stage, plain
+from scripts.shared import in_turn, shared_stage
+from scripts.stage import plain
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,25 +29,27 @@ if TYPE_CHECKING:
 @stage_command("space", "data", "augment", "schedule", "train")
 def main(cfg: DictConfig) -> None:
     """Train one supernet that holds every network of the space.  Writes <run>/train."""
-    with open_stage(cfg, "train", TRAIN) as stage:
+    from ofa.parallel import Parallel, processes
+
+    options = plain(cfg.train)
+    with processes(options["device"]) as (world, device), shared_stage(cfg, "train", TRAIN, world) as stage:
         if stage.done:
             return
-        import torch
-
         from ofa.train import Trainer
+        from ofa.training.gradients import Scale
         from ofa.training.loggers import open_loggers
         from ofa.training.profiling import profiled
         from ofa.training.rollback import Safety
         from ofa.training.watch import Watch
 
-        data, space = load_parts(cfg)
-        options = plain(cfg.train)
-        device = options["device"] or ("cuda" if torch.cuda.is_available() else "cpu")
+        data, space = in_turn(world, lambda: load_parts(cfg))
+        names = ("precision", "accumulate", "compile")
+        scale = Scale(world, Parallel(**options["parallel"]), **{name: options[name] for name in names})
         with ExitStack() as stack:
             progress = stack.enter_context(Progress("train"))
             reports: list[Report] = [lambda values: _show(progress, values)]
-            reports += stack.enter_context(open_loggers(options["loggers"], stage.folder, plain(cfg)))
-            if options["profile"]:
+            reports += stack.enter_context(open_loggers(options["loggers"] * world.first, stage.folder, plain(cfg)))
+            if options["profile"] and world.first:
                 reports.append(stack.enter_context(profiled(stage.folder)))
             supernet = Trainer(
                 space,
@@ -58,12 +61,13 @@ def main(cfg: DictConfig) -> None:
                 save_seconds=options["save_seconds"],
                 device=device,
                 initial=options["initial"],
+                scale=scale,
                 safety=Safety(**options["rollback"]),
                 average=options["average"],
                 learn=lambda genes, top1: _predictor(space, cfg.seed).fit(genes, top1),
-                report=lambda values: _tell(reports, values),
+                report=lambda values: _tell(reports * world.first, values),
             ).run()
-        if options["rank"]["nets"]:
+        if options["rank"]["nets"] and world.first:
             _rank(supernet, data, options, stage.folder, cfg.seed)
 
 

@@ -59,9 +59,9 @@ def alpha_divergence(
     """The larger of two alpha-divergences for each image, with clipped importance weights (Wang et al. 2021, AlphaNet).
 
     D_a(p || q) = sum_k q_k ((p_k / q_k)^a - 1) / (a (a - 1)), p the teacher's, q the student's probabilities, of logits
-    (N, K) (eq. 3); a = 1 is KL(p || q), a = 0 KL(q || p).  A small a punishes a student that is sure where its teacher
-    is not, a large one a student that misses what its teacher sees (eq. 6: the larger of both).  Weights (p / q)^a are
-    at most `clip`, in the value as in the gradient -1/a sum_k q_k (p_k / q_k)^a grad log q_k (eq. 5), but for a = 1,
+    (N, K); a = 1 is KL(p || q), a = 0 KL(q || p).  A small a punishes a student that is sure where its teacher
+    is not, a large one a student that misses what its teacher sees (sec. 3: the larger of both).  Weights (p / q)^a are
+    at most `clip`, in the value as in the gradient -1/a sum_k q_k (p_k / q_k)^a grad log q_k, but for a = 1,
     where q cancels.  Returns the mean over images.  Gradients should be clipped too, as the authors do, at a norm of 1.
     """
     if clip < 1 or not alpha_min < alpha_max:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from ofa.evaluate import accuracy, specialise
+from ofa.parallel import World
 from ofa.space import Arch, Space
 
 if TYPE_CHECKING:
@@ -39,13 +40,16 @@ class Watch:
         ends = {"largest": space.decode(space.largest())[0], "smallest": space.decode(space.smallest())[0]}
         return ends | {f"random_{i}": arch for i, arch in enumerate(drawn)}
 
-    def validate(self, supernet: Supernet, data: ImageData) -> dict[str, float]:
-        """Top-1 accuracy (0 to 1) of each watched net on validation images, batch norm recalibrated."""
-        scores = {}
-        for name, arch in self.nets(supernet.space).items():
+    def validate(self, supernet: Supernet, data: ImageData, world: World | None = None) -> dict[str, float]:
+        """Top-1 accuracy (0 to 1) of each watched net on validation images, batch norm recalibrated.
+
+        The processes of a world measure a part of the nets each.
+        """
+        world, nets, scores = world or World(), self.nets(supernet.space), {}
+        for name, arch in list(nets.items())[world.rank :: world.size]:
             net = specialise(supernet, arch, data, images=self.calibration)
             scores[name] = accuracy(net, data, "val", resolution=arch.resolution, limit=self.images)
-        return scores
+        return world.merged(scores, nets)
 
 
 def collapsed(val: Mapping[str, float], log: Iterable[Mapping[str, Any]], classes: int) -> list[str]:
