@@ -10,19 +10,20 @@ from omegaconf import DictConfig
 from ofa.errors import UserError
 from ofa.space import Arch
 from scripts.cli import make, stage_command
+from scripts.ondevice import adapt
 from scripts.parts import SEARCH, load_parts, trained
 from scripts.progress import Progress
-from scripts.stage import open_stage
+from scripts.stage import open_stage, plain
 
 if TYPE_CHECKING:
     from ofa.data import ImageData
     from ofa.space import Space
     from ofa.static import StaticNet
 
-READS = (*SEARCH, "compress.pruning", "compress.finetuning")
+READS = (*SEARCH, "compress.pruning", "compress.finetuning", "ondevice")
 
 
-@stage_command("compress", "device")
+@stage_command("compress", "ondevice", "device")
 def main(cfg: DictConfig) -> None:
     """Extract each device's network, prune its channels, fine-tune it.  Writes <run>/specialize/<device>."""
     from ofa.compress.prune import prune
@@ -46,6 +47,10 @@ def main(cfg: DictConfig) -> None:
                 name: _save(stage.folder / f"{name}.json", model, arch, space, data, cfg.seed)
                 for name, model in (("float", net), ("pruned", pruned))
             }
+            if cfg.ondevice.memory is not None:
+                tuned, plan = adapt(pruned, data, plain(cfg.ondevice), seed=cfg.seed)
+                costs = _save(stage.folder / "ondevice.json", tuned, arch, space, data, cfg.seed)
+                write_json(stage.folder / "plan.json", plan | {"accuracy_val": costs["accuracy_val"]})
             write_json(stage.folder / "result.json", result)
             top1 = ", ".join(f"{name} {100 * values['accuracy_val']:.1f} %" for name, values in result.items())
             print(f"{device}: validation top-1 {top1}")
