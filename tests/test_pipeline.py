@@ -16,10 +16,12 @@ import pytest
 import torch
 
 from ofa.data import digits
+from ofa.evaluate import accuracy, specialise
 from ofa.export.card import load_card, rebuild
 from ofa.export.onnx import load_onnx, run_onnx, run_torch
 from ofa.space import load_space
 from ofa.supernet import Supernet
+from ofa.train import load_supernet
 from ofa.weights import load_tensors, load_weights
 from tests.ofa.test_published import theirs
 
@@ -29,6 +31,7 @@ SHORT = (
     "measure.latency_nets=6",
     "fit.repeats=2",
     "search.evaluations=120",
+    "finetune.epochs=1",
     "compress.finetuning.epochs=1",
     "export.images=100",
 )
@@ -63,6 +66,25 @@ def test_every_device_gets_a_quantized_model_within_its_budget(run: Path, device
     assert int8["macs"] == pruned["macs"]
     assert float_["accuracy"] > 0.5
     assert float_["macs"] == result["predicted"]["macs"], "an exact cost is not predicted"
+
+
+@pytest.mark.parametrize("device", ["stm32l073", "stm32f746"])
+def test_the_found_network_is_fine_tuned_by_the_largest_and_its_card_says_so(run: Path, device: str) -> None:
+    card = load_card(run / "specialize" / device / "float.json")
+    (step,) = card.training["finetuning"]
+    assert (step["teacher"], step["epochs"], step["distill"]["losses"]) == (
+        "the supernet's largest",
+        1,
+        {"soft_labels": 0.5},
+    )
+    space = load_space("digits_mbv3")
+    supernet = load_supernet(run / "train", space)
+    inherited = specialise(supernet, card.arch, digits())
+    before = accuracy(inherited, digits(), "val", resolution=card.arch.resolution)
+    assert before == pytest.approx(step["accuracy_val_before"])
+    tuned = rebuild(run / "specialize" / device / "float.json")
+    assert not torch.equal(tuned.units[0].conv.weight, inherited.units[0].conv.weight)
+    assert not list((run / "specialize" / device).glob("*state*"))
 
 
 def test_the_shipped_file_computes_what_its_card_rebuilds(run: Path) -> None:

@@ -17,12 +17,15 @@ from ofa.data import digits
 from ofa.errors import UserError
 from ofa.export.c import export_c
 from ofa.export.c.build import ARM, SANITIZERS, compile_c, has_compiler, measure, run_c
+from ofa.files import read_json
 from ofa.integer.convert import from_net
 from ofa.integer.net import Conv, Int8, IntegerNet
+from ofa.integer.plan import plan
 from ofa.integer.run import quantize_images, run
 from ofa.published import read_network
+from ofa.space import load_space
 from ofa.spec import NetSpec, Unit
-from ofa.static import build_spec
+from ofa.static import build, build_spec
 from predictors.spec import spec_costs
 from tests.ofa.nets import RESNET, SPEC, random_net
 
@@ -95,10 +98,19 @@ def test_flash_and_sram_of_a_cortex_m7(exported: tuple[IntegerNet, Path, Int8, I
     assert sizes.flash_bytes == sizes.text
 
 
+@pytest.mark.parametrize("name", ["digits_mbv3", "mcunet"])
+def test_the_arena_is_what_the_inplace_model_predicts(name: str) -> None:
+    space = load_space(name)
+    for arch in space.decode(space.sample(2, np.random.default_rng(0))):
+        net = build(space, arch).eval()
+        side = net.spec.resolution
+        found = plan(from_net(net, [torch.randn(1, net.spec.in_channels, side, side)]))
+        predicted = spec_costs(net.spec, bits=8, model="inplace")["peak_memory_bytes"]
+        assert found.arena == found.bound and abs(found.arena / predicted - 1) < 0.01
+
+
 def test_the_published_networks_fit_where_tinyengine_puts_them(data_folder: Path, tmp_path: Path) -> None:
     """The smallest of MCUNet's: the plan meets its bound, the model that predicts it, and TinyEngine's figure."""
-    from ofa.files import read_json
-
     nets = read_json(data_folder / "tables/published_subnets.json")["mcunet"]["nets"]
     entry = next(net for net in nets if net["name"] == "mcunet-10fps_imagenet")
     spec, _ = read_network(entry)
