@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from ofa.data import ImageData
     from ofa.supernet import Supernet
 
-TRAIN = ("space", "data", "schedule", "seed", "train")
+TRAIN = ("space", "data", "augment", "schedule", "seed", "train")
 MEASURE = (*TRAIN, "measure")
 FIT = (*MEASURE, "predictor", "fit")
 SEARCH = (*FIT, "search")
@@ -38,16 +39,16 @@ def _data(text: str) -> ImageData:
 
 def load_parts(cfg: DictConfig) -> tuple[ImageData, Space]:
     """The data set, and the space made for its channels and classes."""
-    data = load_data(cfg)
+    data = replace(load_data(cfg), augment=make(cfg.augment))
     note(cfg.run, data=data.describe())
     return data, load_space(plain(cfg.space)).adapt(in_channels=data.channels, classes=len(data.classes))
 
 
 def trained(cfg: DictConfig, space: Space) -> Supernet:
-    """The supernet that ofa-train wrote."""
+    """The supernet that ofa-train wrote, with the weights that measure.weights names."""
     from ofa.train import load_supernet
 
-    return load_supernet(Path(cfg.run, "train"), space)
+    return load_supernet(Path(cfg.run, "train"), space, weights=cfg.measure.weights)
 
 
 def load_trained(options: dict[str, Any]) -> tuple[Supernet, ImageData]:

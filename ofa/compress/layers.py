@@ -5,6 +5,7 @@ N images, C channels, R x R pixels.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from ofa.compress.chain import Work
 from ofa.errors import UserError
+from ofa.static import StaticNet
 
 Layer = nn.Conv2d | nn.Linear
 BYTES = 4  # of a float32 value
@@ -100,6 +102,22 @@ def count(net: nn.Module, image: Tensor) -> Counts:
         sum(times[name] * layer.weight.numel() for name, layer in layers.items()),
         sum(times[name] * int(layer.weight.count_nonzero()) for name, layer in layers.items()),
     )
+
+
+class Altered(nn.Module):
+    """A StaticNet with other layers than its spec says: the same units by the same names, and no spec."""
+
+    def __init__(self, units: nn.ModuleList):
+        super().__init__()
+        self.units = units
+
+    forward = StaticNet.forward
+
+
+def opened(net: nn.Module) -> nn.Module:
+    """A copy whose layers may be replaced by others; layers keep their names."""
+    twin = copy.deepcopy(net)
+    return Altered(twin.units).train(net.training) if isinstance(twin, StaticNet) else twin
 
 
 def put(net: nn.Module, name: str, module: nn.Module) -> None:

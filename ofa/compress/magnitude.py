@@ -137,12 +137,13 @@ def cubic(progress: float) -> float:
 class Ramp:
     """For `finetune(after_step=...)`: calls `prune(net, share of the final sparsity)` at times, and holds the zeros.
 
-    steps: of the whole fine-tuning; the cubic ends after `gradual` of them.
+    steps: of the whole fine-tuning; the cubic ends after `gradual` of them.  holds: whether zeros are to be held.
     """
 
     prune: Callable[[nn.Module, float], None]
     steps: int
     gradual: float
+    holds: bool = True
     step: int = 0
     hold: Callable[[nn.Module], None] = lambda net: None
 
@@ -153,7 +154,7 @@ class Ramp:
         last = min(self.steps, max(1, round(self.gradual * self.steps)))
         if self.step == last or (self.step < last and self.step % EVERY == 0):
             self.prune(net, cubic(self.step / last))
-            self.hold = hold_zeros(net)
+            self.hold = hold_zeros(net) if self.holds else self.hold
 
 
 def steps_of(finetuning: Finetuning, work: Work) -> int:
