@@ -18,7 +18,7 @@ from scripts.mistakes import explain
 from scripts.options import explanation, groups, sources
 
 CONF = Path(__file__).parents[1] / "conf"
-LISTS = ("agent", "device")  # groups of which a run takes several
+LISTS = ("agent", "device", "runtime", "step")  # groups of which a run takes several
 CHOICES = [(group, choice) for group, choices in groups().items() for choice in choices]
 SUPPLIED = ("space", "seed", "table", "classes")  # arguments that a stage adds to what a YAML file says
 
@@ -78,7 +78,7 @@ def test_space_is_made(space: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("group", "choice"), [pair for pair in CHOICES if pair[0] in ("schedule", "compress", "export")]
+    ("group", "choice"), [pair for pair in CHOICES if pair[0] in ("schedule", "distill", "compress", "export", "step")]
 )
 def test_settings_are_made(group: str, choice: str) -> None:
     settings = section(group, choice)

@@ -1,0 +1,189 @@
+"""Quantization in PyTorch 2's export (PT2E) through torchao: after training, or while training goes on (QAT).
+
+The graph that comes out computes with quantize and dequantize nodes around every layer, and is written as ONNX QDQ by
+`export_onnx`.  Some pairs of torch and torchao insert no such node and say nothing, so they are counted every time.
+N images, C channels, H, W pixels.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import onnx
+import torch
+from torch import Tensor, fx, nn
+
+from ofa.compress.chain import Work
+from ofa.errors import UserError
+from ofa.export.runtime import inference, laid_out
+from ofa.extras import extra
+from ofa.files import atomic_write
+from ofa.finetune import Finetuning, finetune
+
+EXTRA = "quant"
+PT2E = "torchao.quantization.pt2e"
+LAYERS = ("conv2d.default", "linear.default")
+MODES = ("ptq", "qat")
+
+
+@dataclass(frozen=True, slots=True)
+class Pt2e:
+    """A compression step: int8 weights for each output channel, uint8 activations, in ONNX Runtime's QDQ form.
+
+    mode: ptq calibrates on `images` validation images; qat trains with rounding in place first, as `finetuning` says.
+    """
+
+    mode: str = "ptq"
+    images: int = 256
+    finetuning: Finetuning = field(default_factory=lambda: Finetuning(epochs=2, lr=0.005))
+
+    def __post_init__(self) -> None:
+        if self.mode not in MODES:
+            raise UserError(f"mode {self.mode!r} is not known; choose ptq (after training) or qat (while training)")
+        if self.images < 1:
+            raise UserError(f"images {self.images} must be at least 1; some hundreds calibrate well")
+
+    def __call__(self, net: nn.Module, work: Work) -> nn.Module:
+        """A new network that rounds as int8 does, in evaluation mode."""
+        batches = work.data.calibration("val", self.images, work.resolution)
+        if self.mode == "ptq":
+            return quantize(net, batches, quantizer())
+        example = next(iter(batches))[:2]
+        trained = finetune(
+            Trainable(prepare(net, example, quantizer(qat=True), qat=True)),
+            work.data,
+            self.finetuning,
+            resolution=work.resolution,
+            teacher=work.teacher,
+            seed=work.seed,
+            report=work.report,
+        )
+        return convert(trained.graph)
+
+
+class Trainable(nn.Module):
+    """An exported graph that can be switched between training and evaluation like any module."""
+
+    def __init__(self, graph: fx.GraphModule) -> None:
+        super().__init__()
+        self.graph = graph
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (N, C, H, W) to logits (N, K)."""
+        return self.graph(x)
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch batch norm and dropout of the graph."""
+        tools, self.training = extra(PT2E, EXTRA), mode
+        switch = tools.move_exported_model_to_train if mode else tools.move_exported_model_to_eval
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            switch(self.graph)
+        return self
+
+
+def quantizer(*, qat: bool = False) -> Any:
+    """The rules that suit x86 and ONNX Runtime: uint8 activations, int8 weights by channel."""
+    x86 = extra("torchao.quantization.pt2e.quantizer.x86_inductor_quantizer", EXTRA)
+    return x86.X86InductorQuantizer().set_global(x86.get_default_x86_inductor_quantization_config(is_qat=qat))
+
+
+def quantize(net: nn.Module, batches: Iterable[Tensor], rules: Any, *, dynamic: bool = True) -> fx.GraphModule:
+    """Post-training quantization under a quantizer's rules, calibrated on batches (N, C, H, W).
+
+    dynamic: whether the graph takes any number of images; otherwise one, which some converters need.
+    """
+    graph = None
+    for batch in batches:
+        graph = prepare(net, batch[:2], rules, dynamic=dynamic) if graph is None else graph
+        with torch.inference_mode():
+            for part in [batch] if dynamic else batch.split(1):
+                graph(laid_out(part))
+    if graph is None:
+        raise UserError("quantization got no calibration images; give at least one batch")
+    return convert(graph)
+
+
+def prepare(net: nn.Module, example: Tensor, rules: Any, *, qat: bool = False, dynamic: bool = True) -> fx.GraphModule:
+    """The exported graph with observers, or in QAT with fake quantization; raises RuntimeError where it got none."""
+    tools = extra(f"{PT2E}.quantize_pt2e", EXTRA)
+    plain = inference(net).train(qat)
+    batch = {0: torch.export.Dim("batch", min=1)} if dynamic else None
+    example = laid_out(example[:1].repeat(1 + dynamic, 1, 1, 1))  # one image would be taken for a constant
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        exported = torch.export.export(plain, (example,), dynamic_shapes=(batch,)).module()
+        graph = (tools.prepare_qat_pt2e if qat else tools.prepare_pt2e)(exported, rules)
+    watched = sum("activation_post_process" in str(node.target) for node in graph.graph.nodes)
+    if not watched:
+        raise RuntimeError("torchao inserted no observer; it needs torch 2.13 or newer")
+    return graph
+
+
+def convert(graph: fx.GraphModule) -> fx.GraphModule:
+    """The prepared graph in int8, in evaluation mode; raises RuntimeError where a layer was left in float."""
+    tools = extra(f"{PT2E}.quantize_pt2e", EXTRA)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        converted = tools.convert_pt2e(copy.deepcopy(graph))
+        extra(PT2E, EXTRA).move_exported_model_to_eval(converted)
+        extra(PT2E, EXTRA).allow_exported_model_train_eval(converted)
+    count_nodes(converted)
+    return converted
+
+
+def count_nodes(graph: fx.GraphModule) -> dict[str, int]:
+    """How many quantize, dequantize and layer nodes a graph has.
+
+    Raises RuntimeError unless every convolution and linear layer reads dequantized values and weights.
+    """
+    kinds = Counter(_kind(node) for node in graph.graph.nodes)
+    layers = [node for node in graph.graph.nodes if _kind(node) in LAYERS]
+    floats = [node.name for node in layers if not all(_dequantized(arg) for arg in node.args[:2])]
+    if floats or not layers:
+        raise RuntimeError(f"quantization left {len(floats)} of {len(layers)} layers in float: {floats[:3]}")
+    named = {
+        "quantize": sum(n for kind, n in kinds.items() if kind.startswith("quantize_per")),
+        "dequantize": sum(n for kind, n in kinds.items() if kind.startswith("dequantize_per")),
+    }
+    return named | {"layers": len(layers)}
+
+
+def export_onnx(graph: nn.Module, path: Path, shape: tuple[int, int, int]) -> dict[str, int]:
+    """Write a converted graph as ONNX QDQ, "input" (batch, C, H, W) to "output"; returns counts of its Q/DQ nodes."""
+    from ofa.compress.quantize import check_quantized
+    from ofa.export.graph import INPUT, OUTPUT
+
+    example = torch.zeros(2, *shape)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            graph,
+            (example,),
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+            opset_version=20,
+            dynamo=True,
+            verbose=False,
+        )
+    assert program is not None
+    model = program.model_proto
+    counts = check_quantized(model)
+    onnx.checker.check_model(model)
+    atomic_write(path, model.SerializeToString())
+    return counts
+
+
+def _kind(node: fx.Node) -> str:
+    return str(node.target).removeprefix("aten.").removeprefix("quantized_decomposed.") if node.op != "output" else ""
+
+
+def _dequantized(arg: Any) -> bool:
+    return isinstance(arg, fx.Node) and _kind(arg).startswith("dequantize_per")

@@ -1,0 +1,1 @@
+"""A network behind HTTP: images in, classes out; batched, limited, measured."""

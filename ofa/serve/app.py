@@ -1,0 +1,156 @@
+"""The HTTP service: POST /predict with one encoded image as its body, GET /health, GET /metrics (Prometheus).
+
+curl --data-binary @cat.png localhost:8000/predict
+{"class": "cat", "index": 3, "probability": 0.98, "top": [{"class": "cat", "probability": 0.98}, ...]}
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ofa.export.latency import open_session
+from ofa.extras import extra
+from ofa.serve.batching import Batcher
+from ofa.serve.images import RefusedError, check, read
+from ofa.serve.settings import Served, Settings
+
+TOP = 5
+Probabilities = NDArray[np.float64]
+
+
+def create() -> Any:
+    """The FastAPI application of the settings in the environment; each worker process calls it once."""
+    return application(Settings.from_environment())
+
+
+def application(settings: Settings) -> Any:
+    """The FastAPI application that serves one network."""
+    fastapi, responses = extra("fastapi", "serve"), extra("fastapi.responses", "serve")
+    served, metrics = Served.find(settings.model), Metrics()
+    batcher = Batcher(network(served, settings, metrics), batch=settings.batch, waiting=settings.waiting)
+
+    @asynccontextmanager
+    async def lifespan(app: Any) -> AsyncIterator[None]:
+        async with batcher:
+            yield
+
+    app = fastapi.FastAPI(title="ofa-serve", lifespan=lifespan, docs_url=None, redoc_url=None)
+
+    async def answer(request: Any) -> Any:
+        status, content = await _answer(request, settings, served, batcher)
+        return responses.JSONResponse(content, status)
+
+    async def health() -> dict[str, Any]:
+        return {"status": "ok", "model": served.file.name, "sha256": served.digest}
+
+    app.post("/predict")(_annotated(metrics.watched(answer), request=fastapi.Request))
+    app.get("/health")(health)
+    app.get("/metrics")(lambda: responses.Response(metrics.text(), media_type=metrics.media_type))
+    return app
+
+
+def network(served: Served, settings: Settings, metrics: Metrics) -> Callable[[Sequence[bytes]], list[Any]]:
+    """From encoded images to probabilities (K,) of each, or to the exception that it met."""
+    session = open_session(served.file, settings.threads)
+    name = session.get_inputs()[0].name
+
+    def work(bodies: Sequence[bytes]) -> list[Probabilities | Exception]:
+        answers: list[Any] = [_read(body, served) for body in bodies]
+        good = [i for i, x in enumerate(answers) if not isinstance(x, Exception)]
+        if good:
+            metrics.batch.observe(len(good))
+            logits = session.run(None, {name: np.stack([answers[i] for i in good])})[0]
+            for i, row in zip(good, softmax(logits), strict=True):
+                answers[i] = row
+        return answers
+
+    return work
+
+
+def softmax(logits: NDArray[np.float32]) -> Probabilities:
+    """Probabilities (N, K)."""
+    shifted = np.exp(logits.astype(np.float64) - logits.max(1, keepdims=True))
+    return shifted / shifted.sum(1, keepdims=True)
+
+
+def _read(body: bytes, served: Served) -> NDArray[np.float32] | Exception:
+    try:
+        return read(body, served)
+    except RefusedError as error:
+        return error
+
+
+async def _answer(
+    request: Any, settings: Settings, served: Served, batcher: Batcher[bytes, Probabilities]
+) -> tuple[int, dict[str, Any]]:
+    """Status and content."""
+    try:
+        body = await receive(request, settings.max_bytes)
+        check(body, settings.max_pixels)
+        found = await batcher(body)
+    except RefusedError as error:
+        return error.status, {"error": error.reason}
+    order = np.argsort(found)[::-1][:TOP]
+    top = [{"class": served.classes[i], "probability": float(found[i])} for i in order]
+    return 200, {"index": int(order[0]), **top[0], "top": top}
+
+
+async def receive(request: Any, most: int) -> bytes:
+    """The body of a request, of which never more than `most` bytes are held; raises RefusedError (413) beyond."""
+    refusal = RefusedError(413, f"the body is larger than {most} bytes")
+    length = request.headers.get("content-length", "0")
+    if length.isdigit() and int(length) > most:
+        raise refusal
+    content = bytearray()
+    async for chunk in request.stream():
+        content += chunk
+        if len(content) > most:
+            raise refusal
+    return bytes(content)
+
+
+class Metrics:
+    """Requests by status, their seconds, and images of each batch, of all workers together."""
+
+    def __init__(self) -> None:
+        self._client = prometheus = extra("prometheus_client", "serve")
+        self.registry = prometheus.CollectorRegistry()
+        given = {"registry": self.registry}
+        self.requests = prometheus.Counter("ofa_requests", "requests by status", ["status"], **given)
+        self.seconds = prometheus.Histogram("ofa_request_seconds", "seconds from head to answer", **given)
+        sizes = [1, 2, 4, 8, 16, 32, 64]
+        self.batch = prometheus.Histogram("ofa_batch_images", "images that ran at once", buckets=sizes, **given)
+        self.media_type = prometheus.CONTENT_TYPE_LATEST
+
+    def watched(self, answer: Callable[[Any], Awaitable[Any]]) -> Callable[[Any], Awaitable[Any]]:
+        """The same handler, counted and timed."""
+
+        async def handler(request: Any) -> Any:
+            start = time.perf_counter()
+            response = await answer(request)
+            self.requests.labels(response.status_code).inc()
+            self.seconds.observe(time.perf_counter() - start)
+            return response
+
+        return handler
+
+    def text(self) -> bytes:
+        """All figures in Prometheus' text format."""
+        registry = self.registry
+        if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+            registry = self._client.CollectorRegistry()
+            extra("prometheus_client.multiprocess", "serve").MultiProcessCollector(registry)
+        return self._client.generate_latest(registry)
+
+
+def _annotated(handler: Callable[..., Any], **types: Any) -> Callable[..., Any]:
+    """A handler with the types that FastAPI reads, which are not known before FastAPI is loaded."""
+    handler.__annotations__ = types
+    return handler

@@ -1,0 +1,92 @@
+"""What a server may be told, and the network it serves."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ofa.errors import UserError
+from ofa.export.card import load_card
+from ofa.files import read_json
+
+VARIABLE = "OFA_SERVE"  # carries the settings to the worker processes
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What a server may be told.
+
+    host, port: where it listens.  workers: processes (None: one for each core).  batch: images at most that run at
+    once; more are taken together only while the network is busy, so that a lone request never waits.  waiting: images
+    at most that wait, beyond which requests are refused (503).  max_bytes: of a request's body.  max_pixels: of an
+    image, read from its header before it is decoded.  threads: of ONNX Runtime in each worker.  stop_seconds: that open
+    requests get to finish after the signal to stop.
+    """
+
+    model: str
+    host: str = "127.0.0.1"
+    port: int = 8000
+    workers: int | None = None
+    batch: int = 16
+    waiting: int = 256
+    max_bytes: int = 10_000_000
+    max_pixels: int = 25_000_000
+    threads: int = 1
+    stop_seconds: int = 10
+
+    def __post_init__(self) -> None:
+        if self.workers is None:
+            object.__setattr__(self, "workers", len(os.sched_getaffinity(0)))
+        for name in ("workers", "batch", "waiting", "max_bytes", "max_pixels", "threads", "stop_seconds"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise UserError(f"serve.{name}={value} must be a whole number, at least 1")
+
+    def to_environment(self) -> None:
+        """Leave the settings where worker processes find them."""
+        os.environ[VARIABLE] = json.dumps(asdict(self))
+
+    @staticmethod
+    def from_environment() -> Settings:
+        """What `to_environment` left."""
+        if VARIABLE not in os.environ:
+            raise UserError(f"{VARIABLE} is not set; start the server with ofa-serve model=<card or ONNX file>")
+        return Settings(**json.loads(os.environ[VARIABLE]))
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """An ONNX file and what its card says about images: side in pixels, mean and std of each channel, classes."""
+
+    file: Path
+    stored_side: int
+    resolution: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    classes: tuple[str, ...]
+    digest: str
+
+    @staticmethod
+    def find(model: str | Path) -> Served:
+        """The network of a card (.json), or of an ONNX file with its card beside it.
+
+        Raises UserError where there is no card, or where it does not speak for one ONNX file and its data.
+        """
+        path = Path(model)
+        card_file = path if path.suffix == ".json" else path.with_suffix(".json")
+        if not card_file.is_file():
+            raise UserError(
+                f"{card_file} does not exist; a server needs the card that ofa-export writes beside a model"
+            )
+        if not isinstance(read_json(card_file), dict):
+            raise UserError(f"{card_file} is no card; name one that ofa-export wrote")
+        card, names = load_card(card_file), [name for name in load_card(card_file).files if name.endswith(".onnx")]
+        if len(names) != 1:
+            raise UserError(f"{card_file} names {len(names)} ONNX files; serve a card that ofa-export wrote")
+        data: dict[str, Any] = dict(card.data)
+        file = card_file.parent / names[0]
+        side, mean, std = int(data["side"]), tuple(data["mean"]), tuple(data["std"])
+        return Served(file, side, card.spec.resolution, mean, std, tuple(data["classes"]), card.files[names[0]])

@@ -1,0 +1,163 @@
+"""LiteRT and TensorFlow Lite Micro on real digits: fidelity, arenas, weights inside the file, broken files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ofa.data import digits
+from ofa.errors import UserError
+from ofa.export import flatbuffer
+from ofa.export.onnx import compare, run_torch
+from ofa.export.runtime import run
+from ofa.export.runtimes.litert import LiteRT, convert, quantize
+from ofa.export.runtimes.onnx import Onnx
+from ofa.export.runtimes.tflm import UNITS, Tflm, arena, open_micro, units_apart
+from tests.ofa.nets import random_net
+
+pytest.importorskip("litert_torch")
+pytest.importorskip("tflite_micro")
+flatbuffers = pytest.importorskip("flatbuffers")
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.fixture(scope="module")
+def images() -> Tensor:
+    return next(digits().batches("test", 128, 16, rng=None))[0]
+
+
+@pytest.fixture(scope="module")
+def calibration() -> Tensor:
+    return torch.cat(list(digits().calibration("val", 64, 16)))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, calibration: Tensor) -> Path:
+    """float.tflite, int8.tflite, average.tflite of the other calibration, outside.tflite with weights behind it."""
+    folder = tmp_path_factory.mktemp("tflite")
+    content = convert(random_net(), calibration)
+    (folder / "float.tflite").write_bytes(flatbuffer.inline(content))
+    (folder / "int8.tflite").write_bytes(flatbuffer.inline(quantize(content, calibration)))
+    (folder / "outside.tflite").write_bytes(moved_out((folder / "int8.tflite").read_bytes()))
+    (folder / "average.tflite").write_bytes(flatbuffer.inline(quantize(content, calibration, "average")))
+    return folder
+
+
+def packed(model: Any) -> bytes:
+    builder = flatbuffers.Builder(0)
+    builder.Finish(model.Pack(builder), file_identifier=flatbuffer.IDENTIFIER)
+    return bytes(builder.Output())
+
+
+def moved_out(content: bytes) -> bytes:
+    """The same model as large files are written: weights behind the flatbuffer, found by their offsets."""
+    model, tail = flatbuffer.parse(content), b""
+    moved = [buffer for buffer in model.buffers if buffer.data is not None and len(buffer.data) > 256]
+    weights = [bytes(buffer.data) for buffer in moved]
+    for buffer in moved:
+        buffer.data, buffer.offset, buffer.size = None, 2, 2
+    length = len(packed(model))
+    for buffer, data in zip(moved, weights, strict=True):
+        tail += b"\0" * (-(length + len(tail)) % 16)
+        buffer.offset, buffer.size = length + len(tail), len(data)
+        tail += data
+    return packed(model) + tail
+
+
+def test_a_float_file_gives_the_logits_of_the_network(folder: Path, images: Tensor) -> None:
+    parity = compare(run(LiteRT(32), folder / "float.tflite", images), run_torch(random_net(), images))
+    assert parity.max_relative < 1e-4
+    other = compare(run(LiteRT(32), folder / "float.tflite", images), run_torch(random_net(seed=1), images))
+    assert other.max_relative > 1e-1
+
+
+def test_int8_is_as_close_as_onnx_runtime_where_ranges_are_extremes(
+    folder: Path, images: Tensor, calibration: Tensor, tmp_path: Path
+) -> None:
+    expected = run_torch(random_net(), images)
+    Onnx().export(random_net(), tmp_path / "net.onnx", calibration)
+    theirs = compare(run(Onnx(), tmp_path / "net.onnx", images), expected).sqnr_db
+    ours = compare(run(LiteRT(), folder / "int8.tflite", images), expected).sqnr_db
+    average = compare(run(LiteRT(), folder / "average.tflite", images), expected).sqnr_db
+    assert ours > theirs - 3
+    assert average < ours, "the default of the quantizer clips"
+
+
+def test_the_micro_interpreter_computes_what_litert_does(folder: Path, images: Tensor) -> None:
+    assert units_apart(folder / "int8.tflite", images) <= UNITS
+    expected = run_torch(random_net(), images)
+    assert compare(run(Tflm(), folder / "int8.tflite", images), expected).agreement > 0.9
+
+
+def test_the_arena_holds_at_least_the_tensors_alive_at_once(folder: Path) -> None:
+    found, fullest = arena(folder / "int8.tflite"), flatbuffer.peak(folder / "int8.tflite")
+    assert fullest.bytes == sum(fullest.alive)
+    assert fullest.bytes <= found.tensors <= 1.25 * fullest.bytes + 64
+    assert found.total == found.tensors + found.tables
+    assert Tflm().describe(folder / "int8.tflite")["arena_bytes"] == found.total
+
+
+def test_weights_outside_the_flatbuffer_are_refused_and_can_be_moved_inside(folder: Path, images: Tensor) -> None:
+    outside = (folder / "outside.tflite").read_bytes()
+    with pytest.raises(RuntimeError, match=r"buffers lie outside the flatbuffer"):
+        flatbuffer.require_inline(outside)
+    with pytest.raises(UserError, match=r"Micro cannot run .*outside\.tflite: .* outside the flatbuffer"):
+        open_micro(folder / "outside.tflite")
+    whole = flatbuffer.inline(outside)
+    assert flatbuffer.inline(whole) == whole, "nothing is left to move"
+    (folder / "whole.tflite").write_bytes(whole)
+    assert units_apart(folder / "whole.tflite", images[:8]) <= UNITS
+    np.testing.assert_array_equal(
+        run(Tflm(), folder / "whole.tflite", images[:8]), run(Tflm(), folder / "int8.tflite", images[:8])
+    )
+
+
+def test_an_emptied_buffer_is_noticed(folder: Path) -> None:
+    model = flatbuffer.parse((folder / "int8.tflite").read_bytes())
+    largest = max(model.buffers, key=lambda buffer: 0 if buffer.data is None else len(buffer.data))
+    largest.data = largest.data[:-1]
+    with pytest.raises(RuntimeError, match="in its buffer"):
+        flatbuffer.require_inline(packed(model))
+
+
+@pytest.mark.parametrize("size", [0, 100, -3000])
+@pytest.mark.parametrize("runtime", [LiteRT(), Tflm()])
+def test_a_damaged_file_is_named(size: int, runtime: LiteRT | Tflm, folder: Path, tmp_path: Path) -> None:
+    file = tmp_path / "net.tflite"
+    file.write_bytes((folder / "int8.tflite").read_bytes()[:size])
+    with pytest.raises(UserError, match=r"net\.tflite.*export it again"):
+        runtime.load(file)
+    with pytest.raises(UserError, match=r"none\.tflite does not exist"):
+        runtime.load(tmp_path / "none.tflite")
+
+
+def test_the_files_are_as_small_as_int8_is(folder: Path) -> None:
+    params = sum(p.numel() for p in random_net().parameters())
+    assert params < (folder / "int8.tflite").stat().st_size < (folder / "float.tflite").stat().st_size
+    kinds = flatbuffer.operators(folder / "int8.tflite")
+    assert kinds["QUANTIZE"] == kinds["DEQUANTIZE"] == 0
+    assert kinds["CONV_2D"] + kinds["DEPTHWISE_CONV_2D"] + kinds["FULLY_CONNECTED"] == 19
+
+
+class Sorted(nn.Module):
+    """An operator that TFLite lacks."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.linalg.svdvals(x.mean(1))
+
+
+def test_an_unsupported_operator_or_option_is_named(images: Tensor, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="LiteRT cannot take this network"):
+        LiteRT(32).export(Sorted(), tmp_path / "net.tflite", images)
+    with pytest.raises(UserError, match="calibration 'median' is not known"):
+        LiteRT(calibration="median")
+    with pytest.raises(UserError, match="bits 4 is not known"):
+        LiteRT(4)
+    with pytest.raises(UserError, match="give at least one"):
+        convert(random_net(), images[:0])
+    assert np.isfinite(images).all()
