@@ -1,28 +1,32 @@
-"""Fine-tuning of a plain network: SGD on labels and, where there is a teacher, on its soft labels."""
+"""Fine-tuning of any network: SGD on labels and, where there are teachers, on what they add, with exact resume."""
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ofa.distill import label_loss, soft_label_loss
+from ofa.distill import Distillation, Distiller
 from ofa.errors import UserError
 from ofa.evaluate import CALIBRATION_IMAGES
 from ofa.extraction import recalibrate
 from ofa.static import StaticNet
+from ofa.weights import load_tensors, load_weights, save_tensors
 
 if TYPE_CHECKING:
     from ofa.data import ImageData
 
 Report = Callable[[dict[str, Any]], None]
 Net = TypeVar("Net", bound=nn.Module)
+SAVE_SECONDS = 60.0  # between two checkpoints
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +34,8 @@ class Finetuning:
     """How long and how fast: SGD with Nesterov momentum, a cosine from `lr` to 0.
 
     epochs: passes over the training images (0: only batch norm is recalibrated).  soft_labels: share of the teacher's
-    soft labels in the loss, the rest is the labels', smoothed.
+    soft labels in the loss, the rest is the labels', smoothed; `distill` takes the place of both shares.  clip_norm: of
+    the gradient (None: not clipped).
     """
 
     epochs: float = 5.0
@@ -40,6 +45,8 @@ class Finetuning:
     weight_decay: float = 3e-5
     label_smoothing: float = 0.1
     soft_labels: float = 0.5
+    distill: Distillation | None = None
+    clip_norm: float | None = None
 
     def __post_init__(self) -> None:
         if self.epochs < 0 or self.lr <= 0 or self.batch_size < 2:
@@ -48,6 +55,14 @@ class Finetuning:
         if not 0 <= self.soft_labels <= 1 or not 0 <= self.label_smoothing < 1:
             given = f"soft_labels {self.soft_labels}, label_smoothing {self.label_smoothing}"
             raise UserError(f"{given}: both are shares; give numbers from 0 to 1")
+        if self.clip_norm is not None and self.clip_norm <= 0:
+            raise UserError(f"clip_norm {self.clip_norm} must be above 0, or null; 1 is usual")
+
+    def lesson(self, teachers: int) -> Distillation:
+        """What is learned from so many teachers; without one, labels alone."""
+        if not teachers:
+            return Distillation({}, labels=1.0)
+        return self.distill or Distillation({"soft_labels": self.soft_labels}, labels=1 - self.soft_labels)
 
 
 def finetune(
@@ -56,62 +71,129 @@ def finetune(
     settings: Finetuning,
     *,
     resolution: int | None = None,
-    teacher: nn.Module | None = None,
+    teacher: nn.Module | Sequence[nn.Module] | None = None,
     after_step: Callable[[Net], None] = lambda net: None,
     seed: int = 0,
     report: Report = lambda values: None,
+    checkpoint: str | Path | None = None,
 ) -> Net:
     """A trained copy of `net`, batch norm recalibrated on validation images, in evaluation mode.
 
-    resolution: of the images, in pixels (None: the network's own).  Only parameters that require gradients are trained.
-    `after_step` gets the copy after every optimizer step, and may change its weights in place: it holds pruned weights
-    at zero, for instance.  `report` gets step, steps, loss and lr.  Raises UserError where the loss is not finite.
+    resolution: of the images, in pixels (None: the network's own).  teacher: one or several; they stay as they are, in
+    mutual learning copies of them learn too.  Only parameters that require gradients are trained.  `after_step` gets
+    the copy after every optimizer step, and may change its weights in place: it holds pruned weights at zero, for
+    instance.  `report` gets step, steps, loss and lr.  checkpoint: a .safetensors file, written every minute, from
+    which the same call goes on after a kill and ends with the same weights.  Raises UserError where the loss is not
+    finite, where teacher and student do not have equal classes though a loss needs it, and for unknown layers.
     """
     net = copy.deepcopy(net).train()
-    teacher = None if teacher is None else teacher.eval()
+    teachers = _teachers(teacher)
+    lesson = settings.lesson(len(teachers))
+    if not lesson.used:
+        teachers = []
+    if lesson.mutual:
+        teachers = [copy.deepcopy(one) for one in teachers]
     device = next(net.parameters()).device
     if resolution is None:
         resolution = net.spec.resolution if isinstance(net, StaticNet) else data.side
-    optimizer = torch.optim.SGD(
-        [parameter for parameter in net.parameters() if parameter.requires_grad],
-        settings.lr,
-        momentum=settings.momentum,
-        weight_decay=settings.weight_decay,
-        nesterov=settings.momentum > 0,
-    )
-    size = min(settings.batch_size, data.size("train"))
-    steps = round(settings.epochs * (data.size("train") // size))
-    batches = _batches(data, size, resolution, seed)
-    for step in range(steps):
-        rate = settings.lr * (1 + math.cos(math.pi * step / steps)) / 2
-        optimizer.param_groups[0]["lr"] = rate
-        x, y = (tensor.to(device) for tensor in next(batches))
-        loss = _loss(net, teacher, x, y, settings)
-        if not torch.isfinite(loss):
-            raise UserError(f"the loss is {loss.item()} at step {step} with learning rate {rate:.3g}; lower lr")
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        after_step(net)
-        report({"step": step + 1, "steps": steps, "loss": loss.item(), "lr": rate})
+    probe = next(iter(data.calibration("val", 2, resolution))).to(device)
+    smoothing = settings.label_smoothing
+    with Distiller(lesson, net, teachers, probe, smoothing=smoothing, seed=seed) as distiller:
+        run = _Run(net, distiller, settings, seed, checkpoint)
+        run.train(data, resolution, after_step, report)
     recalibrate(net, (x.to(device) for x in data.calibration("val", CALIBRATION_IMAGES, resolution, augment=True)))
     return net.eval()
 
 
-def _batches(data: ImageData, size: int, resolution: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Augmented training batches, epoch after epoch without end."""
-    epoch = 0
+def _teachers(teacher: nn.Module | Sequence[nn.Module] | None) -> list[nn.Module]:
+    if teacher is None:
+        return []
+    return [teacher] if isinstance(teacher, nn.Module) else list(teacher)
+
+
+class _Run:
+    """The steps of one fine-tuning, and their state on disk."""
+
+    def __init__(
+        self,
+        net: nn.Module,
+        distiller: Distiller,
+        settings: Finetuning,
+        seed: int,
+        checkpoint: str | Path | None,
+    ) -> None:
+        self.net, self.distiller, self.settings, self.seed = net, distiller, settings, seed
+        self.file = None if checkpoint is None else Path(checkpoint)
+        self.everything = nn.ModuleList([net, distiller.regressors])
+        if distiller.settings.mutual:
+            self.everything.extend(distiller.networks)
+        learned = [*(p for p in net.parameters() if p.requires_grad), *distiller.parameters()]
+        self.optimizer = torch.optim.SGD(
+            learned,
+            settings.lr,
+            momentum=settings.momentum,
+            weight_decay=settings.weight_decay,
+            nesterov=settings.momentum > 0,
+        )
+        self.learned = learned
+        self.device = next(net.parameters()).device
+
+    def train(self, data: ImageData, resolution: int, after_step: Callable[[Any], None], report: Report) -> None:
+        """All steps, or those that a checkpoint has not seen."""
+        size = min(self.settings.batch_size, data.size("train"))
+        steps = round(self.settings.epochs * (data.size("train") // size))
+        first = self._resume()
+        saved = time.monotonic()
+        batches = _batches(data, size, resolution, self.seed, first)
+        for step in range(first, steps):
+            x, y = next(batches)
+            values = self._step(x, y, step, steps)
+            after_step(self.net)
+            if time.monotonic() - saved > SAVE_SECONDS:
+                self._save(step + 1)
+                saved = time.monotonic()
+            report({"step": step + 1, "steps": steps, **values})
+
+    def _step(self, x: Tensor, y: Tensor, step: int, steps: int) -> dict[str, float]:
+        rate = self.settings.lr * (1 + math.cos(math.pi * step / steps)) / 2
+        self.optimizer.param_groups[0]["lr"] = rate
+        loss = self.distiller(x.to(self.device), y.to(self.device))
+        if not torch.isfinite(loss):
+            raise UserError(f"the loss is {loss.item()} at step {step} with learning rate {rate:.3g}; lower lr")
+        self.optimizer.zero_grad()
+        loss.backward()
+        if self.settings.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.learned, self.settings.clip_norm)
+        self.optimizer.step()
+        return {"loss": loss.item(), "lr": rate}
+
+    def _save(self, step: int) -> None:
+        if self.file is None:
+            return
+        tensors = {f"weights.{name}": tensor for name, tensor in self.everything.state_dict().items()}
+        for i, parameter in enumerate(self.learned):
+            momentum = self.optimizer.state[parameter].get("momentum_buffer")
+            if momentum is not None:
+                tensors[f"momentum.{i}"] = momentum
+        save_tensors(self.file, tensors, {"step": step})
+
+    def _resume(self) -> int:
+        """Number of steps that the checkpoint has seen, its state loaded; 0 where there is none."""
+        if self.file is None or not self.file.exists():
+            return 0
+        tensors, state = load_tensors(self.file)
+        weights = {k.removeprefix("weights."): v for k, v in tensors.items() if k.startswith("weights.")}
+        load_weights(self.everything, weights, self.file)
+        for i, parameter in enumerate(self.learned):
+            if f"momentum.{i}" in tensors:
+                self.optimizer.state[parameter]["momentum_buffer"] = tensors[f"momentum.{i}"].to(self.device)
+        return int(state["step"])
+
+
+def _batches(data: ImageData, size: int, resolution: int, seed: int, start: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Augmented training batches from number `start` on, epoch after epoch without end."""
+    epoch, done = divmod(start, data.size("train") // size)
     while True:
         rng = np.random.default_rng((seed, epoch))
-        yield from data.batches("train", size, resolution, rng=rng, drop_last=True)
-        epoch += 1
-
-
-def _loss(net: nn.Module, teacher: nn.Module | None, x: Tensor, y: Tensor, settings: Finetuning) -> Tensor:
-    logits = net(x)
-    loss = label_loss(logits, y, settings.label_smoothing)
-    if teacher is None or not settings.soft_labels:
-        return loss
-    with torch.no_grad():
-        soft = teacher(x)
-    return (1 - settings.soft_labels) * loss + settings.soft_labels * soft_label_loss(logits, soft)
+        yield from data.batches("train", size, resolution, rng=rng, drop_last=True, start=done)
+        epoch, done = epoch + 1, 0

@@ -16,6 +16,7 @@ from ofa.depthwise import depthwise
 from ofa.kernels import plain
 from ofa.modules import ConvBN, SqueezeExcite, activation
 from ofa.norm import ACTIVATIONS, batch_norm_act
+from ofa.shrink import shrink
 from ofa.spec import Unit
 
 Layout = tuple[Sequence[int], Sequence[int]]  # sizes and strides
@@ -23,13 +24,16 @@ SMALL = 16  # pixels of a map up to which a 1x1 convolution is a matrix product
 
 
 def crop_kernel(weight: Tensor, size: int, stride: int) -> Tensor:
-    """Taps of a kernel (C, 1, K, K) that an image of `size` pixels can reach.
+    """The taps of a kernel (C, 1, K, K) that an image of `size` pixels can reach: (C, 1, k, k)."""
+    return shrink(weight, len(weight), reach(weight.shape[-1], size, stride))
+
+
+def reach(kernel: int, size: int, stride: int) -> int:
+    """How wide the part of a kernel is that an image of `size` pixels can reach, around its centre.
 
     At stride 1 a tap further than size - 1 from the centre only ever meets padding, so leaving it out is exact.
     """
-    radius = weight.shape[-1] // 2
-    cut = radius - min(radius, max(size - 1, 0)) if stride == 1 else 0
-    return weight[:, :, cut : weight.shape[-1] - cut, cut : weight.shape[-1] - cut] if cut else weight
+    return min(kernel, 2 * max(size, 1) - 1) if stride == 1 else kernel
 
 
 def leading(weight: Tensor, cout: int, cin: int) -> Tensor:
@@ -69,14 +73,13 @@ def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None = None, cout: int |
     A matrix product on small maps, where a convolution on a CPU spends more on reordering its weights than on them.
     """
     (n, c, h, w), cout = x.shape, len(weight) if cout is None else cout
-    bias = bias if bias is None else bias[:cout]
     if x.device.type != "cpu" or h * w > SMALL:
-        return F.conv2d(x, leading(weight, cout, c), bias)
+        return F.conv2d(x, leading(weight, cout, c), bias if bias is None else bias[:cout])
     rows = x.permute(0, 2, 3, 1).reshape(-1, c)
-    if bias is None and weight.shape[:2] != (cout, c) and plain(x, weight):
-        y = _Product.apply(rows, weight, cout)
+    if weight.shape[:2] != (cout, c) and plain(x, weight):
+        y = _Product.apply(rows, weight, bias, cout)
     else:
-        y = F.linear(rows, leading(weight, cout, c).flatten(1), bias)
+        y = F.linear(rows, leading(weight, cout, c).flatten(1), bias if bias is None else bias[:cout])
     return y.view(n, h, w, -1).permute(0, 3, 1, 2)
 
 
@@ -84,21 +87,29 @@ class _Product(torch.autograd.Function):
     """Rows (M, C) times the leading part of a weight; its gradient is written where it belongs, without a copy."""
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, weight: Tensor, cout: int) -> Tensor:
+    def forward(ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor | None, cout: int) -> Tensor:
         ctx.save_for_backward(rows, weight)
-        return rows @ weight[:cout, : rows.shape[1]].flatten(1).t()
+        ctx.biases = None if bias is None else len(bias)
+        used = _matrix(weight, cout, rows.shape[1]).t()
+        return rows @ used if bias is None else torch.addmm(bias[:cout], rows, used)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor | None, None]:
         rows, weight = ctx.saved_tensors
-        used = weight[: gradient.shape[1], : rows.shape[1]].flatten(1)
-        whole, part = _gradient(weight, (weight.size(), weight.stride()), gradient.shape[1], rows.shape[1])
-        part = part.flatten(1)
+        cout, cin = gradient.shape[1], rows.shape[1]
+        whole, _ = _gradient(weight, (weight.size(), weight.stride()), cout, cin)
+        part = _matrix(whole, cout, cin)
         if torch.is_grad_enabled():  # a gradient of the gradient is asked for
             part.copy_(gradient.t() @ rows)
         else:
             torch.mm(gradient.t(), rows, out=part)
-        return gradient @ used, whole, None
+        biases = ctx.biases and F.pad(gradient.sum(0), (0, ctx.biases - cout))
+        return gradient @ _matrix(weight, cout, cin), whole, biases, None
+
+
+def _matrix(weight: Tensor, cout: int, cin: int) -> Tensor:
+    """The leading part of a weight (K, C, 1, 1) as a matrix (cout, cin), a view."""
+    return weight.as_strided((cout, cin), weight.stride()[:2])
 
 
 def give(layer: nn.Module, weight: Tensor, bias: Tensor | None = None) -> None:
@@ -108,10 +119,8 @@ def give(layer: nn.Module, weight: Tensor, bias: Tensor | None = None) -> None:
     """
     own = layer._parameters
     size = own["weight"].shape  # type: ignore[union-attr]
-    if weight.shape[0] != size[0]:
-        weight = weight[: size[0]]
-    if weight.shape[1] != size[1]:
-        weight = weight[:, : size[1]]
+    if weight.shape != size:
+        weight = weight.as_strided(size, weight.stride())
     layout = torch.channels_last if weight.ndim == 4 else torch.contiguous_format
     own["weight"] = nn.Parameter(weight.clone(memory_format=layout))
     if bias is not None:
@@ -146,10 +155,11 @@ class ElasticBatchNorm(nn.Module):
     def copy_to(self, bn: nn.BatchNorm2d) -> None:
         """Give a plain batch norm copies of the leading channels."""
         c, given, kept = bn.num_features, bn._parameters, bn._buffers
-        given["weight"] = nn.Parameter(torch.narrow_copy(self.weight, 0, 0, c))
-        given["bias"] = nn.Parameter(torch.narrow_copy(self.bias, 0, 0, c))
-        kept["running_mean"] = torch.narrow_copy(self.running_mean, 0, 0, c)
-        kept["running_var"] = torch.narrow_copy(self.running_var, 0, 0, c)
+        own: dict[str, Any] = self._parameters | self._buffers  # attributes of a module are looked up slowly
+        for name in ("weight", "bias"):
+            given[name] = nn.Parameter(torch.narrow_copy(own[name], 0, 0, c))
+        for name in ("running_mean", "running_var"):
+            kept[name] = torch.narrow_copy(own[name], 0, 0, c)
         kept["num_batches_tracked"] = torch.zeros((), dtype=torch.long, device=self.weight.device)
 
 
@@ -192,20 +202,14 @@ class ElasticDepthwise(nn.Module):
         self.transforms = nn.ParameterDict({str(k): nn.Parameter(torch.eye(k * k)) for k in self.kernels[:-1]})
         self.bn = ElasticBatchNorm(unit.mid, unit.act)
 
-    def kernel(self, channels: int, kernel: int) -> Tensor:
-        """The weights (channels, 1, kernel, kernel) of a smaller layer."""
-        weight = leading(self.weight, channels, 1)
-        for smaller in reversed(self.kernels[:-1]):
-            if smaller < kernel:
-                break
-            cut = (weight.shape[-1] - smaller) // 2
-            centre = weight[:, :, cut : cut + smaller, cut : cut + smaller].reshape(channels, -1)
-            weight = F.linear(centre, self.transforms[str(smaller)]).view(channels, 1, smaller, smaller)
-        return weight
+    def kernel(self, channels: int, kernel: int, taps: int | None = None) -> Tensor:
+        """The weights (channels, 1, kernel, kernel) of a smaller layer, or their centre (channels, 1, taps, taps)."""
+        matrices = [self.transforms[str(k)] for k in reversed(self.kernels[:-1]) if k >= kernel]
+        return shrink(self.weight, channels, kernel if taps is None else taps, matrices)
 
     def forward(self, x: Tensor, kernel: int) -> Tensor:
         """(N, C, H, W) to (N, C, H / stride, W / stride), by kernel x kernel taps."""
-        weight = crop_kernel(self.kernel(x.shape[1], kernel), min(x.shape[-2:]), self.stride)
+        weight = self.kernel(x.shape[1], kernel, reach(kernel, min(x.shape[-2:]), self.stride))
         return self.bn(depthwise(x, weight, self.stride))
 
     def copy_to(self, plain: ConvBN) -> None:

@@ -1,19 +1,20 @@
-"""Training schedules as data: which architectures train when, for how long, at which learning rate."""
+"""Training schedules as data: which architectures train when, for how long, at which learning rate.  Needs no torch."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-
-import numpy as np
+from dataclasses import dataclass, field
 
 from ofa.errors import UserError
 from ofa.space import DIMENSIONS, Arch, Space, record
 
-RULES = ("largest", "sandwich", "random")
-TEACHERS = ("none", "inplace", "previous")
-CURVES = ("cosine", "triangular")
+RULES = ("largest", "sandwich", "random", "fixed")
+TEACHERS = ("none", "inplace", "previous", "full")
+LOSSES = ("soft_labels", "alpha")
+PREFERENCES = ("none", "best", "worst")
+COUPLED = ("kernel", "expand")
+CURVES = ("cosine", "triangular", "exponential")
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,9 +23,15 @@ class Phase:
 
     keep: choices kept of each dimension, as `Space.restrict` takes them (`{kernel: 1}`: only the largest kernel).
     rule: "largest" trains the largest net alone; "sandwich" the largest, the smallest and `random_nets` random ones
-    (Yu et al. 2020); "random" `random_nets` random ones (Cai et al. 2020).
+    (Yu et al. 2020, BigNAS, sec. 3.1); "random" `random_nets` random ones (Cai et al. 2020, sec. 3.3); "fixed"
+    one architecture, `arch`.
+    couple: dimensions whose choice follows the stage's depth, deeper is wider (Sahni et al. 2021, CompOFA, sec. 3).
+    prefer: "best" takes for each random net the best of `candidates` nets of about equal MACs, "worst" the worst, as a
+    predictor ranks them that learned from `measured` nets as the phase began (Wang et al. 2021, AttentiveNAS, sec. 4).
     teacher: "inplace" distils the others from the largest net of the same step, "previous" from a frozen copy of the
-    largest net as the phase found it, "none" trains on labels alone.
+    largest net as this phase found it, "full" as the second phase found it, "none" trains on labels alone.
+    loss: of soft labels, "soft_labels" or "alpha" (Wang et al. 2021, AlphaNet).  labels: weight of the labels' own loss
+    beside it.  warmup: share of the phase in which the rate rises (None: the schedule's).
     """
 
     name: str
@@ -33,47 +40,97 @@ class Phase:
     rule: str = "sandwich"
     random_nets: int = 1
     teacher: str = "inplace"
+    loss: str = "soft_labels"
+    labels: float = 0.0
     keep: Mapping[str, int | Sequence[float]] = field(default_factory=dict)
+    couple: tuple[str, ...] = ()
+    arch: Arch | Mapping[str, object] | None = None
+    prefer: str = "none"
+    candidates: int = 50
+    measured: int = 64
     sort_channels: bool = False
+    warmup: float | None = None
 
     def __post_init__(self) -> None:
-        _one_of("rule", self.rule, RULES)
-        _one_of("teacher", self.teacher, TEACHERS)
-        if self.epochs <= 0 or self.lr <= 0 or self.random_nets < 0:
-            raise UserError(f"phase {self.name}: epochs and lr must be above 0 and random_nets at least 0")
+        object.__setattr__(self, "couple", tuple(self.couple))
+        for name, known in {"rule": RULES, "teacher": TEACHERS, "loss": LOSSES, "prefer": PREFERENCES}.items():
+            _one_of(f"phase {self.name}: {name}", getattr(self, name), known)
+        for name in ("epochs", "lr"):
+            positive(f"phase {self.name}: {name}", getattr(self, name))
+        if isinstance(self.arch, Mapping):
+            object.__setattr__(self, "arch", Arch.from_dict(self.arch))
+        if (self.rule == "fixed") != (self.arch is not None):
+            raise UserError(f"phase {self.name}: rule fixed needs an arch, and only it has one")
+        counts = (self.random_nets, self.candidates - 1, self.measured - 10)
+        if min(counts) < 0 or not 0 <= self.labels < math.inf:
+            raise UserError(
+                f"phase {self.name}: random_nets must be at least 0, candidates 1, measured 10 and labels 0 or more"
+            )
         if self.rule != "sandwich" and self.teacher == "inplace":
             object.__setattr__(self, "teacher", "none")
         if unknown := set(self.keep) - set(DIMENSIONS):
             raise UserError(f"phase {self.name} keeps unknown {sorted(unknown)}; choose from {', '.join(DIMENSIONS)}")
+        if unknown := set(self.couple) - set(COUPLED):
+            raise UserError(f"phase {self.name} couples unknown {sorted(unknown)}; choose from {', '.join(COUPLED)}")
+        if self.warmup is not None:
+            share(f"phase {self.name}: warmup", self.warmup)
+
+    def space(self, space: Space) -> Space:
+        """The smaller space that this phase trains."""
+        return space.restrict(**self.keep)
 
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
     """Phases that follow one another, and the optimizer they share (SGD with Nesterov momentum).
 
-    scale: multiplies the epochs of every phase.  warmup: share of a phase in which the rate rises linearly (for
-    "triangular" the position of its peak).  lr is for `batch_size` images.
+    epochs: of all phases together (None: as the phases say); each phase keeps its share.  curve: of the rate in each
+    phase, "cosine", "triangular", or "exponential": times `decay` every `decay_epochs` epochs (of the phase as it is
+    written), constant once below `floor` of it (Yu et al. 2020, sec. 3.1).  warmup: share of a phase in which the rate
+    rises linearly (for "triangular" the position of its peak).  lr is for `batch_size` images.  gradient: "mean" or
+    "sum" over the nets of a step.  clip_norm: of the gradient, clip_value: of each of its entries; None: unlimited.
+    dropout: share of the classifier's inputs set to 0, drop_path: share of images that skip a block with a shortcut;
+    regularize: whether these and label smoothing are for "all" nets or the "largest" alone.
     """
 
     phases: tuple[Phase, ...]
     batch_size: int = 128
-    scale: float = 1.0
+    epochs: float | None = None
     curve: str = "cosine"
     warmup: float = 0.1
+    decay: float = 0.97
+    decay_epochs: float = 2.4
+    floor: float = 0.05
     momentum: float = 0.9
     weight_decay: float = 3e-5
     label_smoothing: float = 0.1
+    dropout: float = 0.0
+    drop_path: float = 0.0
+    regularize: str = "all"
+    gradient: str = "mean"
     clip_norm: float | None = None
+    clip_value: float | None = None
 
     def __post_init__(self) -> None:
         phases = tuple(p if isinstance(p, Phase) else record(Phase, p) for p in self.phases)
         object.__setattr__(self, "phases", phases)
-        _one_of("curve", self.curve, CURVES)
+        for name, known in {"curve": CURVES, "regularize": ("all", "largest"), "gradient": ("mean", "sum")}.items():
+            _one_of(name, getattr(self, name), known)
         names = [phase.name for phase in phases]
         if not names or len(set(names)) != len(names):
             raise UserError(f"phases {names} must be at least one, each with a name of its own")
-        if self.batch_size < 2 or self.scale <= 0 or not 0 <= self.warmup < 1:
-            raise UserError("a schedule needs batch_size >= 2, scale > 0 and 0 <= warmup < 1")
+        if self.batch_size < 2:
+            raise UserError(f"batch_size {self.batch_size} is too small for batch norm; give at least 2 images")
+        for name in ("epochs", "decay", "decay_epochs", "floor", "clip_norm", "clip_value"):
+            if getattr(self, name) is not None:
+                positive(name, getattr(self, name))
+        for name in ("warmup", "momentum", "label_smoothing", "dropout", "drop_path", "weight_decay"):
+            share(name, getattr(self, name))
+
+    @property
+    def scale(self) -> float:
+        """What the epochs of every phase are multiplied by."""
+        return 1.0 if self.epochs is None else self.epochs / sum(phase.epochs for phase in self.phases)
 
     def steps(self, steps_per_epoch: int) -> tuple[int, ...]:
         """Optimizer steps of each phase, at least one."""
@@ -81,23 +138,25 @@ class Schedule:
 
     def rate(self, phase: Phase, done: float) -> float:
         """Learning rate when a share `done` (0 to 1) of a phase has run."""
-        if done < self.warmup:
-            return phase.lr * (0.05 + 0.95 * done / self.warmup)
-        left = (1 - done) / (1 - self.warmup)
+        warmup = self.warmup if phase.warmup is None else phase.warmup
+        if done < warmup:
+            return phase.lr * (0.05 + 0.95 * done / warmup)
+        left = (1 - done) / (1 - warmup)
+        if self.curve == "exponential":
+            return phase.lr * max(self.floor, self.decay ** (phase.epochs * (done - warmup) / self.decay_epochs))
         return phase.lr * (left if self.curve == "triangular" else (1 - math.cos(math.pi * left)) / 2)
 
 
-def draw(phase: Phase, space: Space, rng: np.random.Generator, *, resolution: int) -> list[Arch]:
-    """Architectures of one step, all at one resolution; a sandwich starts with its largest and smallest.
+def positive(name: str, value: float) -> None:
+    """Raise UserError for a number that is not above 0 and finite."""
+    if not isinstance(value, (int, float)) or not 0 < value < math.inf:
+        raise UserError(f"{name} is {value}; give a finite number above 0")
 
-    `space` is the phase's own.  A net drawn twice is trained once.
-    """
-    n = 0 if phase.rule == "largest" else phase.random_nets
-    archs = space.decode(space.sample(n, rng)) if n else []
-    if phase.rule != "random":
-        ends = [space.largest()] if phase.rule == "largest" else [space.largest(), space.smallest()]
-        archs = space.decode(np.concatenate(ends)) + archs
-    return list(dict.fromkeys(replace(arch, resolution=resolution) for arch in archs))
+
+def share(name: str, value: float) -> None:
+    """Raise UserError for a number that is not from 0 to 1, 1 excluded."""
+    if not isinstance(value, (int, float)) or not 0 <= value < 1:
+        raise UserError(f"{name} is {value}; give a number of at least 0 and below 1")
 
 
 def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:

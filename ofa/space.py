@@ -219,26 +219,23 @@ class Space:
 
     def active(self, genes: Genes) -> NDArray[np.bool_]:
         """Which genes matter, (N, G): those of a block beyond its stage's depth do not."""
-        active = np.ones((len(genes), len(self.genes)), dtype=bool)
-        for column, depth, skipped in self._skips:
-            active[:, column] = skipped.take(genes[:, depth], axis=0)
-        return active
+        depth, least = self._needs
+        return np.asarray(genes).take(depth, axis=1) >= least
 
     @cached_property
-    def _skips(self) -> list[tuple[slice, int, NDArray[np.bool_]]]:
-        """For a stage's genes of one dimension: their columns, that of its depth, which of them each depth keeps."""
-        found = []
-        for at, (s, stage) in enumerate(self._choosing):
-            for name in OF_BLOCKS:
-                if stage.chooses(name):
-                    own = np.flatnonzero(self.blocks[self._own[name], 0] == s) + self.columns(name).start
-                    kept = np.arange(len(own)) < np.array(stage.blocks)[:, None]
-                    found.append((slice(int(own[0]), int(own[-1]) + 1), self.columns("depth").start + at, kept))
-        return found
+    def _needs(self) -> tuple[NDArray[np.int64], Genes]:
+        """The column that decides whether a gene matters, and the least choice there with which it does, (G,) each."""
+        depth, least = np.zeros(len(self.genes), dtype=np.int64), np.zeros(len(self.genes), dtype=np.int8)
+        columns = {s: self.columns("depth").start + at for at, (s, _) in enumerate(self._choosing)}
+        for name in OF_BLOCKS:
+            for gene, (s, b) in enumerate(self.blocks[self._own[name]], start=self.columns(name).start):
+                if s in columns:
+                    depth[gene], least[gene] = columns[s], np.searchsorted(self.stages[s].blocks, b, side="right")
+        return depth, least
 
     def canonical(self, genes: Genes) -> Genes:
         """The same networks with the genes of skipped blocks set to 0: (N, G)."""
-        return np.where(self.active(genes), genes, 0).astype(np.int8)
+        return np.multiply(genes, self.active(genes), dtype=np.int8, casting="unsafe")
 
     def validate(self, genes: Genes) -> None:
         """Raise UserError where `genes` is not an (N, G) array of choices of this space."""
@@ -266,10 +263,15 @@ class Space:
 
     def onehot(self, genes: Genes) -> NDArray[np.float32]:
         """One-hot features (N, sum of choices); all columns of a skipped block's genes are 0."""
-        columns = np.repeat(np.arange(len(self.genes)), self.counts)
-        choices = np.concatenate([np.arange(count) for count in self.counts])
-        masked = np.where(self.active(genes), genes, -1)
-        return (masked[:, columns] == choices).astype(np.float32)
+        columns, choices = self._features
+        masked = np.where(self.active(genes), genes, np.int8(-1))
+        return (masked.take(columns, axis=1) == choices).astype(np.float32)
+
+    @cached_property
+    def _features(self) -> tuple[NDArray[np.int64], Genes]:
+        """The gene and the choice that each column of the one-hot features stands for."""
+        choices = np.concatenate([np.arange(count, dtype=np.int8) for count in self.counts])
+        return np.repeat(np.arange(len(self.genes)), self.counts), choices
 
     # -- values ------------------------------------------------------------------------------------------------------
 

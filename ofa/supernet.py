@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from ofa.blocks import BLOCKS, elastic
+from ofa.drop import Drop
 from ofa.layers import ElasticLinear
 from ofa.modules import initialise, set_bn_eps
 from ofa.space import Arch, Space
@@ -25,11 +28,16 @@ class Supernet(nn.Module):
         set_bn_eps(self, space.bn_eps)
         self.to(memory_format=torch.channels_last)
 
-    def forward(self, x: Tensor, arch: Arch) -> Tensor:
-        """Images (N, C, H, W) to logits (N, classes) of one architecture."""
-        for module, unit in zip(self.units, arch_units(self.space, arch), strict=True):
-            if unit is not None:
-                x = module(x, unit) if unit.kind in BLOCKS else module(x)
+    def forward(self, x: Tensor, arch: Arch, drop: Drop | None = None) -> Tensor:
+        """Images (N, C, H, W) to logits (N, classes) of one architecture; drop: what this pass leaves out."""
+        units = arch_units(self.space, arch)
+        for i, (module, unit) in enumerate(zip(self.units, units, strict=True)):
+            if unit is None:
+                continue
+            if drop and unit.kind == "linear":
+                x = drop.before_classifier(x)
+            y = module(x, unit) if unit.kind in BLOCKS else module(x)
+            x = drop.after(x, y, unit, _place(units, i)) if drop else y
         return x
 
     def sort_channels(self) -> None:
@@ -41,6 +49,12 @@ class Supernet(nn.Module):
             for module in self.units:
                 if hasattr(module, "sort_channels"):
                     module.sort_channels()  # type: ignore[operator]
+
+
+def _place(units: Sequence[Unit | None], i: int) -> float:
+    """Where unit i stands among those with a shortcut that are kept: 1 for the last of them."""
+    shortcuts = [j for j, unit in enumerate(units) if unit is not None and unit.shortcut]
+    return sum(j <= i for j in shortcuts) / max(1, len(shortcuts))
 
 
 def _elastic(unit: Unit, kernels: tuple[int, ...]) -> nn.Module:

@@ -6,11 +6,10 @@ goes on as if nothing had happened, and every worker of a distributed run draws 
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,47 +17,42 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ofa.distill import label_loss, soft_label_loss
+from ofa.drop import Drop
 from ofa.errors import UserError
-from ofa.evaluate import accuracy, specialise
-from ofa.files import append_jsonl, atomic_write, read_jsonl
+from ofa.evaluate import specialise
+from ofa.files import append_jsonl, read_jsonl
 from ofa.kernels import keep_memory
-from ofa.schedule import Phase, Schedule, draw
+from ofa.sampling import Score, draw
+from ofa.schedule import Phase, Schedule
 from ofa.space import Arch, Space
-from ofa.static import StaticNet, build_spec
 from ofa.supernet import Supernet
-from ofa.units import space_spec
+from ofa.training.attention import Learn, learn_score
+from ofa.training.average import Average
+from ofa.training.checkpoint import read_checkpoint, write_checkpoint
+from ofa.training.gradients import Add, Gradients, Scale, compile_blocks
+from ofa.training.losses import net_loss, regularized
+from ofa.training.optimizer import clip, make_optimizer, reset_momentum
+from ofa.training.rollback import DivergedError, Rollbacks, Safety, check_finite, note_rollback
+from ofa.training.state import restore, state_tensors, trim_log
+from ofa.training.teacher import load_teacher, taken
+from ofa.training.watch import Watch, collapsed, memory
 from ofa.weights import load_tensors, load_weights, save_tensors
 
 if TYPE_CHECKING:
     from ofa.data import ImageData
 
 Report = Callable[[dict[str, Any]], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Watch:
-    """What each epoch's log measures: `random_nets` fixed random nets besides the largest and the smallest.
-
-    images: validation images used (None: all).  calibration: images for batch-norm statistics.
-    """
-
-    random_nets: int = 2
-    images: int | None = 2000
-    calibration: int = 1024
-
-    def nets(self, space: Space) -> dict[str, Arch]:
-        """The watched architectures by name; the random ones are the same in every run."""
-        drawn = space.decode(space.sample(self.random_nets, np.random.default_rng(1)))
-        ends = {"largest": space.decode(space.largest())[0], "smallest": space.decode(space.smallest())[0]}
-        return ends | {f"random_{i}": arch for i, arch in enumerate(drawn)}
+SUPERNET, AVERAGE = "supernet.safetensors", "average.safetensors"
+WEIGHTS = {"last": SUPERNET, "average": AVERAGE}  # which of a run's weights a later stage uses
 
 
 class Trainer:
     """One training run in one folder: `run()` starts it or continues it to its end.
 
-    folder: checkpoint.safetensors (weights, momentum, step), log.jsonl (a line an epoch), supernet.safetensors (at the
-    end).  initial: a supernet file to start from.
+    folder: a checkpoint (weights, momentum, step), log.jsonl (a line an epoch), good/ (the checkpoint of the
+    last epoch without a collapse), rollbacks.jsonl, and, at the end, supernet.safetensors and average.safetensors.
+    initial: a supernet file to start from.  average: decay of a moving average of the weights (None: none).
+    learn: makes a predictor from measured nets, for phases that prefer some nets.
     """
 
     def __init__(
@@ -73,10 +67,15 @@ class Trainer:
         save_seconds: float = 60.0,
         device: str = "cpu",
         initial: str | Path | None = None,
+        scale: Scale | None = None,
+        safety: Safety | None = None,
+        average: float | None = None,
+        learn: Learn | None = None,
         report: Report = lambda values: None,
     ):
         self.space, self.data, self.schedule, self.folder = space, data, schedule, folder
         self.seed, self.watch, self.save_seconds, self.report = seed, watch or Watch(), save_seconds, report
+        self.safety, self.learn = safety or Safety(), learn
         self.device = torch.device(device)
         if self.device.type == "cpu":
             keep_memory()
@@ -85,15 +84,24 @@ class Trainer:
         if initial is not None:
             start_from(self.supernet, initial)
         self.supernet.to(self.device)
-        self.optimizer = _optimizer(self.supernet, schedule)
+        scale = scale or Scale()
+        self.world = scale.world
+        self.world.align(self.supernet)
+        if scale.compile:
+            compile_blocks(self.supernet)
+        self.gradients = Gradients(self.supernet, schedule.batch_size, scale)
+        self.optimizer = make_optimizer(self.supernet, schedule)
         self.steps_per_epoch = data.size("train") // schedule.batch_size
         if not self.steps_per_epoch:
             raise UserError(
                 f"batch_size {schedule.batch_size} is more than the {data.size('train')} training images; lower it"
             )
         self.ends = np.cumsum(schedule.steps(self.steps_per_epoch))
-        self.spaces = [space.restrict(**phase.keep) for phase in schedule.phases]
-        self.teacher: StaticNet | None = None
+        self.spaces = [phase.space(space) for phase in schedule.phases]
+        self.average = None if average is None else Average(self.supernet, average)
+        self.teacher: nn.Module | None = None
+        self.score: Score | None = None
+        self.rollbacks = Rollbacks()
         self.step, self.loss_sum, self.loss_steps, self.seconds = 0, 0.0, 0, 0.0
 
     # -- the run -----------------------------------------------------------------------------------------------------
@@ -101,28 +109,45 @@ class Trainer:
     def run(self) -> Supernet:
         """Train to the end of the schedule and return the supernet; continues from the folder's checkpoint."""
         self._resume()
-        saved = time.monotonic()
-        started = time.monotonic()
         while self.step < self.ends[-1]:
-            for x, y in self._batches():
-                phase = self._phase()
-                if self.step == self._start(phase):
-                    self._enter(self.schedule.phases[phase])
-                self._train_step(phase, x, y)
-                now = time.monotonic()
-                self.seconds += now - started
-                started = now
-                if self._epoch_ends():
-                    self._end_epoch(phase)
-                    started = time.monotonic()
-                if self._epoch_ends() or now - saved > self.save_seconds:
-                    self._save()
-                    saved = started = time.monotonic()
-                if self._epoch_ends():
-                    self.loss_sum, self.loss_steps, self.seconds = 0.0, 0, 0.0
-                    break
-        save_tensors(self.folder / "supernet.safetensors", self.supernet.state_dict(), {"space": self.space.to_dict()})
+            try:
+                if self._train_epoch():
+                    self._keep()
+                    continue
+                reason, phase = "a net collapsed", self._phase(self.step - 1)
+            except DivergedError as error:
+                if self.rollbacks.count >= self.safety.attempts:
+                    raise UserError(
+                        f"{error}; lower the phase's lr or set clip_norm, and start again with another run folder or "
+                        "restart=true"
+                    ) from None
+                reason, phase = str(error), self._phase()
+            self._roll_back(reason, self.schedule.phases[phase].name)
+        if self.world.first:
+            about = {"space": self.space.to_dict()}
+            save_tensors(self.folder / SUPERNET, self.supernet.state_dict(), about)
+            if self.average is not None:
+                save_tensors(self.folder / AVERAGE, self.average.supernet.state_dict(), about)
         return self.supernet
+
+    def _train_epoch(self) -> bool:
+        """Train to the end of this epoch, or of the schedule; False where what came of it is to be undone."""
+        saved = started = time.monotonic()
+        for x, y in self._batches():
+            phase = self._phase()
+            if self.step == self._start(phase):
+                self._enter(phase)
+                started = time.monotonic()
+            self._train_step(phase, x, y)
+            now = time.monotonic()
+            self.seconds += now - started
+            started = now
+            if self._epoch_ends():
+                return self._end_epoch(phase)
+            if self.world.sum(self.world.first and now - saved > self.save_seconds):
+                self._save(self.folder)
+                saved = started = time.monotonic()
+        raise AssertionError("an epoch ends with its last step")
 
     def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches of the rest of this epoch, each at a resolution drawn for its step."""
@@ -134,60 +159,90 @@ class Trainer:
             choices = self.spaces[self._phase(step)].resolution
             return int(np.random.default_rng((self.seed, 3, step)).choice(choices))
 
-        size = self.schedule.batch_size
-        return self.data.batches("train", size, resolution, rng=rng, drop_last=True, start=done)
+        size, share = self.schedule.batch_size, self.world.share
+        return self.data.batches("train", size, resolution, rng=rng, drop_last=True, start=done, share=share)
 
     def _train_step(self, phase: int, x: Tensor, y: Tensor) -> None:
         record = self.schedule.phases[phase]
         rng = np.random.default_rng((self.seed, 2, self.step))
-        archs = draw(record, self.spaces[phase], rng, resolution=x.shape[-1])
+        archs = draw(record, self.spaces[phase], rng, resolution=x.shape[-1], score=self.score)
         x, y = x.to(self.device), y.to(self.device)
+        if self.data.augment.mixes:
+            x, y = self.data.augment.mixed(x, y, self.space.classes, np.random.default_rng((self.seed, 6, self.step)))
         start = self._start(phase)
         rate = self.schedule.rate(record, (self.step - start) / (self.ends[phase] - start))
+        rate *= self.rollbacks.factor(record.name)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.supernet.train()
-        loss = self._backward(record, archs, x, y)
-        if not math.isfinite(loss):
-            raise UserError(
-                f"the loss is {loss} at step {self.step} of phase {record.name} (learning rate {rate:.3g}); lower the "
-                "phase's lr or set clip_norm, and start again with another run folder or restart=true"
-            )
-        if self.schedule.clip_norm is not None:
-            nn.utils.clip_grad_norm_(self.supernet.parameters(), self.schedule.clip_norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        loss = self.gradients.of(partial(self._losses, record, archs), x, y)
+        check_finite(loss, self.step, record.name, rate)
+        self.gradients.apply(self.optimizer, lambda net: clip(net, self.schedule))
+        if self.average is not None:
+            self.average.update(self.supernet)
         self.step += 1
         self.loss_sum, self.loss_steps = self.loss_sum + loss, self.loss_steps + 1
         self.report({"step": self.step, "steps": int(self.ends[-1]), "phase": record.name, "loss": loss, "lr": rate})
 
-    def _backward(self, phase: Phase, archs: list[Arch], x: Tensor, y: Tensor) -> float:
-        """Gradient of the mean loss over `archs`; the loss of the first of them, which a sandwich makes the largest."""
-        smoothing, losses = self.schedule.label_smoothing, []
-        soft = None
-        if phase.teacher == "previous" and self.teacher is not None:
+    def _losses(self, phase: Phase, archs: list[Arch], x: Tensor, y: Tensor, add: Add) -> Tensor:
+        """Add the loss of each of `archs`; returns that of the first, which a sandwich makes the largest."""
+        share = 1 / len(archs) if self.schedule.gradient == "mean" else 1.0
+        soft, losses = None, []
+        if self.teacher is not None:
             with torch.no_grad():
                 soft = self.teacher(x)
         for i, arch in enumerate(archs):
-            logits = self.supernet(x, arch)
-            loss = label_loss(logits, y, smoothing) if soft is None else soft_label_loss(logits, soft)
-            (loss / len(archs)).backward()
+            regular = regularized(self.schedule, phase, i)
+            logits = self.supernet(x, arch, self._drop(i) if regular else None)
+            loss = net_loss(phase, logits, y, soft, self.schedule.label_smoothing if regular else 0.0)
+            add(loss * share)
             if i == 0 and phase.teacher == "inplace":
                 soft = logits.detach()
             losses.append(loss.detach())
-        return float(losses[0])
+        return losses[0]
 
-    def _enter(self, phase: Phase) -> None:
+    def _drop(self, net: int) -> Drop | None:
+        """What the pass of one net of this step leaves out."""
+        path, features = self.schedule.drop_path, self.schedule.dropout
+        rng = np.random.default_rng((self.seed, 4, self.step, net))
+        return Drop(path, features, rng) if path or features else None
+
+    def _enter(self, index: int) -> None:
         """What happens once, before the first step of a phase."""
+        phase = self.schedule.phases[index]
         if phase.sort_channels:
             self.supernet.sort_channels()
-            _reset_momentum(self.optimizer)
-        if phase.teacher == "previous":
+            reset_momentum(self.optimizer)
+            self.gradients.average.forget()
+            if self.average is not None:
+                self.average.restart(self.supernet)
+        for path in taken(self.schedule, index, self.folder):
             arch = self.space.decode(self.space.largest())[0]
-            self.teacher = specialise(self.supernet, arch, self.data, images=self.watch.calibration)
-            save_tensors(self._teacher_file(phase), self.teacher.state_dict())
+            net = specialise(self.supernet, arch, self.data, images=self.watch.calibration)
+            if self.world.first:
+                save_tensors(path, net.state_dict())
+        self.world.wait()
+        self._prepare(index)
 
-    def _end_epoch(self, phase: int) -> None:
+    def _prepare(self, index: int) -> None:
+        """Load or make what a phase's steps need besides the weights."""
+        phase = self.schedule.phases[index]
+        self.teacher = load_teacher(self.folder, phase, self.space, self.device)
+        self.score = None
+        if phase.prefer != "none":
+            for turn in (self.world.first, not self.world.first):  # the first measures, the others read
+                if turn:
+                    self.score = self._learn(index)
+                self.world.wait()
+
+    def _learn(self, index: int) -> Score:
+        """What ranks the nets of a phase that prefers some, measured once and kept on disk."""
+        rng, path = np.random.default_rng((self.seed, 5, index)), self._measured_file(index)
+        phase, space = self.schedule.phases[index], self.spaces[index]
+        return learn_score(phase, space, self.supernet, self.data, self.watch, self.learn, path, rng)
+
+    def _end_epoch(self, phase: int) -> bool:
+        """Log the epoch; False where a net collapsed and there are attempts left to roll back."""
         record = self.schedule.phases[phase]
         values = {
             "phase": record.name,
@@ -197,26 +252,18 @@ class Trainer:
             "lr": self.optimizer.param_groups[0]["lr"],
             "seconds": self.seconds,
             "images_per_s": self.loss_steps * self.schedule.batch_size / self.seconds,
-            "val": self.validate(),
+            **memory(self.device),
+            "val": self.watch.validate(self.supernet, self.data, self.world),
             "val_images": min(self.watch.images or self.data.size("val"), self.data.size("val")),
         }
-        values["collapsed"] = [name for name, top1 in values["val"].items() if self._collapsed(name, top1)]
-        append_jsonl(self.folder / "log.jsonl", values)
+        if self.average is not None:
+            values["val_average"] = self.watch.validate(self.average.supernet, self.data, self.world)
+        log = self.folder / "log.jsonl"
+        values["collapsed"] = self.world.told(collapsed(values["val"], read_jsonl(log), self.space.classes))
+        if self.world.first:
+            append_jsonl(log, values)
         self.report(values | {"step": self.step, "steps": int(self.ends[-1])})
-
-    def validate(self) -> dict[str, float]:
-        """Top-1 accuracy (0 to 1) of each watched net on validation images, batch norm recalibrated."""
-        watch, scores = self.watch, {}
-        for name, arch in watch.nets(self.space).items():
-            net = specialise(self.supernet, arch, self.data, images=watch.calibration)
-            scores[name] = accuracy(net, self.data, "val", resolution=arch.resolution, limit=watch.images)
-        return scores
-
-    def _collapsed(self, name: str, top1: float) -> bool:
-        """Whether a watched net that had learned fell below half the accuracy above chance that it once had."""
-        chance = 1 / self.space.classes
-        best = max((line["val"].get(name, 0.0) for line in read_jsonl(self.folder / "log.jsonl")), default=0.0)
-        return best > (1 + chance) / 2 and top1 - chance < (best - chance) / 2
+        return not values["collapsed"] or self.rollbacks.count >= self.safety.attempts
 
     # -- state -------------------------------------------------------------------------------------------------------
 
@@ -231,63 +278,70 @@ class Trainer:
     def _epoch_ends(self) -> bool:
         return self.step % self.steps_per_epoch == 0 or self.step == self.ends[-1]
 
-    def _teacher_file(self, phase: Phase) -> Path:
-        return self.folder / f"teacher-{phase.name}.safetensors"
+    def _measured_file(self, phase: int) -> Path:
+        return self.folder / f"measured-{self.schedule.phases[phase].name}.jsonl"
 
-    def _save(self) -> None:
-        tensors = {f"weights.{name}": tensor for name, tensor in self.supernet.state_dict().items()}
-        for name, parameter in self.supernet.named_parameters():
-            tensors[f"momentum.{name}"] = self.optimizer.state[parameter]["momentum_buffer"]
-        state = {"step": self.step, "loss_sum": self.loss_sum, "loss_steps": self.loss_steps, "seconds": self.seconds}
-        if self._epoch_ends():
-            state |= {"loss_sum": 0.0, "loss_steps": 0, "seconds": 0.0}
-        save_tensors(self.folder / "checkpoint.safetensors", tensors, state)
+    def _keep(self) -> None:
+        """Save the state at the end of a good epoch, as the checkpoint and as what a rollback returns to."""
+        self.loss_sum, self.loss_steps, self.seconds = 0.0, 0, 0.0
+        if self.safety.attempts:
+            self._save(self.folder / "good")
+        self._save(self.folder)
+
+    def _roll_back(self, reason: str, phase: str) -> None:
+        """Return to the last good epoch, at a lower rate for the rest of the phase that went wrong."""
+        past = self.rollbacks
+        self._load(self.folder / "good")
+        self.rollbacks = past
+        self.rollbacks.add(phase, self.safety.factor)
+        self._save(self.folder)
+        self._trim_log()
+        if self.world.first:
+            for index in range(len(self.ends)):
+                if self._start(index) > self.step:
+                    self._measured_file(index).unlink(missing_ok=True)
+            line = note_rollback(self.folder, reason, back_to=self.step, factor=self.rollbacks.factor(phase))
+            self.report({"step": self.step, "steps": int(self.ends[-1]), "rollback": line})
+        self.world.wait()
+
+    def _save(self, folder: Path) -> None:
+        values: dict[str, Any] = {
+            "step": self.step,
+            "loss_sum": self.loss_sum,
+            "loss_steps": self.loss_steps,
+            "seconds": self.seconds,
+        }
+        values |= {"rollbacks": self.rollbacks.to_dict(), "averaged": self.average.steps if self.average else 0}
+        held, memory = self.gradients.memory()
+        tensors = state_tensors(self.supernet, self.optimizer, self.average)
+        write_checkpoint(folder, tensors | held, values | memory, self.world)
+
+    def _load(self, folder: Path) -> bool:
+        """Go on from a folder's checkpoint; False where it has none."""
+        found = read_checkpoint(folder)
+        if found is None:
+            return False
+        tensors, values = found
+        restore(tensors, self.supernet, self.optimizer, self.average, folder)
+        self.step, self.loss_steps = int(values["step"]), int(values["loss_steps"])
+        self.loss_sum, self.seconds = float(values["loss_sum"]), float(values["seconds"])
+        self.gradients.recall(tensors, values, self.step)
+        self.rollbacks = Rollbacks.from_dict(values["rollbacks"])
+        if self.average is not None:
+            self.average.steps = int(values["averaged"])
+        if self.step > self._start(self._phase()):
+            self._prepare(self._phase())
+        return True
 
     def _resume(self) -> None:
-        path = self.folder / "checkpoint.safetensors"
-        if path.exists():
-            tensors, state = load_tensors(path)
-            weights = {k.removeprefix("weights."): v for k, v in tensors.items() if k.startswith("weights.")}
-            load_weights(self.supernet, weights, path)
-            for name, parameter in self.supernet.named_parameters():
-                self.optimizer.state[parameter]["momentum_buffer"].copy_(tensors[f"momentum.{name}"])
-            self.step, self.loss_steps = int(state["step"]), int(state["loss_steps"])
-            self.loss_sum, self.seconds = float(state["loss_sum"]), float(state["seconds"])
-            self._load_teacher()
+        if not self._load(self.folder) and self.safety.attempts:
+            self._save(self.folder / "good")
         self._trim_log()
 
-    def _load_teacher(self) -> None:
-        phase = self.schedule.phases[self._phase()]
-        if phase.teacher == "previous" and self.step > self._start(self._phase()):
-            teacher = build_spec(space_spec(self.space, self.space.decode(self.space.largest())[0]))
-            load_weights(teacher, load_tensors(self._teacher_file(phase))[0], self._teacher_file(phase))
-            self.teacher = teacher.to(self.device).eval()
-
     def _trim_log(self) -> None:
-        """Drop the lines of epochs that the checkpoint does not hold, so that each epoch is logged once."""
-        path = self.folder / "log.jsonl"
-        lines = read_jsonl(path)
-        whole = self.ends[-1] if self.step == self.ends[-1] else self.step // self.steps_per_epoch
-        kept = [line for line in lines if line["epoch"] <= whole]
-        if len(kept) < len(lines):
-            atomic_write(path, "".join(json.dumps(line) + "\n" for line in kept))
-
-
-def _optimizer(supernet: Supernet, schedule: Schedule) -> torch.optim.SGD:
-    """Fused SGD; no weight decay on vectors.  Momentum buffers exist from the start, as fused SGD needs them to."""
-    named = list(supernet.named_parameters())
-    decayed = [p for name, p in named if p.ndim > 1 and "transforms" not in name]
-    rest = [p for name, p in named if p.ndim <= 1 or "transforms" in name]
-    groups = [{"params": decayed, "weight_decay": schedule.weight_decay}, {"params": rest, "weight_decay": 0.0}]
-    optimizer = torch.optim.SGD(groups, lr=0.1, momentum=schedule.momentum, nesterov=True, fused=True)
-    for _, parameter in named:
-        optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-    return optimizer
-
-
-def _reset_momentum(optimizer: torch.optim.SGD) -> None:
-    for state in optimizer.state.values():
-        state["momentum_buffer"].zero_()
+        whole = int(self.ends[-1]) if self.step == self.ends[-1] else self.step // self.steps_per_epoch
+        if self.world.first:
+            trim_log(self.folder / "log.jsonl", whole)
 
 
 def start_from(supernet: Supernet, path: str | Path) -> None:
@@ -302,9 +356,13 @@ def start_from(supernet: Supernet, path: str | Path) -> None:
     load_weights(supernet, tensors | fresh, path)
 
 
-def load_supernet(folder: Path, space: Space) -> Supernet:
-    """The trained supernet of a training folder, in evaluation mode."""
+def load_supernet(folder: Path, space: Space, *, weights: str = "last") -> Supernet:
+    """The trained supernet of a training folder, in evaluation mode; weights: the "last" ones, or their "average"."""
+    if weights not in WEIGHTS:
+        raise UserError(f"weights {weights!r} are not known; choose from {', '.join(WEIGHTS)}")
     supernet = Supernet(space)
-    path = folder / "supernet.safetensors"
+    path = folder / WEIGHTS[weights]
+    if weights == "average" and not path.exists():
+        raise UserError(f"{path} does not exist; train with train.average=0.999, or use the last weights")
     load_weights(supernet, load_tensors(path)[0], path)
     return supernet.eval()

@@ -80,7 +80,7 @@ def _command(function: Function, sections: tuple[str, ...]) -> None:
     with one_line_errors(command):
         _register_help(command, inspect.getdoc(function) or "", sections)
         _run(job, _parser(command))
-        if ran and (line := next_command(stage)):
+        if ran and os.environ.get("RANK", "0") == "0" and (line := next_command(stage)):
             print(f"next: {line}")
         sys.stdout.flush()
 

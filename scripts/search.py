@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from ofa.errors import UserError
 from ofa.files import atomic_write, write_json, write_parquet
 from ofa.space import Space
-from scripts.cli import make, stage_command
+from scripts.cli import make, stage_command, use_threads
 from scripts.iterate import MEASURED, iterate
-from scripts.parts import SEARCH, fitted, load_parts
+from scripts.parts import SEARCH, fitted, load_parts, objectives
 from scripts.progress import Progress
 from scripts.stage import note, open_stage, plain
 from search.compare import curves, finals, summary
@@ -38,6 +40,10 @@ def main(cfg: DictConfig) -> None:
         raise UserError(f"seeds={seeds} must be a whole number, 1 or more")
     if cfg.mode not in MODES:
         raise UserError(f"mode={cfg.mode} is not known; choose from {', '.join(MODES)}")
+    if not isinstance(cfg.workers, int) or cfg.workers < 1:
+        raise UserError(f"workers={cfg.workers} must be at least 1, the process itself")
+    if cfg.mode == "predict" and cfg.workers > 1 and len(cfg.device) * len(cfg.agent) > 1:
+        _side_by_side(cfg)
     predictors: dict[str, Any] = {}
     earlier: list[Path] = []
     for device, settings in plain(cfg.device).items():
@@ -50,16 +56,43 @@ def main(cfg: DictConfig) -> None:
                 results["iterate", cfg.seed] = found
                 earlier.append(stage.folder / MEASURED)
         for agent in cfg.agent if cfg.mode == "predict" else ():
-            reads = (*SEARCH, f"agent.{agent}", f"device.{device}")
-            with open_stage(cfg, f"search/{device}/{agent}", reads, needs=("fit",)) as stage:
-                predictors = predictors or fitted(cfg, space)
-                problem = Problem(predictors, plain(cfg.search.objectives), settings["limits"])
-                for seed in range(cfg.seed, cfg.seed + seeds):
-                    folder = stage.folder if seed == cfg.seed else stage.folder / f"seed-{seed}"
-                    title = f"search {device} {agent}" + (f" seed {seed}" if seeds > 1 else "")
-                    results[agent, seed] = _search(cfg, agent, seed, problem, space, folder, title)
+            predictors = predictors or fitted(cfg, space)
+            results |= _agent(cfg, device, agent, space, predictors)
         write_json(Path(cfg.run, "search", device, "chosen.json"), _choose(settings, results))
         _compare(Path(cfg.run, "search", device), settings["name"], results, seeds)
+
+
+def _agent(cfg: DictConfig, device: str, agent: str, space: Space, predictors: dict[str, Any]) -> Results:
+    """What one agent finds for one device, with every seed."""
+    reads, results = (*SEARCH, f"agent.{agent}", f"device.{device}"), {}
+    with open_stage(cfg, f"search/{device}/{agent}", reads, needs=("fit",)) as stage:
+        problem = Problem(predictors, objectives(cfg), plain(cfg.device[device].limits))
+        for seed in range(cfg.seed, cfg.seed + cfg.seeds):
+            folder = stage.folder if seed == cfg.seed else stage.folder / f"seed-{seed}"
+            title = f"search {device} {agent}" + (f" seed {seed}" if cfg.seeds > 1 else "")
+            results[agent, seed] = _search(cfg, agent, seed, problem, space, folder, title)
+    return results
+
+
+def _side_by_side(cfg: DictConfig) -> None:
+    """Run each device's agents in processes of their own; what they leave in the run folder is read like any other."""
+    jobs = [(plain(cfg), device, agent) for agent in reversed(list(cfg.agent)) for device in cfg.device]
+    with ProcessPoolExecutor(min(cfg.workers, len(jobs)), mp_context=get_context("spawn")) as pool:
+        try:
+            list(pool.map(_job, jobs))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for child in active_children():
+                child.terminate()  # as if this process had been stopped: what they logged stays
+            raise
+
+
+def _job(job: tuple[dict[str, Any], str, str]) -> None:
+    options, device, agent = job
+    cfg = OmegaConf.create(options)
+    use_threads(1)
+    _, space = load_parts(cfg)
+    _agent(cfg, device, agent, space, fitted(cfg, space))
 
 
 def _search(
@@ -85,7 +118,25 @@ def _choose(device: dict[str, Any], results: Results) -> dict[str, Any]:
     word = "measured" if agent == "iterate" else "predicted"
     print(f"{device['name']}: {agent} found {found['arch']}, {word} accuracy {top1:.4f}")
     limited = device | {"limits": result.limits}  # as numbers, in the units of their names
-    return {"device": limited, "agent": agent, "arch": found["arch"], "predicted": found["values"]}
+    chosen = {"device": limited, "agent": agent, "arch": found["arch"], "predicted": found["values"]}
+    if "accuracy_int8" in found["values"]:
+        from ofa.report.summary import ranking_text
+
+        chosen["ranking"] = ranking(result)
+        print(f"  {ranking_text(chosen['ranking'])}")
+    return chosen
+
+
+def ranking(result: SearchResult) -> dict[str, Any]:
+    """How int8 ranks the feasible networks of a search against their float accuracy: Kendall's tau, and the best."""
+    from scipy.stats import kendalltau
+
+    feasible = result.evaluations[result.evaluations["violation"] <= 0]
+    order = feasible.sort_values("accuracy", ascending=False, kind="stable")
+    best = int(feasible["accuracy_int8"].to_numpy().argmax())
+    place = 1 + list(order.index).index(feasible.index[best])
+    tau = float(kendalltau(feasible["accuracy"], feasible["accuracy_int8"]).statistic) if len(feasible) > 1 else 1.0
+    return {"networks": len(feasible), "kendall_tau": tau, "float_rank_of_best_int8": place, "changed": place > 1}
 
 
 def _compare(folder: Path, device: str, results: Results, seeds: int) -> None:

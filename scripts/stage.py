@@ -74,7 +74,9 @@ def open_stage(cfg: DictConfig, name: str, reads: Sequence[str], *, needs: Seque
 
 
 def note(run: str | Path, **values: Any) -> None:
-    """Add values to <run>/command.json, which the report reads."""
+    """Add values to <run>/command.json, which the report reads; of several processes the first one alone does."""
+    if os.environ.get("RANK", "0") != "0":
+        return
     path = Path(run, "command.json")
     write_json(path, (read_json(path) if path.exists() else {}) | values)
 
@@ -99,7 +101,7 @@ def _options() -> list[str]:
 
 
 def _ours() -> bool:
-    return Path(sys.argv[0]).stem.removeprefix("ofa-").rstrip("_") in (*STAGES, "run", "import")
+    return Path(sys.argv[0]).stem.removeprefix("ofa-").rstrip("_") in (*STAGES, "run", "import", "compress")
 
 
 def _program(stage: str) -> list[str]:
@@ -129,7 +131,7 @@ def _before(cfg: DictConfig, name: str, needs: Sequence[str]) -> dict[str, str]:
     """When the stages that this one builds on were done; raises where one is missing or was made with other options."""
     run, (stage, *part) = Path(cfg.run), name.split("/")
     after: dict[str, str] = {}
-    for earlier in STAGES[: STAGES.index(stage)]:
+    for earlier in STAGES[: STAGES.index(stage)] if stage in STAGES else ():  # others stand by themselves
         for path in sorted((run / earlier).rglob(CONFIG)):
             place = path.parent.relative_to(run)
             if part[:1] and place.parts[1:2] not in ((), tuple(part[:1])):

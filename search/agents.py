@@ -97,7 +97,8 @@ class Ancestry:
 
     def recall(self, genes: Genes) -> Genes:
         """The genes for all blocks (N, G) that were expressed as these; networks never seen stay as they are."""
-        full = b"".join(self._full.get(key, key) for key in keys(genes))
+        keyed = keys(genes)
+        full = b"".join(map(self._full.get, keyed, keyed))
         return np.frombuffer(full, dtype=np.int8).reshape(genes.shape)
 
 

@@ -28,6 +28,9 @@ class InfeasibleError(UserError):
         self.binding = binding
         self.nearest = nearest
 
+    def __reduce__(self) -> tuple[type, tuple[str, tuple[str, ...], Arch]]:
+        return type(self), (str(self), self.binding, self.nearest)  # as it travels between processes
+
 
 def feasible_network(space: Space, problem: Problem) -> Genes:
     """One network that meets every limit, (1, G), or (0, G) without limits; raises InfeasibleError where none does."""

@@ -16,7 +16,7 @@ from ofa.space import Genes, Space
 from search.agents import TRIES, Ancestry, Fresh, keys
 from search.pareto import best_first
 from search.repair import Violation, repair
-from search.variation import check_chances, cross, draw_all, mutate
+from search.variation import check_chances, cross, draw_all, places_of, redraw
 
 
 @dataclass(eq=False)
@@ -25,7 +25,7 @@ class Genetic:
 
     population: random networks before the first children.
     parents: share of `population` that has children, the best of all networks so far.
-    mutation: chance of each gene of a mutant to be drawn anew.
+    mutation: chance of each block of a mutant to be drawn anew, and of each gene that belongs to no block.
     mutants: share of the children that are mutants; the others have two parents.
     repeats: children may be networks that were proposed before, as in once-for-all; a memo answers them for free.
     violation: exact violations of the limits (N,); children are repaired by them before they are proposed.
@@ -54,7 +54,7 @@ class Genetic:
         self._cost = np.empty((0, self.n_objectives))
         self._violation = np.empty(0)
         self._told = 0
-        self._chance = self.mutation * (1 - 1 / self.space.counts)  # a gene drawn anew may be what it was
+        self._places = places_of(self.space)
 
     def ask(self, n: int) -> Genes:
         """Propose n children of the best; random networks while fewer than the population are known."""
@@ -72,9 +72,9 @@ class Genetic:
         genes = np.concatenate([self._genes, genes])
         cost = np.concatenate([self._cost, cost])
         violation = np.concatenate([self._violation, violation])
-        first = list({key: i for i, key in reversed(list(enumerate(keys(genes))))}.values())[::-1]
-        genes, cost, violation = genes[first], cost[first], violation[first]
-        kept = best_first(cost, violation)[: self._kept]
+        last = range(len(genes) - 1, -1, -1)
+        first = np.sort(list(dict(zip(keys(genes[::-1]), last, strict=True)).values()))
+        kept = first[best_first(cost[first], violation[first])[: self._kept]]
         self._genes, self._cost, self._violation = genes[kept], cost[kept], violation[kept]
         self._full = self._ancestry.recall(self._genes)
 
@@ -84,7 +84,7 @@ class Genetic:
     def _children(self, n: int) -> Genes:
         mothers, fathers = self._full[self._rng.integers(len(self._full), size=(2, n))]
         mutants = round(self.mutants * n)
-        changed = mutate(self.space, mothers[:mutants], self._chance, self._rng)
+        changed = redraw(self.space, mothers[:mutants], self.mutation, self._rng, self._places)
         children = np.concatenate([changed, cross(mothers[mutants:], fathers[mutants:], self._rng)])
         children = repair(self.space, children[self._rng.permutation(n)], self.violation, self._rng)
         return self._ancestry.express(children)

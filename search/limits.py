@@ -1,46 +1,14 @@
-"""Limits as people write them: 6e6, "60M", "250KB", "5ms".
-
-A prefix is decimal, whatever its case, as on a data sheet of a disk: 1 kB = 1 KB = 1,000 bytes, 1 MB = 1,000,000 bytes;
-1 KiB = 1,024 and 1 MiB = 1,048,576 bytes.  What a number counts is told by the end of its name: `_bytes`, `_ms`.
-"""
+"""Limits of a search by the names of its predictors, as people write them (see `ofa.limits`)."""
 
 from __future__ import annotations
 
-import math
-import re
 from collections.abc import Iterable, Mapping
 
 from ofa.errors import UserError
+from ofa.limits import UNITS, parse_limit, show
 
-COUNTS = {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9}
-BYTES = {f"{prefix}B": scale for prefix, scale in COUNTS.items()} | {"KiB": 2.0**10, "MiB": 2.0**20, "GiB": 2.0**30}
-UNITS = {
-    "bytes": COUNTS | BYTES,
-    "ms": {"": 1.0, "us": 1e-3, "ms": 1.0, "s": 1e3},
-}
+__all__ = ["known_name", "parse_limit", "parse_limits", "show"]
 ALIASES = {"size": "weight_bytes"}  # as people call it
-NUMBER = re.compile(r"\s*([-+]?[\d.]+(?:[eE][-+]?\d+)?)\s*([a-zA-Z]*)\s*")
-
-
-def parse_limit(name: str, value: float | str) -> float:
-    """A limit in the unit of its name; raises UserError for another unit and for what is not positive."""
-    units = UNITS.get(name.rsplit("_", 1)[-1], COUNTS)
-    match = NUMBER.fullmatch(str(value))
-    try:
-        if match is None or match[2] not in units:
-            raise ValueError
-        number = float(match[1]) * units[match[2]]
-    except ValueError:
-        known = ", ".join(unit for unit in units if unit)
-        raise UserError(f"limit {name}={value} is not understood; write a number, or one followed by {known}") from None
-    if not (math.isfinite(number) and number > 0):
-        raise UserError(f"limit {name}={value} must be above 0; leave the limit out to have none")
-    return number
-
-
-def show(value: float) -> str:
-    """A value for a message: whole from 1,000 on, four digits below."""
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def known_name(name: str, known: Iterable[str]) -> str:

@@ -95,7 +95,8 @@ class OptunaAgent:
                 random = self._fresh.take(1, [lambda n: draw(self.space, n, self._rng)] * TRIES)
                 self._study.enqueue_trial(self._values(random[0]))
             trial = self._study.ask(self._parameters)
-            genes = self.space.canonical(np.array([[trial.params[name] for name in self._parameters]]))
+            values = trial.params  # a deep copy, each time
+            genes = self.space.canonical(np.array([[values[name] for name in self._parameters]]))
             key = keys(genes)[0]
             if key not in self._asked and key not in self._told:
                 self._asked[key] = trial

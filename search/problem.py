@@ -66,7 +66,7 @@ class Problem:
         new = list({key: i for i, key in enumerate(keyed) if key not in self._memo}.values())
         if new:
             self.remember(genes[new], self._everything(genes[new]))
-        table = np.array([self._memo[key] for key in keyed]).reshape(len(genes), len(self.predictors))
+        table = np.array(list(map(self._memo.__getitem__, keyed))).reshape(len(genes), len(self.predictors))
         values = dict(zip(self.predictors, table.T, strict=True))
         return Evaluation(genes, values, self.cost(values), self.violation(values))
 

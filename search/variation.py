@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ofa.errors import UserError
-from ofa.space import Genes, Space
+from ofa.space import OF_BLOCKS, Genes, Space
 
 WORD = 1 << 16
 
@@ -30,6 +30,20 @@ def mutate(space: Space, genes: Genes, chance: float | NDArray[np.float64], rng:
     words = rng.integers(WORD, size=genes.shape, dtype=np.uint16)
     hit = np.flatnonzero(words < np.rint(np.multiply(chance, WORD)).astype(np.int64))
     return _changed(space, genes, hit, rng)
+
+
+def redraw(space: Space, genes: Genes, chance: float, rng: np.random.Generator, places: NDArray[np.int64]) -> Genes:
+    """Draw each place anew with a chance, all its genes together: genes (N, G), not canonical; see `places_of`."""
+    words = rng.integers(WORD, size=(len(genes), int(places.max()) + 1), dtype=np.uint16)
+    hit = (words < np.rint(chance * WORD)).take(places, axis=1)
+    return np.where(hit, draw_all(space, len(genes), rng), genes)
+
+
+def places_of(space: Space) -> NDArray[np.int64]:
+    """The place of each gene, (G,): genes of one block share a place, every other gene has its own."""
+    names = (gene.name.partition(".") for gene in space.genes)
+    owners = [place if dimension in OF_BLOCKS else dimension + place for dimension, _, place in names]
+    return np.unique(owners, return_inverse=True)[1]
 
 
 def mutate_one(space: Space, genes: Genes, rng: np.random.Generator) -> Genes:

@@ -18,6 +18,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from ofa.data.shards import Windows
 from ofa.errors import UserError
 
 MODES = {1: "L", 3: "RGB"}
@@ -31,6 +32,10 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: NDArray[np.int64], /) -> Self: ...
+
+    @property
+    def windows(self) -> Windows | None:
+        """Which images are read together; None: any order is as fast as any other."""
 
     def read(self, i: int, /) -> bytes:
         """Image `i`, encoded."""

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ofa.data.augment import NOTHING, Augment
 from ofa.data.decode import Encoded
 from ofa.errors import UserError
 
@@ -32,6 +33,12 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def order(self, limit: int | None, rng: np.random.Generator | None) -> NDArray[np.int64]:
+        """Indices of at most `limit` images: spread evenly, or shuffled by a generator, as they are read best."""
+        order = _order(len(self), limit, rng)
+        windows = self.images.source.windows if isinstance(self.images, Encoded) else None
+        return windows.gather(order, rng) if windows and rng else order
+
     def read(self, batches: Sequence[NDArray[np.int64]]) -> Iterator[Tensor]:
         """Images of each batch of indices, uint8 (n, C, S, S) channels_last."""
         if isinstance(self.images, Encoded):
@@ -48,7 +55,7 @@ class ImageData:
     """A data set, and how it is augmented.
 
     mean, std: of each channel of train, for pixels from 0 to 1.  flip: whether training mirrors images.  shift: stored
-    pixels by which training moves images at most, each way; zeros fill the gap.
+    pixels by which training moves images at most, each way; zeros fill the gap.  augment: what else training does.
     """
 
     name: str
@@ -60,6 +67,7 @@ class ImageData:
     std: tuple[float, ...]
     flip: bool = False
     shift: int = 0
+    augment: Augment = NOTHING
 
     @property
     def channels(self) -> int:
@@ -92,36 +100,45 @@ class ImageData:
         limit: int | None = None,
         drop_last: bool = False,
         start: int = 0,
+        share: tuple[int, int] = (0, 1),
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Normalised images, float32 (n, C, R, R) channels_last, and labels, int64 (n,).
 
         resolution: R, or a function from the number of the batch to R.  rng: shuffles and augments, the same way for
         the same generator; None: in order, as they are.  limit: at most so many images, spread evenly over the split
         where there is no rng.  drop_last: leave out a batch that is not full.  start: number of the first batch given.
+        share: (i, n) gives every n-th image of each batch from its i-th on; the n shares together are the batch.
         """
-        images = self.split(split)
-        order = _order(len(images), limit, rng)
+        images, (first, every) = self.split(split), share
+        order = images.order(limit, rng)
         if drop_last:
             order = order[: len(order) // batch_size * batch_size]
         if batch_size < 1 or not len(order):
             raise UserError(f"batches of {batch_size} cannot be drawn from {len(images)} images; change batch_size")
         parts = np.split(order, range(batch_size, len(order), batch_size))
         moves = [_draw_moves(len(part), self.shift, self.flip, rng) for part in parts] if rng else None
-        return self._batches(images, parts, moves, resolution, start)
+        seeds = rng.integers(2**62, size=len(parts)) + first if rng and self.augment != NOTHING else None
+        if every > 1:
+            parts = [part[first::every] for part in parts]
+            moves = moves and [each.share(first, every) for each in moves]
+        return self._batches(images, parts, moves, seeds, resolution, start)
 
     def _batches(
         self,
         split: Split,
         parts: list[NDArray[np.int64]],
         moves: list[Moves] | None,
+        seeds: NDArray[np.int64] | None,
         resolution: int | Callable[[int], int],
         start: int,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         for i, x in enumerate(split.read(parts[start:]), start):
             if moves:
                 x = _move(x, moves[i], self.shift)
-            x = resize(x, resolution(i) if callable(resolution) else resolution)
-            yield self.normalise(x), split.labels[torch.from_numpy(parts[i])]
+            rng = None if seeds is None else np.random.default_rng(seeds[i])
+            x = self.augment.pixels(x, rng) if rng else x
+            x = self.normalise(resize(x, resolution(i) if callable(resolution) else resolution))
+            yield self.augment.erased(x, rng) if rng else x, split.labels[torch.from_numpy(parts[i])]
 
     def calibration(
         self, split: str, images: int, resolution: int, *, batch_size: int = 256, augment: bool = False
@@ -152,6 +169,10 @@ class Moves:
     down: Tensor
     right: Tensor
     flips: int
+
+    def share(self, first: int, every: int) -> Moves:
+        """Those of every n-th image, from the first on."""
+        return Moves(self.down[first::every], self.right[first::every], len(range(first, self.flips, every)))
 
 
 def resize(x: Tensor, side: int) -> Tensor:

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from ofa.data.shards import GroupColumn, Windows
 from ofa.errors import UserError
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "ofa-nas"
@@ -43,6 +44,10 @@ class Column:
             return pa.ipc.open_file(pa.memory_map(str(self._unpacked()))).read_all()["bytes"]
         return pc.struct_field(pq.read_table(list(self.files), columns=[self.name])[self.name], "bytes")
 
+    def read(self, row: int) -> bytes | None:
+        """The image of a row, encoded."""
+        return self.images[row].as_py()
+
     def _unpacked(self) -> Path:
         """The Arrow file of these images, written when there is none."""
         states = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in self.files]
@@ -67,7 +72,7 @@ class Column:
 class Rows:
     """Rows (N,) of an image column: a `Source`."""
 
-    column: Column
+    column: Column | GroupColumn
     index: NDArray[np.int64]
 
     def __len__(self) -> int:
@@ -78,10 +83,16 @@ class Rows:
 
     def read(self, i: int) -> bytes:
         """Image `i`, encoded."""
-        image = self.column.images[int(self.index[i])].as_py()
+        image = self.column.read(int(self.index[i]))
         if image is None:
             raise UserError(f"{self.name(i)} has no bytes; mend or remove it")
         return image
+
+    @property
+    def windows(self) -> Windows | None:
+        """Which images are read together, where that matters."""
+        column = self.column
+        return Windows(column.groups(self.index), column.buffer) if isinstance(column, GroupColumn) else None
 
     def name(self, i: int) -> str:
         """File and row of image `i`."""
@@ -99,8 +110,13 @@ class Table:
     classes: tuple[str, ...] | None
 
 
-def read_table(files: Sequence[Path], image: str | None, label: str, memory_limit: float) -> Table:
-    """Labels, and images to be read later; raises UserError where a file or a column is not as it should be."""
+def read_table(
+    files: Sequence[Path], image: str | None, label: str, memory_limit: float, *, buffer: int | None = None
+) -> Table:
+    """Labels, and images to be read later; raises UserError where a file or a column is not as it should be.
+
+    buffer: row groups held in memory; None: all images, or, above `memory_limit` bytes, an unpacked copy on disk.
+    """
     schema = _schema(files)
     image = image or next((name for name in ("img", "image") if name in schema.names), "image")
     for name in (image, label):
@@ -112,9 +128,9 @@ def read_table(files: Sequence[Path], image: str | None, label: str, memory_limi
     labels = pq.read_table(list(files), columns=[label])[label]
     if not pa.types.is_integer(labels.type) or labels.null_count:
         raise UserError(f"{files[0]}: column {label!r} must be integers, none missing, not {labels.type}")
-    mapped = sum(file.stat().st_size for file in files) > memory_limit
-    rows = Rows(Column(files, image, mapped), np.arange(len(labels)))
-    return Table(rows, labels.to_numpy().astype(np.int64), _class_names(schema, label))
+    large = sum(file.stat().st_size for file in files) > memory_limit
+    column = GroupColumn(files, image, buffer) if large and buffer else Column(files, image, mapped=large)
+    return Table(Rows(column, np.arange(len(labels))), labels.to_numpy().astype(np.int64), _class_names(schema, label))
 
 
 def _schema(files: Sequence[Path]) -> pa.Schema:

@@ -6,6 +6,7 @@ class.
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,7 +33,8 @@ class Options:
     val_size, test_size: images cut from train where the data has no such split: a number, or a share below 1.
     seed: of that cut.  size: height and width of the stored images in pixels; channels: 1 or 3; None: as the images
     are.  flip, shift: see ImageData.  memory_limit: bytes of pixels above which images are decoded anew each time they
-    are read, by `workers` processes.
+    are read, by `workers` processes; the largest splits first.  buffer: row groups that are held in memory of Parquet
+    files above it; None: an unpacked copy on disk.
     """
 
     val_size: float = 0.1
@@ -44,9 +46,10 @@ class Options:
     shift: int = 4
     memory_limit: float = 4e9
     workers: int = 2
+    buffer: int | None = None
 
     def __post_init__(self) -> None:
-        for name, least in {"seed": 0, "size": 1, "shift": 0, "memory_limit": 0, "workers": 0}.items():
+        for name, least in {"seed": 0, "size": 1, "shift": 0, "memory_limit": 0, "workers": 0, "buffer": 1}.items():
             value = getattr(self, name)
             whole = isinstance(value, int) or (name == "memory_limit" and isinstance(value, float))
             if value is not None and not (whole and value >= least):
@@ -66,28 +69,29 @@ class Labelled:
         return Labelled(self.images[index], self.labels[index])
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Files:
     """Image files (N,): a `Source`."""
 
-    paths: tuple[str, ...]
+    paths: NDArray[np.bytes_]  # not a million strings, which each process that decodes would copy when it counts them
+    windows: None = None
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: NDArray[np.int64]) -> Files:
-        return Files(tuple(self.paths[i] for i in index.tolist()))
+        return Files(self.paths[index])
 
     def read(self, i: int) -> bytes:
         """Image `i`, encoded."""
         try:
-            return Path(self.paths[i]).read_bytes()
+            return Path(self.name(i)).read_bytes()
         except OSError as error:
-            raise UserError(f"{self.paths[i]} cannot be read ({error.strerror}); mend or remove it") from None
+            raise UserError(f"{self.name(i)} cannot be read ({error.strerror}); mend or remove it") from None
 
     def name(self, i: int) -> str:
         """Path of image `i`."""
-        return self.paths[i]
+        return os.fsdecode(self.paths[i])
 
 
 def digits(*, val_size: float = 300, test_size: float = 360, seed: int = 0, shift: int = 1) -> ImageData:
@@ -97,7 +101,7 @@ def digits(*, val_size: float = 300, test_size: float = 360, seed: int = 0, shif
     levels, labels = load_digits(return_X_y=True)
     pixels = torch.from_numpy(np.rint(levels * (255 / 16)).astype(np.uint8)).view(-1, 1, 8, 8)
     options = Options(val_size=val_size, test_size=test_size, seed=seed, shift=shift, flip=False)
-    return _assemble("digits", {"train": Labelled(pixels, labels.astype(np.int64))}, tuple("0123456789"), options)
+    return assemble("digits", {"train": Labelled(pixels, labels.astype(np.int64))}, tuple("0123456789"), options)
 
 
 def parquet(path: str | Path, *, image: str | None = None, label: str = "label", **options: Any) -> ImageData:
@@ -107,15 +111,17 @@ def parquet(path: str | Path, *, image: str | None = None, label: str = "label",
     likewise, where the data has them.  image: column {bytes, path}, by default img or image.  options: see Options.
     """
     settings = Options(**options)
-    root = _folder(path)
+    root = existing(path)
     files = _parquet_files(root)
     if "train" not in files:
         raise UserError(f"{root} has no train.parquet and no train-*.parquet; set data.path to the folder that has it")
-    tables = {split: read_table(files[split], image, label, settings.memory_limit) for split in files}
+    tables = {
+        split: read_table(files[split], image, label, settings.memory_limit, buffer=settings.buffer) for split in files
+    }
     names = tables["train"].classes
     values = np.arange(len(names)) if names else np.unique(tables["train"].labels)
     parts = {split: Labelled(t.images, _numbered(t.labels, values, files[split])) for split, t in tables.items()}
-    return _assemble(root.resolve().name, parts, names or tuple(map(str, values.tolist())), settings)
+    return assemble(root.resolve().name, parts, names or tuple(map(str, values.tolist())), settings)
 
 
 def folder(path: str | Path, **options: Any) -> ImageData:
@@ -123,15 +129,15 @@ def folder(path: str | Path, **options: Any) -> ImageData:
 
     `<path>/val` and `<path>/test` are used where they exist.  options: see Options.
     """
-    settings, root = Options(**options), _folder(path)
+    settings, root = Options(**options), existing(path)
     folders = {split: root / split for split in SPLITS if (root / split).is_dir()} or {"train": root}
     if "train" not in folders:
         raise UserError(f"{root} has {', '.join(folders)} but no folder train; put the training images there")
     classes = tuple(sorted(entry.name for entry in folders["train"].iterdir() if entry.is_dir()))
-    parts = {split: _image_folder(where, classes) for split, where in folders.items()}
+    parts = {split: image_folder(where, classes) for split, where in folders.items()}
     if empty := [classes[i] for i in range(len(classes)) if i not in parts["train"].labels]:
         raise UserError(f"{folders['train'] / empty[0]} holds no images; add some or remove the folder")
-    return _assemble(root.resolve().name, parts, classes, settings)
+    return assemble(root.resolve().name, parts, classes, settings)
 
 
 def cifar10(
@@ -158,7 +164,7 @@ def cifar10(
     pixels = {split: torch.from_numpy(found.data).permute(0, 3, 1, 2) for split, found in sets.items()}
     parts = {split: Labelled(x, np.array(sets[split].targets)) for split, x in pixels.items()}
     options = Options(val_size=val_size, seed=seed, flip=flip, shift=shift)
-    return _assemble("cifar10", parts, tuple(sets["train"].classes), options)
+    return assemble("cifar10", parts, tuple(sets["train"].classes), options)
 
 
 def cut(
@@ -183,7 +189,7 @@ def cut(
     return np.flatnonzero(~taken), np.flatnonzero(taken)
 
 
-def _assemble(name: str, parts: dict[str, Labelled], classes: Sequence[str], options: Options) -> ImageData:
+def assemble(name: str, parts: dict[str, Labelled], classes: Sequence[str], options: Options) -> ImageData:
     """Cut the splits that are missing, decode what fits in memory, and take the statistics of train."""
     if len(classes) < 2:
         raise UserError(f"{name} has {len(classes)} classes ({', '.join(classes)}); give images of at least 2")
@@ -195,22 +201,27 @@ def _assemble(name: str, parts: dict[str, Labelled], classes: Sequence[str], opt
             parts = parts | {"train": parts["train"][kept], split: parts["train"][taken]}
     images = _load([parts[split].images for split in SPLITS], options)
     splits = {split: Split(x, torch.from_numpy(parts[split].labels)) for split, x in zip(SPLITS, images, strict=True)}
-    mean, std = statistics(splits["train"])
-    return ImageData(name, tuple(classes), **splits, mean=mean, std=std, flip=options.flip, shift=options.shift)
+    train, val, test = (splits[split] for split in SPLITS)
+    mean, std = statistics(train)
+    return ImageData(name, tuple(classes), train, val, test, mean, std, options.flip, options.shift)
 
 
 def _load(images: list[Tensor | Source], options: Options) -> list[Tensor | Encoded]:
-    """Pixels in memory, channels_last, where all splits fit; else images that are decoded when they are read."""
+    """Pixels in memory, channels_last, of the splits that fit; images of the others are decoded when they are read."""
     sources = [x for x in images if not isinstance(x, Tensor)]
     if not sources:
         return [x.contiguous(memory_format=torch.channels_last) for x in images if isinstance(x, Tensor)]
     form = form_of(sources[0], options.size, options.channels)
-    if sum(map(len, sources)) * form.image_bytes <= options.memory_limit:
-        return [decode_all(source, form) for source in sources]
-    return [Encoded(source, form, options.workers) for source in sources]
+    loaded: dict[int, Tensor | Encoded] = {}
+    left = options.memory_limit
+    for i in sorted(range(len(sources)), key=lambda i: len(sources[i])):
+        left -= len(sources[i]) * form.image_bytes
+        loaded[i] = decode_all(sources[i], form) if left >= 0 else Encoded(sources[i], form, options.workers)
+    return [loaded[i] for i in range(len(sources))]
 
 
-def _folder(path: str | Path) -> Path:
+def existing(path: str | Path) -> Path:
+    """The folder of that name, `~` expanded; raises UserError where there is none."""
     root = Path(path).expanduser()  # a shell leaves the ~ of data.path=~/images
     if not root.is_dir():
         raise UserError(f"data.path {path} is not a folder; set it to the folder that holds the images")
@@ -236,7 +247,7 @@ def _numbered(labels: NDArray[np.int64], values: NDArray[np.int64], files: list[
     return numbers
 
 
-def _image_folder(where: Path, classes: tuple[str, ...]) -> Labelled:
+def image_folder(where: Path, classes: tuple[str, ...]) -> Labelled:
     """Images of a folder, labelled by the position of their folder's name in `classes`."""
     from torchvision.datasets import ImageFolder
 
@@ -247,4 +258,5 @@ def _image_folder(where: Path, classes: tuple[str, ...]) -> Labelled:
     if unknown := sorted(set(found.classes) - set(classes)):
         raise UserError(f"{where} has class {unknown[0]!r}, which train lacks; add images to train or remove it")
     numbers = np.array([classes.index(name) for name in found.classes])
-    return Labelled(Files(tuple(path for path, _ in found.samples)), numbers[np.array(found.targets, np.int64)])
+    paths = np.array([os.fsencode(path) for path, _ in found.samples], np.bytes_)
+    return Labelled(Files(paths), numbers[np.array(found.targets, np.int64)])

@@ -120,7 +120,7 @@ def onnx_model(net: nn.Module, shape: tuple[int, int, int]) -> onnx.ModelProto:
     Raises UserError, naming it, for any other operator.
     """
     traced = fx.symbolic_trace(copy.deepcopy(net).eval())
-    modules = _fold_batch_norms(traced)
+    modules = fold_batch_norms(traced)
     writer, names = Writer(), {}
     for node in traced.graph.nodes:
         if node.op == "placeholder":
@@ -147,7 +147,7 @@ def _emit(writer: Writer, node: fx.Node, modules: dict[str, nn.Module], args: li
     return emit(writer, node.name, *args, **node.kwargs)
 
 
-def _fold_batch_norms(traced: fx.GraphModule) -> dict[str, nn.Module]:
+def fold_batch_norms(traced: fx.GraphModule) -> dict[str, nn.Module]:
     """Modules by name, in which each convolution has taken in the batch norm behind it, now an Identity."""
     modules = dict(traced.named_modules())
     for node in traced.graph.nodes:

@@ -72,16 +72,22 @@ def threads() -> int:
 def plain(x: Tensor, *weights: Tensor) -> bool:
     """Whether a kernel can work on images (N, C, H, W) and weights of a layer.
 
-    That is: float32 in CPU memory, images channels last, weights contiguous or to be copied by the caller, and nobody
-    traces, compiles or transforms.
+    That is: all are ordinary, images channels last, weights contiguous or to be copied by the caller.
     """
     return (
         type(x) is Tensor
-        and all(type(weight) in (Tensor, nn.Parameter) for weight in weights)
-        and all(tensor.dtype == torch.float32 and tensor.device.type == "cpu" for tensor in (x, *weights))
         and x.numel() > 0
         and x.shape[1] >= WIDEST
         and x.is_contiguous(memory_format=torch.channels_last)
+        and ordinary(x, *weights)
+    )
+
+
+def ordinary(*tensors: Tensor) -> bool:
+    """Whether all are float32 in CPU memory, and nobody traces, compiles or transforms."""
+    return (
+        all(type(tensor) in (Tensor, nn.Parameter) for tensor in tensors)
+        and all(tensor.dtype == torch.float32 and tensor.device.type == "cpu" for tensor in tensors)
         and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()
         and not torch.is_autocast_enabled("cpu")

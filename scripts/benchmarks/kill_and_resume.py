@@ -24,7 +24,7 @@ import pandas as pd
 from ofa.files import read_jsonl, versions
 from ofa.weights import load_tensors
 
-OPTIONS = ("schedule.scale=0.5", "measure.subnets=14", "measure.latency_nets=6", "fit.repeats=1", "threads=1")
+OPTIONS = ("schedule.epochs=20", "measure.subnets=14", "measure.latency_nets=6", "fit.repeats=1", "threads=1")
 
 
 def main() -> None:

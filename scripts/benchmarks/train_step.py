@@ -40,7 +40,7 @@ from ofa.schedule import Phase, Schedule
 from ofa.space import Arch, Genes, Space, load_space
 from ofa.static import StaticNet
 from ofa.supernet import Supernet
-from ofa.train import _optimizer
+from ofa.training.optimizer import make_optimizer
 from scripts.benchmarks.once_for_all import OnceForAll, add_option, arch_dict
 from scripts.benchmarks.once_for_all_worker import pictures
 
@@ -122,7 +122,7 @@ class Ours:
         self.space, self.x, self.y = space, torch.from_numpy(images), torch.from_numpy(labels)
         torch.manual_seed(0)
         self.supernet = Supernet(space)
-        self.optimizer = _optimizer(self.supernet, SCHEDULE)
+        self.optimizer = make_optimizer(self.supernet, SCHEDULE)
 
     def step(self, arch: Arch) -> None:
         """One training step, as Trainer takes it."""
@@ -164,7 +164,7 @@ def elastic_rows(ours: Ours, genes: dict[str, Genes], rounds: int) -> list[Row]:
     seconds = []
     for arch in ours.space.decode(np.concatenate([row for name, row in genes.items() if name.startswith("random")])):
         net = on_same_kernels(extract(ours.supernet, arch)).train()
-        optimizer = _optimizer(net, SCHEDULE)  # type: ignore[arg-type]
+        optimizer = make_optimizer(net, SCHEDULE)
         plain = timed(lambda net=net, optimizer=optimizer: _update(net(ours.x), ours.y, optimizer))  # type: ignore[misc]
         seconds.append(alternate(timed(lambda arch=arch: ours.step(arch)), plain, rounds))  # type: ignore[misc]
     what = f"training step in the supernet / extracted, {ours.space.resolution[0]} px"

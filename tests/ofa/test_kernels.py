@@ -12,12 +12,14 @@ from torch import Tensor, nn
 
 from ofa import depthwise as depthwise_module
 from ofa import norm as norm_module
+from ofa import shrink as shrink_module
 from ofa.depthwise import depthwise
 from ofa.extraction import extract, recalibrate
 from ofa.inference import fast
 from ofa.kernels import library, plain
 from ofa.layers import leading, pointwise
 from ofa.norm import ACTIVATIONS, batch_norm_act
+from ofa.shrink import shrink, stock
 from ofa.space import load_space
 from ofa.supernet import Supernet
 from tests.ofa.nets import SPEC, random_net
@@ -43,7 +45,7 @@ def threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.fixture
 def no_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    cached = (library, depthwise_module._kernel, norm_module._kernel)
+    cached = (library, depthwise_module._kernel, norm_module._kernel, shrink_module._kernels)
     monkeypatch.setenv("CC", str(tmp_path / "no-such-compiler"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     for function in cached:
@@ -158,6 +160,8 @@ def test_without_a_compiler_the_stock_operations_give_the_same(no_compiler: None
     assert torch.equal(y, F.conv2d(x, weight, None, 2, 2, groups=16))
     z = batch_norm_act(x, weight[:, 0, 0, 0], weight[:, 0, 0, 1], "relu")
     assert torch.equal(z, F.relu(F.batch_norm(x, None, None, weight[:, 0, 0, 0], weight[:, 0, 0, 1], True)))
+    smaller = shrink(weight, 8, 3)
+    assert torch.equal(smaller, weight[:8, :, 1:4, 1:4]) and type(smaller.grad_fn).__name__ == "SliceBackward0"
 
 
 def test_the_kernels_leave_other_inputs_to_pytorch() -> None:
@@ -238,3 +242,35 @@ def test_extracted_nets_share_nothing() -> None:
     assert not seen
     assert not any(module.training for module in first.modules())
     assert all(p.requires_grad and p.is_leaf for p in first.parameters())
+
+
+@pytest.mark.parametrize("channels", [1, 20, 40])
+@pytest.mark.parametrize(
+    ("smaller", "taps"), [((), 7), ((), 3), ((), 1), ((5,), 5), ((5,), 3), ((5, 3), 3), ((5, 3), 1)]
+)
+def test_kernels_of_smaller_layers_and_their_gradients_equal_float64(
+    smaller: tuple[int, ...], taps: int, channels: int
+) -> None:
+    torch.manual_seed(0)
+    weight = torch.randn(40, 1, 7, 7, requires_grad=True)
+    matrices = [torch.randn(k * k, k * k, requires_grad=True) for k in smaller]
+    found = shrink(weight, channels, taps, matrices)
+    exact_weight, *exact_matrices = doubled(weight, *matrices)
+    exact = stock(exact_weight, channels, taps, exact_matrices)
+    assert found.shape == exact.shape == (channels, 1, taps, taps) and relative(found, exact) < 1e-6
+    gy = torch.randn_like(found)
+    gradients = torch.autograd.grad(found, (weight, *matrices), gy, create_graph=True, materialize_grads=True)
+    plain_gradients = torch.autograd.grad(shrink(weight, channels, taps, matrices), (weight, *matrices), gy)
+    expected = torch.autograd.grad(exact, (exact_weight, *exact_matrices), gy.double())
+    for a, b, c in zip(gradients, plain_gradients, expected, strict=True):
+        assert relative(a, c) < 1e-6 and relative(b, c) < 1e-6
+
+
+@compiled
+def test_smaller_kernels_are_made_by_the_compiled_kernel_where_it_can() -> None:
+    weight, matrix = torch.randn(40, 1, 7, 7, requires_grad=True), torch.randn(25, 25)
+    assert "_Shrink" in type(shrink(weight, 24, 3, [matrix]).grad_fn).__name__
+    assert "_Shrink" not in type(shrink(weight.double(), 24, 3, [matrix.double()]).grad_fn).__name__
+    assert shrink(weight, 40, 7) is weight
+    wrong = shrink(weight, 24, 3, [matrix + 0.01 * torch.eye(25)])
+    assert relative(wrong, shrink(weight, 24, 3, [matrix])) > 1e-4

@@ -10,15 +10,18 @@ import numpy as np
 import pytest
 import torch
 
-from ofa.data import ImageData, digits
+from ofa.data import Augment, ImageData, digits
 from ofa.distill import label_loss, soft_label_loss
 from ofa.errors import UserError
-from ofa.files import append_jsonl, read_jsonl
-from ofa.schedule import Phase, Schedule, draw
+from ofa.files import read_jsonl
+from ofa.sampling import draw
+from ofa.schedule import Phase, Schedule
 from ofa.space import Space, load_space
 from ofa.supernet import Supernet
-from ofa.train import Trainer, Watch, load_supernet
+from ofa.train import Trainer, load_supernet
+from ofa.training.watch import Watch, collapsed
 from ofa.weights import load_tensors, save_tensors
+from predictors import Macs
 
 WATCH = Watch(random_nets=1, images=60, calibration=60)
 FULL = Phase("full", 0.1, 0.05, rule="largest", keep={"kernel": 1, "depth": 1, "expand": 1, "width": 1})
@@ -69,12 +72,36 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_tensors(folder / "supernet.safetensors")[0]
 
 
-def test_a_run_killed_at_any_step_ends_as_an_uninterrupted_one(tmp_path: Path, data: ImageData, space: Space) -> None:
-    whole = trainer(tmp_path / "whole", data, space)
+EVERYTHING: dict[str, object] = {"dropout": 0.2, "drop_path": 0.2, "clip_value": 1.0, "gradient": "sum"}
+ATTENTIVE = Phase("attentive", 0.15, 0.05, prefer="worst", candidates=3, measured=10, sort_channels=True, loss="alpha")
+
+
+@pytest.mark.parametrize("everything", [False, True])
+def test_a_run_killed_at_any_step_ends_as_an_uninterrupted_one(
+    everything: bool, tmp_path: Path, data: ImageData, space: Space
+) -> None:
+    augment = Augment(operations=1, erase=0.5, mixup=0.5, cutmix=0.5)
+
+    def make(name: str) -> Trainer:
+        if not everything:
+            return trainer(tmp_path / name, data, space)
+        augmented, phases = replace(data, augment=augment), (FULL, ATTENTIVE, replace(FIXED, teacher="full"))
+        return Trainer(
+            space,
+            augmented,
+            schedule(phases=phases, **EVERYTHING),
+            tmp_path / name,
+            watch=WATCH,
+            save_seconds=0.0,
+            average=0.9,
+            learn=lambda genes, top1: Macs(space),
+        )
+
+    whole = make("whole")
     whole.run()
     assert whole.ends.tolist() == [7, 18, 25]
-    for stop in (1, 7, 8, 18, 19, 24):
-        killed = trainer(tmp_path / "killed", data, space)
+    for stop in (8, 19) if everything else (1, 7, 8, 18, 19, 24):
+        killed = make("killed")
 
         def kill(values: dict[str, object], at: int = stop) -> None:
             if values["step"] == at:
@@ -83,9 +110,10 @@ def test_a_run_killed_at_any_step_ends_as_an_uninterrupted_one(tmp_path: Path, d
         killed.report = kill
         with pytest.raises(Killed):
             killed.run()
-    trainer(tmp_path / "killed", data, space).run()
-    expected, found = weights(tmp_path / "whole"), weights(tmp_path / "killed")
-    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    make("killed").run()
+    for file in ("supernet", "average") if everything else ("supernet",):
+        expected, found = (load_tensors(tmp_path / name / f"{file}.safetensors")[0] for name in ("whole", "killed"))
+        assert all(torch.equal(expected[name], found[name]) for name in expected)
     logs = [read_jsonl(tmp_path / name / "log.jsonl") for name in ("whole", "killed")]
     assert [(line["epoch"], line["loss"], line["val"]) for line in logs[0]] == [
         (line["epoch"], line["loss"], line["val"]) for line in logs[1]
@@ -153,7 +181,7 @@ def test_rates_follow_their_formulas() -> None:
 
 
 def test_one_number_scales_every_phase() -> None:
-    assert schedule(scale=2.0).steps(100) == (20, 30, 20)
+    assert schedule(epochs=0.7).steps(100) == (20, 30, 20)
 
 
 @pytest.mark.parametrize(
@@ -162,6 +190,13 @@ def test_one_number_scales_every_phase() -> None:
         ({"name": "a", "epochs": 1, "lr": 0.1, "keep": {"colour": 1}}, "colour"),
         ({"name": "a", "epochs": 1, "lr": 0.1, "rule": "all"}, "choose from largest"),
         ({"name": "a", "epochs": 0, "lr": 0.1}, "above 0"),
+        ({"name": "a", "epochs": 1, "lr": -0.1}, "lr is -0.1; give a finite number above 0"),
+        ({"name": "a", "epochs": 1, "lr": float("nan")}, "lr is nan"),
+        ({"name": "a", "epochs": float("inf"), "lr": 0.1}, "epochs is inf"),
+        ({"name": "a", "epochs": 1, "lr": 0.1, "couple": ["depth"]}, "couples unknown .'depth'.; choose from kernel"),
+        ({"name": "a", "epochs": 1, "lr": 0.1, "prefer": "fast"}, "choose from none, best, worst"),
+        ({"name": "a", "epochs": 1, "lr": 0.1, "warmup": 1}, "warmup is 1; give"),
+        ({"name": "a", "epochs": 1, "lr": 0.1, "rule": "fixed"}, "needs an arch"),
         ({"name": "a", "epochs": 1}, "lacks a field"),
         ({"name": "a", "epochs": 1, "lr": 0.1, "rate": 1}, "rate"),
     ],
@@ -179,11 +214,8 @@ def test_losses_equal_their_formulas() -> None:
     assert soft_label_loss(logits, teacher, 2.0).item() == pytest.approx(-4 * float(soft @ cold))
 
 
-def test_a_net_that_lost_most_of_what_it_had_learned_is_called_collapsed(
-    tmp_path: Path, data: ImageData, space: Space
-) -> None:
-    run = trainer(tmp_path, data, space)
-    append_jsonl(tmp_path / "log.jsonl", {"epoch": 1, "val": {"largest": 0.9, "smallest": 0.2}})
-    assert run._collapsed("largest", 0.3)
-    assert not run._collapsed("largest", 0.8)
-    assert not run._collapsed("smallest", 0.1), "a net that never learned has nothing to lose"
+def test_a_net_that_lost_most_of_what_it_had_learned_is_called_collapsed() -> None:
+    log = [{"epoch": 1, "val": {"largest": 0.9, "smallest": 0.2}}]
+    assert collapsed({"largest": 0.3, "smallest": 0.2}, log, classes=10) == ["largest"]
+    assert not collapsed({"largest": 0.8, "smallest": 0.1}, log, classes=10), "what never learned has nothing to lose"
+    assert not collapsed({"largest": 0.1}, [], classes=10)

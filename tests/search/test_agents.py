@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ofa.errors import UserError
-from ofa.space import Genes, Space
+from ofa.space import Genes, Space, load_space
 from search.agents import Agent, Ancestry, RandomSearch, keys
 from search.aging import AgingEvolution
 from search.evolution import Evolution
@@ -17,7 +17,7 @@ from search.loop import run_search
 from search.optuna_agent import OptunaAgent
 from search.problem import Problem
 from search.result import SearchResult
-from search.variation import cross, draw, draw_all, mutate, mutate_one
+from search.variation import cross, draw, draw_all, mutate, mutate_one, places_of, redraw
 from tests.search.toy import AGENTS, SMALL, SPACE, all_networks, model_based, problem
 
 INFORMED = [name for name in AGENTS if name != "random"]
@@ -170,6 +170,18 @@ def test_mutations_reach_every_other_choice_evenly_and_as_often_as_asked() -> No
     for column in np.flatnonzero(SPACE.counts > 2):
         share = np.bincount(changed[:, column], minlength=SPACE.counts[column])[1:] / 20_000
         assert share == pytest.approx(0.1 / (SPACE.counts[column] - 1), abs=0.01)
+
+
+def test_a_block_is_drawn_anew_as_a_whole_and_as_often_as_asked() -> None:
+    rng = np.random.default_rng(0)
+    space = load_space("ofa_mbv3_w1.0")  # kernel and expand ratio for each of 20 blocks, 3 choices of each
+    places, genes = places_of(space), np.zeros((20_000, len(space.genes)), dtype=np.int8)
+    changed = redraw(space, genes, 0.1, rng, places) > 0
+    kernel, expand = (changed[:, space.columns(name)] for name in ("kernel", "expand"))
+    assert changed[:, space.counts == 3].mean() == pytest.approx(0.1 * 2 / 3, abs=0.002)
+    assert (kernel & expand).mean() == pytest.approx(0.1 * 4 / 9, abs=0.002)  # apart it were 0.0044
+    assert (kernel[:, 0] & expand[:, 1]).mean() == pytest.approx((0.1 * 2 / 3) ** 2, abs=0.002)
+    assert len(set(places)) == len(space.genes) - 20
 
 
 def test_one_gene_that_matters_is_changed_in_each_network() -> None:

@@ -1,0 +1,22 @@
+"""How small a network is to become: a share of what it costs now, or an amount with its unit."""
+
+from __future__ import annotations
+
+from ofa.errors import UserError
+from ofa.limits import parse_limit
+
+Target = float | str
+
+
+def check_target(name: str, target: Target) -> None:
+    """Raise UserError unless `target` is a share above 0 and at most 1, or an amount above that."""
+    amount(name, target, 1.0)
+
+
+def amount(name: str, target: Target, now: float) -> float:
+    """The target in the unit that `name` ends with; numbers up to 1 are shares of what it is `now`."""
+    if isinstance(target, str):
+        return parse_limit(name, target)
+    if not target > 0:
+        raise UserError(f"{name}={target} must be above 0: a share of the network's, or an amount such as 250_000")
+    return target * now if target <= 1 else float(target)

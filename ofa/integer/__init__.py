@@ -1,0 +1,1 @@
+"""Integer-only networks: data (`net`), arithmetic (`fixed`), a reference (`run`), two sources, and a memory plan."""

@@ -1,0 +1,34 @@
+"""The optimizer of training: fused SGD with Nesterov momentum."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from ofa.schedule import Schedule
+
+
+def make_optimizer(net: nn.Module, schedule: Schedule) -> torch.optim.SGD:
+    """Fused SGD; no weight decay on vectors.  Momentum buffers exist from the start, as fused SGD needs them to."""
+    named = list(net.named_parameters())
+    decayed = [p for name, p in named if p.ndim > 1 and "transforms" not in name]
+    rest = [p for name, p in named if p.ndim <= 1 or "transforms" in name]
+    groups = [{"params": decayed, "weight_decay": schedule.weight_decay}, {"params": rest, "weight_decay": 0.0}]
+    optimizer = torch.optim.SGD(groups, lr=0.1, momentum=schedule.momentum, nesterov=True, fused=True)
+    for _, parameter in named:
+        optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
+
+
+def reset_momentum(optimizer: torch.optim.Optimizer) -> None:
+    """Forget the momentum of every parameter, in place."""
+    for state in optimizer.state.values():
+        state["momentum_buffer"].zero_()
+
+
+def clip(net: nn.Module, schedule: Schedule) -> None:
+    """Limit the gradient as the schedule says, in place: its norm, or each of its entries."""
+    if schedule.clip_norm is not None:
+        nn.utils.clip_grad_norm_(net.parameters(), schedule.clip_norm)
+    if schedule.clip_value is not None:
+        nn.utils.clip_grad_value_(net.parameters(), schedule.clip_value)

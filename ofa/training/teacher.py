@@ -1,0 +1,37 @@
+"""Frozen teachers: the largest net as some phase found it, in a file of its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ofa.inference import fast
+from ofa.schedule import Phase, Schedule
+from ofa.space import Space
+from ofa.static import build
+from ofa.weights import load_tensors, load_weights
+
+
+def taken(schedule: Schedule, index: int, folder: Path) -> list[Path]:
+    """Files to write when a phase begins: of its own teacher, and, mostly at the second, of all that follow."""
+    phases = schedule.phases
+    full = [i for i, phase in enumerate(phases) if phase.teacher == "full"]
+    found = [_file(folder, phases[index])] if phases[index].teacher == "previous" else []
+    return found + ([_file(folder, phases[full[0]])] if full and index == min(1, full[0]) else [])
+
+
+def _file(folder: Path, phase: Phase) -> Path:
+    return folder / f"teacher-{phase.name if phase.teacher == 'previous' else 'full'}.safetensors"
+
+
+def load_teacher(folder: Path, phase: Phase, space: Space, device: torch.device) -> nn.Module | None:
+    """The frozen teacher of a phase, in evaluation mode; None where it has none."""
+    if phase.teacher not in ("previous", "full"):
+        return None
+    path = _file(folder, phase)
+    net = build(space, space.decode(space.largest())[0])
+    load_weights(net, load_tensors(path)[0], path)
+    net = net.to(device).eval()
+    return fast(net) if device.type == "cpu" else net

@@ -1,0 +1,72 @@
+"""How good the supernet's nets are while it trains, and whether one of them collapsed."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from ofa.evaluate import accuracy, specialise
+from ofa.parallel import World
+from ofa.space import Arch, Space
+
+if TYPE_CHECKING:
+    from ofa.data import ImageData
+    from ofa.supernet import Supernet
+
+
+LEARNED = 0.3
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """What each epoch's log measures: `random_nets` fixed random nets besides the largest and the smallest.
+
+    images: validation images used (None: all).  calibration: images for batch-norm statistics.
+    """
+
+    random_nets: int = 2
+    images: int | None = 2000
+    calibration: int = 1024
+
+    def nets(self, space: Space) -> dict[str, Arch]:
+        """The watched architectures by name; the random ones are the same in every run."""
+        drawn = space.decode(space.sample(self.random_nets, np.random.default_rng(1)))
+        ends = {"largest": space.decode(space.largest())[0], "smallest": space.decode(space.smallest())[0]}
+        return ends | {f"random_{i}": arch for i, arch in enumerate(drawn)}
+
+    def validate(self, supernet: Supernet, data: ImageData, world: World | None = None) -> dict[str, float]:
+        """Top-1 accuracy (0 to 1) of each watched net on validation images, batch norm recalibrated.
+
+        The processes of a world measure a part of the nets each.
+        """
+        world, nets, scores = world or World(), self.nets(supernet.space), {}
+        for name, arch in list(nets.items())[world.rank :: world.size]:
+            net = specialise(supernet, arch, data, images=self.calibration)
+            scores[name] = accuracy(net, data, "val", resolution=arch.resolution, limit=self.images)
+        return world.merged(scores, nets)
+
+
+def collapsed(val: Mapping[str, float], log: Iterable[Mapping[str, Any]], classes: int) -> list[str]:
+    """Nets that had learned and fell below half the accuracy above chance that they once had.
+
+    A net had learned once it was right for `LEARNED` of the images that chance would miss.
+
+    val: their accuracies now.  log: the lines of earlier epochs, each with its own "val".
+    """
+    chance, lines = 1 / classes, list(log)
+    best = {name: max((line["val"].get(name, 0.0) for line in lines), default=0.0) for name in val}
+    learned = {name: top for name, top in best.items() if top - chance > LEARNED * (1 - chance)}
+    return [name for name, top in learned.items() if val[name] - chance < (top - chance) / 2]
+
+
+def memory(device: torch.device) -> dict[str, int]:
+    """Most memory that this process has held so far, in bytes: "peak_rss_bytes", on a GPU also "gpu_memory_bytes"."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    found = {"peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
+    return found | ({"gpu_memory_bytes": torch.cuda.max_memory_allocated(device)} if device.type == "cuda" else {})

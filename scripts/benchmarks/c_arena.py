@@ -1,0 +1,107 @@
+"""MCUNet's published networks as plain C: the arena and flash of each, beside TinyEngine's and TensorFlow Lite Micro's.
+
+    python scripts/benchmarks/c_arena.py [--images 4]       (needs gcc and arm-none-eabi-gcc; Debian: gcc-arm-none-eabi)
+
+Block lists and figures from `tables/published_subnets.json` in the folder of real data (OFA_DATA), random weights, 8
+bits.  Figures in KiB; sizes do not depend on the weights, so there is no spread.  Flash and stack are of Cortex-M7
+objects (-Os), SRAM is the arena and the stack.  "C" compares a build for this machine, under address and
+undefined-behaviour sanitizers, with the numpy reference on `--images` random images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from ofa.export.c import export_c
+from ofa.export.c.build import SANITIZERS, compile_c, measure, run_c, version
+from ofa.extraction import recalibrate
+from ofa.files import read_json, versions, write_json
+from ofa.integer.convert import from_net
+from ofa.integer.net import IntegerNet
+from ofa.integer.run import quantize_images, run
+from ofa.published import load_network
+from predictors.spec import spec_costs
+
+DATA = Path(os.environ.get("OFA_DATA", Path(__file__).parents[3] / "shared/data"))
+
+
+def report(entry: dict[str, Any], folder: Path, images: int) -> dict[str, Any]:
+    """One network's figures, in bytes; published ones in the KiB that they are printed in."""
+    torch.manual_seed(0)
+    net = load_network(entry)
+    batch = torch.randn(max(images, 8), net.spec.in_channels, net.spec.resolution, net.spec.resolution)
+    recalibrate(net, [batch])
+    integer = from_net(net.eval(), [batch])
+    written = export_c(integer, folder, name=entry["name"])
+    sizes, published = measure(folder), entry["published"]
+    return {
+        "name": entry["name"],
+        "arena": written.arena_bytes,
+        "bound": written.bound_bytes,
+        "fullest": written.fullest,
+        **{m: spec_costs(net.spec, bits=8, model=m)["peak_memory_bytes"] for m in ("inplace", "mcunet")},
+        "sram": sizes.sram_bytes,
+        "flash": sizes.flash_bytes,
+        "bits_published": entry["bits"],
+        "tinyengine": published["tinyengine"],
+        "tflite_micro": published["tflite"],
+        "equal": _equal(integer, folder, batch[:images].numpy()) if images else None,
+    }
+
+
+def _equal(net: IntegerNet, folder: Path, images: Any) -> bool:
+    q = quantize_images(net, images)
+    want = run(net, q)
+    return np.array_equal(run_c(compile_c(folder, flags=("-O1", *SANITIZERS)), q, want.shape[1]), want)
+
+
+def line(row: dict[str, Any]) -> str:
+    """A row of the table."""
+    engine, micro = row["tinyengine"], row["tflite_micro"]
+    fair = row["bits_published"] == 8  # 4-bit activations take half of what ours do
+    cells = [row["name"].removesuffix("_imagenet"), *(f"{row[k] / 1024:.1f}" for k in ("arena", "bound", "sram"))]
+    cells += [f"{engine['sram_kB']}" if fair else f"{engine['sram_kB']} (4 bits)"]
+    cells += [f"{row['sram'] / 1024 / engine['sram_kB']:.2f}" if fair else "-"]
+    cells += [f"{micro['sram_kB']}" if micro else "-", f"{row['sram'] / 1024 / micro['sram_kB']:.2f}" if micro else "-"]
+    cells += [f"{row[m] / 1024:.1f} ({row['arena'] / row[m] - 1:+.1%})" for m in ("inplace", "mcunet")]
+    cells += [f"{row['flash'] / 1024:.0f}", f"{engine['flash_kB']}", f"{micro['flash_kB']}" if micro else "-"]
+    return " | ".join([*cells, {True: "equal", False: "DIFFERS", None: "-"}[row["equal"]]])
+
+
+HEAD = (
+    "network | arena | lower bound | SRAM | TinyEngine | ratio | TFLite Micro | ratio | model inplace | model mcunet "
+    "| flash | TinyEngine | TFLite Micro | C"
+)
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=4, help="random images to compare C with the reference on")
+    parser.add_argument("--out", type=Path, help="JSON file of the result")
+    args = parser.parse_args()
+    rows = []
+    print(HEAD, flush=True)
+    for entry in read_json(DATA / "tables/published_subnets.json")["mcunet"]["nets"]:
+        with tempfile.TemporaryDirectory() as folder:
+            rows.append(report(entry, Path(folder), args.images))
+        print(line(rows[-1]), flush=True)
+    compilers = {name: version(name) for name in ("gcc", "arm-none-eabi-gcc")}
+    print(json.dumps(compilers | versions()))
+    if args.out:
+        write_json(args.out, {"rows": rows, "compilers": compilers, "versions": versions()})
+
+
+if __name__ == "__main__":
+    main()

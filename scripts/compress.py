@@ -1,0 +1,198 @@
+"""ofa-compress: any chain of compression steps on one network, with the same numbers after each step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig
+
+from ofa.errors import UserError
+from ofa.files import append_jsonl, atomic_write, read_jsonl, write_json
+from scripts.cli import make, stage_command
+from scripts.parts import load_data
+from scripts.progress import Progress
+from scripts.stage import open_stage, plain
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ofa.compress.allocation import Sensitivity
+    from ofa.data import ImageData
+
+READS = ("data", "seed", "network", "step", "sensitivity")
+STEPS, BEFORE = "steps.jsonl", "before"
+
+
+@stage_command("step")
+def main(cfg: DictConfig) -> None:
+    """Compress network=<card> by step=[magnitude,kmeans].  Writes <run>/compress/<network>/<steps>.
+
+    A network is a card, a block list or torchvision's name, with weights after an @, as for ofa-distill.  Each step's
+    network is a packed file; table.json and front.svg hold accuracy and size after each.
+    """
+    if not cfg.network or not cfg.step:
+        raise UserError(
+            "network or step has no value; give both, such as "
+            "network=runs/digits/specialize/stm32f746/float.json step=[magnitude,kmeans]"
+        )
+    chain = "-".join(cfg.step)
+    with open_stage(cfg, f"compress/{_name(cfg.network)}/{chain}", READS) as stage:
+        if not stage.done:
+            data = load_data(cfg)
+            net, resolution = _network(cfg, data)
+            _sensitivities(cfg, net, data, resolution, stage.folder)
+            _compress(cfg, net, data, resolution, stage.folder)
+        rows = read_jsonl(stage.folder / STEPS)
+        write_json(stage.folder / "table.json", {"network": str(cfg.network), "steps": rows})
+        atomic_write(stage.folder / "front.svg", _front(rows))
+        print(_table(rows))
+
+
+def _compress(cfg: DictConfig, net: nn.Module, data: ImageData, resolution: int, folder: Path) -> None:
+    """Each step after the last that is on disk; a step's network is kept for the next, and dropped at the end."""
+    import torch
+
+    from ofa.compress.chain import Work
+    from ofa.compress.numbers import measure
+
+    done = [row["step"] for row in read_jsonl(folder / STEPS)]
+    first = net
+    if len(done) > 1:
+        net = torch.load(_kept(folder, done[-1]), weights_only=False)  # this folder's own file: the whole module
+    for name in [name for name in (BEFORE, *cfg.step) if name not in done]:
+        with Progress(f"compress {name}") as progress:
+            work = Work(data, resolution, cfg.seed, teacher=first, report=progress)
+            if name != BEFORE:
+                net = make(cfg.step[name])(net, work)
+                torch.save(net, _kept(folder, name))
+            append_jsonl(folder / STEPS, asdict(measure(name, net, work, folder / f"{name}.ofap")))
+    for path in folder.glob("*.pt"):
+        path.unlink()
+
+
+def _kept(folder: Path, step: str) -> Path:
+    return folder / f"{step}.pt"
+
+
+def _sensitivities(cfg: DictConfig, net: nn.Module, data: ImageData, resolution: int, folder: Path) -> None:
+    """What zeros in each layer alone cost, where `sensitivity.images` asks for it: sensitivity.json and .svg."""
+    images = cfg.sensitivity.images
+    if not images or (folder / "sensitivity.json").exists():
+        return
+    from ofa.compress.allocation import sensitivity
+    from ofa.compress.chain import Work
+
+    work = Work(data, resolution, cfg.seed)
+    rows = sensitivity(net, work, levels=plain(cfg.sensitivity.levels), images=images)
+    write_json(folder / "sensitivity.json", [asdict(row) for row in rows])
+    atomic_write(folder / "sensitivity.svg", _curves(rows))
+    print(f"validation top-1 (%) with a share of zeros in one layer alone, {images} images\n{_sensitivity_table(rows)}")
+
+
+def _network(cfg: DictConfig, data: ImageData) -> tuple[nn.Module, int]:
+    """The network to compress, in evaluation mode, and the side of its images in pixels."""
+    import torch
+
+    from ofa.distill.nets import load_net
+    from ofa.static import StaticNet
+
+    torch.manual_seed(cfg.seed)  # of a network without weights
+    net = load_net(str(cfg.network), channels=data.channels, classes=len(data.classes)).net
+    if isinstance(net, StaticNet) and net.spec.classes != len(data.classes):
+        raise UserError(
+            f"{cfg.network} has {net.spec.classes} classes and {data.name} {len(data.classes)}; give the data it is for"
+        )
+    return net, net.spec.resolution if isinstance(net, StaticNet) else data.side
+
+
+def _name(network: str) -> str:
+    """A folder's name for a network: specialize/phone/float.json becomes phone-float."""
+    path = Path(str(network).partition("@")[0].replace(":", "-"))
+    return "-".join(part for part in (path.parent.name, path.stem) if part)
+
+
+def _table(rows: Sequence[dict[str, Any]]) -> str:
+    """The chain as text, a line for each step."""
+    head = (
+        *("step", "top-1 (%)", "MACs (M)", "not by zero", "bit-operations (G)", "file (kB)", "smaller"),
+        *("peak memory (kB)", "ms"),
+    )
+    return _columns([head, *(_line(row, rows[0]["file_bytes"]) for row in rows)])
+
+
+def _line(row: dict[str, Any], first: int) -> tuple[str, ...]:
+    return (
+        row["step"],
+        f"{100 * row['accuracy']:.2f}",
+        f"{row['macs'] / 1e6:.2f}",
+        f"{row['sparse_macs'] / 1e6:.2f}",
+        f"{row['bit_operations'] / 1e9:.3f}",
+        f"{row['file_bytes'] / 1e3:.1f}",
+        f"{first / row['file_bytes']:.2f}x",
+        f"{row['peak_memory_bytes'] / 1e3:.1f}",
+        "" if row["latency_ms"] is None else f"{row['latency_ms']:.3f}",
+    )
+
+
+def _sensitivity_table(rows: Sequence[Sensitivity]) -> str:
+    levels = sorted({row.level for row in rows})
+    found = {(row.layer, row.level): f"{100 * row.accuracy:.1f}" for row in rows}
+    layers = list(dict.fromkeys(row.layer for row in rows))
+    return _columns([("layer", *map(str, levels)), *((n, *(found[n, level] for level in levels)) for n in layers)])
+
+
+def _columns(lines: Sequence[Sequence[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(f"{line[0]:{widths[0]}}" + "".join(map(_right, line[1:], widths[1:])) for line in lines)
+
+
+def _right(cell: str, width: int) -> str:
+    return f"  {cell:>{width}}"
+
+
+def _front(rows: Sequence[dict[str, Any]]) -> str:
+    """Accuracy against the size of the packed file, each step a point, as SVG."""
+    figure, axes = _figure("packed file (kB)", "test top-1 (%)")
+    x, y = [row["file_bytes"] / 1e3 for row in rows], [100 * row["accuracy"] for row in rows]
+    axes.plot(x, y, "o-", color="tab:blue")
+    for row, left, top in zip(rows, x, y, strict=True):
+        axes.annotate(row["step"], (left, top), textcoords="offset points", xytext=(4, 6))
+    axes.set_xscale("log")
+    return _svg(figure)
+
+
+def _curves(rows: Sequence[Sensitivity]) -> str:
+    """Accuracy against the share of zeros, a curve for each layer, as SVG."""
+    figure, axes = _figure("share of zeros in one layer", "validation top-1 (%)")
+    layers = list(dict.fromkeys(row.layer for row in rows))
+    for i, layer in enumerate(layers):
+        own = [row for row in rows if row.layer == layer]
+        colour = (i / max(1, len(layers) - 1)) * 0.9
+        axes.plot([r.level for r in own], [100 * r.accuracy for r in own], color=(colour, 0.3, 1 - colour), label=layer)
+    axes.legend(fontsize=6, ncols=2, loc="lower left")
+    return _svg(figure)
+
+
+def _figure(x: str, y: str) -> tuple[Any, Any]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    axes.set(xlabel=x, ylabel=y)
+    axes.grid(alpha=0.3)
+    return figure, axes
+
+
+def _svg(figure: Any) -> str:
+    import io
+
+    text = io.StringIO()
+    figure.savefig(text, format="svg", metadata={"Date": None})
+    return text.getvalue()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,40 @@
+"""A stage that several processes share, as torchrun starts them: the first one locks, writes and speaks."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, TypeVar
+
+from omegaconf import DictConfig
+
+from scripts.stage import Stage, open_stage
+
+if TYPE_CHECKING:
+    from ofa.parallel import World
+
+Made = TypeVar("Made")
+
+
+@contextmanager
+def shared_stage(cfg: DictConfig, name: str, reads: Sequence[str], world: World) -> Iterator[Stage]:
+    """`open_stage` by the first process; the others get what it found.
+
+    A worker that torchrun started again goes on, whatever `restart` says: that was obeyed when the run began.
+    """
+    if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")):
+        cfg.restart = False
+    if world.first:
+        with open_stage(cfg, name, reads) as stage:
+            world.told(stage)
+            yield stage
+    else:
+        yield world.told(Stage.__new__(Stage))
+
+
+def in_turn(world: World, make: Callable[[], Made]) -> Made:
+    """What `make` returns, in each process; in the first one before the others, which find what it cached."""
+    made = make() if world.first else None
+    world.wait()
+    return make() if made is None else made

@@ -1,0 +1,135 @@
+"""Exported C against the numpy reference, bit for bit, and what its objects take."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from ofa.data import digits
+from ofa.errors import UserError
+from ofa.export.c import export_c
+from ofa.export.c.build import ARM, SANITIZERS, compile_c, has_compiler, measure, run_c
+from ofa.files import read_json
+from ofa.integer.convert import from_net
+from ofa.integer.net import Conv, Int8, IntegerNet
+from ofa.integer.plan import plan
+from ofa.integer.run import quantize_images, run
+from ofa.published import read_network
+from ofa.space import load_space
+from ofa.spec import NetSpec, Unit
+from ofa.static import build, build_spec
+from predictors.spec import spec_costs
+from tests.ofa.nets import RESNET, SPEC, random_net
+
+pytestmark = pytest.mark.skipif(not has_compiler("gcc"), reason="there is no gcc")
+SPECS = {"mbconv": SPEC, "bottleneck": RESNET}
+
+
+@pytest.fixture(scope="module", params=SPECS)
+def exported(request: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[IntegerNet, Path, Int8, Int8]:
+    """A network, its C, 1,000 real images and its logits of them."""
+    images = torch.cat([images for images, _ in digits().batches("train", 250, 16, rng=None, limit=1000)])
+    net = from_net(random_net(SPECS[request.param]), images.split(250))
+    folder = tmp_path_factory.mktemp(request.param)
+    export_c(net, folder)
+    q = quantize_images(net, images.numpy())
+    assert len(q) == 1000
+    return net, folder, q, run(net, q)
+
+
+@pytest.mark.parametrize("flags", [("-O2",), ("-O1", *SANITIZERS)], ids=["optimized", "sanitized"])
+def test_c_gives_the_references_bits(exported: tuple[IntegerNet, Path, Int8, Int8], flags: tuple[str, ...]) -> None:
+    _, folder, images, want = exported
+    n = len(images) if "-O2" in flags else 50
+    got = run_c(compile_c(folder, flags=flags), images[:n], want.shape[1])
+    assert np.array_equal(got, want[:n]) and len(np.unique(got)) > 50
+
+
+def test_another_weight_gives_other_bits(exported: tuple[IntegerNet, Path, Int8, Int8], tmp_path: Path) -> None:
+    net, _, images, want = exported
+    last = next(op for op in reversed(net.ops) if isinstance(op, Conv))
+    changed = replace(last, weight=last.weight + (last.weight == 127 * -1).astype(np.int8))
+    assert (changed.weight != last.weight).sum() < 20
+    other = replace(net, ops=tuple(changed if op is last else op for op in net.ops))
+    export_c(other, tmp_path)
+    got = run_c(compile_c(tmp_path), images[:100], want.shape[1])
+    assert np.array_equal(got, run(other, images[:100])) and not np.array_equal(got, want[:100])
+
+
+def test_the_makefile_builds_the_example(exported: tuple[IntegerNet, Path, Int8, Int8]) -> None:
+    if not shutil.which("make"):
+        pytest.skip("there is no make")
+    _, folder, images, want = exported
+    subprocess.run(["make", "-s", "-C", str(folder), "clean", "main"], check=True, capture_output=True)
+    assert np.array_equal(run_c(folder / "main", images[:20], want.shape[1]), want[:20])
+
+
+def test_a_map_is_written_over_in_place_whatever_kernel_and_stride(tmp_path: Path) -> None:
+    """Depthwise convolutions over their own input, of odd sides, the last kernels larger than the map."""
+
+    def block(cin: int, kernel: int, stride: int) -> Unit:
+        return Unit("mbconv", cin, 8, kernel, stride, 24, 8, "h_swish", expand=True, shortcut=stride == 1)
+
+    blocks = (block(8, 3, 2), block(8, 5, 1), block(8, 7, 2), block(8, 7, 1))
+    ends = Unit("conv", 3, 8, 3, 1, act="relu6"), Unit("pool", 8, 8), Unit("linear", 8, 10)
+    images = torch.randn(50, 3, 11, 11)
+    net = from_net(random_net(NetSpec((ends[0], *blocks, *ends[1:]), 11, 3, 10)), [images])
+    export_c(net, tmp_path)
+    q = quantize_images(net, images.numpy())
+    assert np.array_equal(run_c(compile_c(tmp_path, flags=SANITIZERS), q, 10), run(net, q))
+
+
+@pytest.mark.skipif(not has_compiler(ARM), reason=f"there is no {ARM}")
+def test_flash_and_sram_of_a_cortex_m7(exported: tuple[IntegerNet, Path, Int8, Int8]) -> None:
+    net, folder, *_ = exported
+    sizes = measure(folder)
+    assert sizes.data == 0, "nothing but the arena is written"
+    assert net.weight_bytes <= sizes.text < net.weight_bytes + 8000
+    assert sizes.bss == export_c(net, folder).arena_bytes
+    assert sizes.sram_bytes - sizes.bss == sizes.stack < 1000
+    assert sizes.flash_bytes == sizes.text
+
+
+@pytest.mark.parametrize("name", ["digits_mbv3", "mcunet"])
+def test_the_arena_is_what_the_inplace_model_predicts(name: str) -> None:
+    space = load_space(name)
+    for arch in space.decode(space.sample(2, np.random.default_rng(0))):
+        net = build(space, arch).eval()
+        side = net.spec.resolution
+        found = plan(from_net(net, [torch.randn(1, net.spec.in_channels, side, side)]))
+        predicted = spec_costs(net.spec, bits=8, model="inplace")["peak_memory_bytes"]
+        assert found.arena == found.bound and abs(found.arena / predicted - 1) < 0.01
+
+
+def test_the_published_networks_fit_where_tinyengine_puts_them(data_folder: Path, tmp_path: Path) -> None:
+    """The smallest of MCUNet's: the plan meets its bound, the model that predicts it, and TinyEngine's figure."""
+    nets = read_json(data_folder / "tables/published_subnets.json")["mcunet"]["nets"]
+    entry = next(net for net in nets if net["name"] == "mcunet-10fps_imagenet")
+    spec, _ = read_network(entry)
+    image = torch.randn(2, 3, spec.resolution, spec.resolution)
+    report = export_c(from_net(build_spec(spec).eval(), [image]), tmp_path)
+    assert report.arena_bytes == report.bound_bytes == spec_costs(spec, bits=8, model="inplace")["peak_memory_bytes"]
+    assert report.arena_bytes <= 1024 * entry["published"]["tinyengine"]["sram_kB"]
+    assert report.weight_bytes <= 1024 * entry["published"]["tinyengine"]["flash_kB"]
+
+
+def test_mistakes_are_explained(tmp_path: Path) -> None:
+    net = from_net(nn.Sequential(nn.Conv2d(1, 2, 1)).eval(), [torch.rand(2, 1, 3, 3)])
+    export_c(net, tmp_path)
+    with pytest.raises(UserError, match=r"there is no no-such-gcc on this machine; install it"):
+        compile_c(tmp_path, compiler="no-such-gcc")
+    with pytest.raises(UserError, match="would end the comment"):
+        export_c(net, tmp_path, name="*/ int x;")
+    with pytest.raises(RuntimeError, match="failed"):
+        run_c(compile_c(tmp_path), np.zeros((3, 3, 3, 1), np.int8), 7)
+    (tmp_path / "net.c").write_text("broken")
+    with pytest.raises(RuntimeError, match=r"net\.c.* failed"):
+        compile_c(tmp_path)
