@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import os
+import socket
 import tempfile
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
 from ofa.errors import UserError
 from scripts.cli import make, stage_command
+
+if TYPE_CHECKING:
+    from ofa.serve.settings import Settings
 
 
 @stage_command("serve")
@@ -26,20 +32,34 @@ def main(cfg: DictConfig) -> None:
         for module in ("fastapi", "prometheus_client"):
             extra(module, "serve")
         uvicorn = extra("uvicorn", "serve")
+        extra("uvicorn.supervisors", "serve")
         settings = make(cfg.serve, model=str(cfg.model))
         Served.find(settings.model)  # a mistake is answered here, once, and not by every worker
         settings.to_environment()
         os.environ["OMP_NUM_THREADS"] = str(settings.threads)
-        uvicorn.run(
-            "ofa.serve.app:create",
-            factory=True,
-            host=settings.host,
-            port=settings.port,
-            workers=settings.workers,
-            access_log=False,
-            log_level="warning",
-            timeout_graceful_shutdown=settings.stop_seconds,
-        )
+        _serve(uvicorn, settings)
+
+
+def _serve(uvicorn: Any, settings: Settings) -> None:
+    """Run until a signal stops it, in one process or in several that share the socket."""
+    config = uvicorn.Config(
+        "ofa.serve.app:create",
+        factory=True,
+        host=settings.host,
+        port=settings.port,
+        workers=settings.workers,
+        access_log=False,
+        log_level="warning",
+        timeout_graceful_shutdown=settings.stop_seconds,
+    )
+    listening = config.bind_socket()
+    # every connection inherits it; asyncio sets it only where it made the socket, and answers then wait 40 ms
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    with suppress(KeyboardInterrupt):  # the signal that stopped it, which it passes on when all is answered
+        if settings.workers == 1:
+            uvicorn.Server(config).run(sockets=[listening])
+        else:
+            uvicorn.supervisors.Multiprocess(config, sockets=[listening]).run()
 
 
 if __name__ == "__main__":

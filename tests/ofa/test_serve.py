@@ -250,12 +250,21 @@ def test_a_stopped_server_answers_what_is_open_first(server: Server) -> None:
     thread = threading.Thread(target=lambda: found.append(_sent(server, slow(), **{"Transfer-Encoding": "chunked"})))
     thread.start()
     time.sleep(0.5)
-    _, out = server.stop()
+    status, out = server.stop()
     thread.join(30)
-    assert found == [200]
+    assert (status, found) == (0, [200])
     assert "Traceback" not in out
     with pytest.raises(ConnectionRefusedError):
         server.send("GET", "/health")
+
+
+@pytest.mark.slow
+def test_workers_share_the_port_and_their_figures(card: Path) -> None:
+    server = Server(card, "serve.workers=2")
+    assert [server.send("POST", "/predict", png(PIXELS[0, 0]))[0] for _ in range(20)] == [200] * 20
+    assert b'ofa_requests_total{status="200"} 20.0' in server.send("GET", "/metrics")[1]
+    status, out = server.stop()
+    assert status == 0 and "Traceback" not in out
 
 
 def _sent(server: Server, body: Any, **headers: str) -> int:
