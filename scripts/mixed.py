@@ -39,7 +39,7 @@ class Mixed:
     "100KB"}.  weight_choices, input_choices: bits to choose from.  latency: a JSON file of milliseconds of each layer,
     {"layer": {"8x8": 0.02}}, weight bits x input bits.  quantization: everything else about the quantization;
     its `finetuning` is for the chosen bits alone.  images: calibration images for the noise and the ranges.
-    agent: made with `space`, `seed` and `violation`.  evaluations: of the search.  verify: how many of the best are
+    agent: made with `space` and `seed`.  evaluations: of the search.  verify: how many of the best are
     quantized and measured on `verify_images` validation images.
     """
 
@@ -83,7 +83,9 @@ class Mixed:
         names = list(weight_layers(folded))
         space = bits_space(len(names), self.weight_choices, self.input_choices)
         problem = self.problem(folded, work)
-        agent = self.agent(space=space, seed=work.seed, violation=problem.exceeds)
+        agent = self.agent(space=space, seed=work.seed)
+        if hasattr(agent, "violation"):
+            agent.violation = problem.exceeds
         result = run_search(agent, problem, self.evaluations, batch=100)
         feasible = np.flatnonzero(result.evaluations["violation"].to_numpy() <= 0)
         best = feasible[np.argsort(result.cost[feasible, 0], kind="stable")[: self.verify]]

@@ -56,14 +56,14 @@ def counted(macs: Mapping[str, int], weight_bits: Mapping[str, int], input_bits:
 def weight_bits(layer: Layer) -> int:
     """Bits of each of a layer's weights, 1 to 8, or 32."""
     weight, scale = layer.weight.detach(), getattr(layer, "weight_scale", None)
+    magnitude = weight.flatten(1).abs()
+    if magnitude.shape[1] > 1 and bool((magnitude == magnitude[:, :1]).all()):
+        return 1  # signs, with a scale for each channel
     if isinstance(scale, Tensor):
         numbers = weight / scale.view(-1, *[1] * (weight.ndim - 1))
         span = int(numbers.max().round() - numbers.min().round()) + 1
         if span <= MOST and torch.allclose(numbers, numbers.round(), atol=1e-3):
             return max(1, (span - 1).bit_length())
-    magnitude = weight.flatten(1).abs()
-    if magnitude.shape[1] > 1 and bool((magnitude == magnitude[:, :1]).all()):
-        return 1  # signs, with a scale for each channel
     values = len(weight.unique())
     return max(1, (values - 1).bit_length()) if values <= MOST and 2 * values < weight.numel() else 32
 

@@ -66,7 +66,7 @@ def limits(
 
 
 def _percentile(histogram: Histogram, percentile: float) -> tuple[float, float]:
-    outside = (1 - percentile / 100) * histogram.counts.sum()
+    outside = (100 - percentile) * histogram.counts.sum() / 100
     ends = 1 if histogram.low >= 0 else 2
     edges = np.linspace(histogram.low, histogram.high, len(histogram.counts) + 1)
     inside = np.concatenate([[0.0], np.cumsum(histogram.counts)])

@@ -151,7 +151,7 @@ def test_files_that_cannot_be_read_are_explained(tmp_path: Path) -> None:
         read_tflite(tmp_path / "absent.tflite")
     for bad in (b"", b"not a file", raw[: len(raw) // 2], raw[:40]):
         path.write_bytes(bad)
-        with pytest.raises(UserError, match=r"is no usable \.tflite file .*export it again"):
+        with pytest.raises(UserError, match=r"is no usable TFLite file .*export it again"):
             read_tflite(path)
 
 
