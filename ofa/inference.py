@@ -123,12 +123,17 @@ class FoldedGate(nn.Module):
 
 
 def _rewritten(module: nn.Module, conv: Callable[[ConvBN], nn.Module]) -> nn.Module:
-    if isinstance(module, ConvBN):
+    if isinstance(module, ConvBN) and _plain(module.conv):
         return conv(module)
-    if isinstance(module, SqueezeExcite):
+    if isinstance(module, SqueezeExcite) and _plain(module.reduce) and _plain(module.expand):
         return FoldedGate(module)
     twin = object.__new__(type(module))
     twin.__dict__.update({k: v.copy() if isinstance(v, (dict, set)) else v for k, v in module.__dict__.items()})
     for name, child in twin._modules.items():
         twin._modules[name] = None if child is None else _rewritten(child, conv)
     return twin
+
+
+def _plain(conv: nn.Conv2d) -> bool:
+    """Whether its weight alone says what it computes: it is of no other class, and nothing changes what it reads."""
+    return type(conv) is nn.Conv2d and not conv._forward_pre_hooks

@@ -119,10 +119,8 @@ def give(layer: nn.Module, weight: Tensor, bias: Tensor | None = None) -> None:
     """
     own = layer._parameters
     size = own["weight"].shape  # type: ignore[union-attr]
-    if weight.shape[0] != size[0]:
-        weight = weight[: size[0]]
-    if weight.shape[1] != size[1]:
-        weight = weight[:, : size[1]]
+    if weight.shape != size:
+        weight = weight.as_strided(size, weight.stride())
     layout = torch.channels_last if weight.ndim == 4 else torch.contiguous_format
     own["weight"] = nn.Parameter(weight.clone(memory_format=layout))
     if bias is not None:
@@ -157,10 +155,11 @@ class ElasticBatchNorm(nn.Module):
     def copy_to(self, bn: nn.BatchNorm2d) -> None:
         """Give a plain batch norm copies of the leading channels."""
         c, given, kept = bn.num_features, bn._parameters, bn._buffers
-        given["weight"] = nn.Parameter(torch.narrow_copy(self.weight, 0, 0, c))
-        given["bias"] = nn.Parameter(torch.narrow_copy(self.bias, 0, 0, c))
-        kept["running_mean"] = torch.narrow_copy(self.running_mean, 0, 0, c)
-        kept["running_var"] = torch.narrow_copy(self.running_var, 0, 0, c)
+        own: dict[str, Any] = self._parameters | self._buffers  # attributes of a module are looked up slowly
+        for name in ("weight", "bias"):
+            given[name] = nn.Parameter(torch.narrow_copy(own[name], 0, 0, c))
+        for name in ("running_mean", "running_var"):
+            kept[name] = torch.narrow_copy(own[name], 0, 0, c)
         kept["num_batches_tracked"] = torch.zeros((), dtype=torch.long, device=self.weight.device)
 
 

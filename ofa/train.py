@@ -167,6 +167,8 @@ class Trainer:
         rng = np.random.default_rng((self.seed, 2, self.step))
         archs = draw(record, self.spaces[phase], rng, resolution=x.shape[-1], score=self.score)
         x, y = x.to(self.device), y.to(self.device)
+        if self.data.augment.mixes:
+            x, y = self.data.augment.mixed(x, y, self.space.classes, np.random.default_rng((self.seed, 6, self.step)))
         start = self._start(phase)
         rate = self.schedule.rate(record, (self.step - start) / (self.ends[phase] - start))
         rate *= self.rollbacks.factor(record.name)

@@ -1,32 +1,37 @@
-"""ofa-specialize: extract, prune and fine-tune the network that the search chose for each device."""
+"""ofa-specialize: extract, fine-tune and prune the network that the search chose for each device."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
 from ofa.errors import UserError
 from ofa.space import Arch
 from scripts.cli import make, stage_command
+from scripts.distill import load_teachers
+from scripts.ondevice import adapt
 from scripts.parts import SEARCH, load_parts, trained
 from scripts.progress import Progress
-from scripts.stage import open_stage
+from scripts.stage import open_stage, plain
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from ofa.data import ImageData
     from ofa.space import Space
     from ofa.static import StaticNet
 
-READS = (*SEARCH, "compress.pruning", "compress.finetuning")
+READS = (*SEARCH, "teacher", "finetune", "compress.pruning", "compress.finetuning", "ondevice")
 
 
-@stage_command("compress", "device")
+@stage_command("finetune", "distill", "compress", "ondevice", "device")
 def main(cfg: DictConfig) -> None:
-    """Extract each device's network, prune its channels, fine-tune it.  Writes <run>/specialize/<device>."""
+    """Extract each device's network, fine-tune it (finetune.epochs=10), prune it.  Writes <run>/specialize/<device>."""
     from ofa.compress.prune import prune
-    from ofa.evaluate import specialise
     from ofa.files import read_json, write_json
     from ofa.finetune import finetune
 
@@ -38,17 +43,58 @@ def main(cfg: DictConfig) -> None:
                 _require(arch, stage.folder)
                 continue
             compress = make(cfg.compress)
-            net = specialise(trained(cfg, space), arch, data)
+            net, training = _float(cfg, space, arch, data, stage.folder, device)
             with Progress(f"fine-tune for {device}") as progress:
                 pruned = prune(net, compress.pruning)
-                pruned = finetune(pruned, data, compress.finetuning, teacher=net, seed=cfg.seed, report=progress)
+                state = stage.folder / "pruned-state.safetensors"
+                options: dict[str, Any] = {"seed": cfg.seed, "report": progress, "checkpoint": state}
+                pruned = finetune(pruned, data, compress.finetuning, teacher=net, **options)
+            then = [
+                *training,
+                {"pruning": asdict(compress.pruning)},
+                {"teacher": "float", **asdict(compress.finetuning)},
+            ]
             result = {
-                name: _save(stage.folder / f"{name}.json", model, arch, space, data, cfg.seed)
-                for name, model in (("float", net), ("pruned", pruned))
+                name: _save(stage.folder / f"{name}.json", model, arch, space, data, cfg.seed, steps)
+                for name, model, steps in (("float", net, training), ("pruned", pruned, then))
             }
+            if cfg.ondevice.memory is not None:
+                tuned, plan = adapt(pruned, data, plain(cfg.ondevice), seed=cfg.seed)
+                steps = [*then, {"ondevice": plan["memory"]}]
+                costs = _save(stage.folder / "ondevice.json", tuned, arch, space, data, cfg.seed, steps)
+                write_json(stage.folder / "plan.json", plan | {"accuracy_val": costs["accuracy_val"]})
+            state.unlink(missing_ok=True)
             write_json(stage.folder / "result.json", result)
             top1 = ", ".join(f"{name} {100 * values['accuracy_val']:.1f} %" for name, values in result.items())
             print(f"{device}: validation top-1 {top1}")
+
+
+def _float(
+    cfg: DictConfig, space: Space, arch: Arch, data: ImageData, folder: Path, device: str
+) -> tuple[StaticNet, list[dict[str, Any]]]:
+    """The chosen network with the supernet's weights, fine-tuned where that is asked for, and what was done."""
+    from ofa.evaluate import accuracy, specialise
+    from ofa.finetune import finetune
+
+    supernet, settings = trained(cfg, space), make(cfg.finetune)
+    net = specialise(supernet, arch, data)
+    if not settings.epochs:
+        return net, []
+    if cfg.teacher is None:
+        largest = replace(space.decode(space.largest())[0], resolution=arch.resolution)
+        teachers: list[nn.Module] = [specialise(supernet, largest, data)]
+    else:
+        teachers = [found.net for found in load_teachers(cfg, data, settings.distill)]
+    before, state = accuracy(net, data, "val", resolution=arch.resolution), folder / "float-state.safetensors"
+    with Progress(f"fine-tune the float network for {device}") as progress:
+        options: dict[str, Any] = {"seed": cfg.seed, "report": progress, "checkpoint": state}
+        net = finetune(net, data, settings, teacher=teachers, **options)
+    step = {
+        "teacher": plain(cfg.teacher) or "the supernet's largest",
+        "accuracy_val_before": before,
+        **asdict(settings),
+    }
+    return net, [step]
 
 
 def _require(arch: Arch, folder: Path) -> None:
@@ -59,7 +105,15 @@ def _require(arch: Arch, folder: Path) -> None:
         raise UserError(f"the search chose another network after {folder} was made; give restart=true to make it again")
 
 
-def _save(path: Path, net: StaticNet, arch: Arch, space: Space, data: ImageData, seed: int) -> dict[str, float]:
+def _save(
+    path: Path,
+    net: StaticNet,
+    arch: Arch,
+    space: Space,
+    data: ImageData,
+    seed: int,
+    training: Sequence[dict[str, Any]],
+) -> dict[str, float]:
     """Write the network with its card; its validation accuracy and exact costs."""
     from ofa.evaluate import accuracy
     from ofa.export.card import Card, Metric, save_net
@@ -68,7 +122,8 @@ def _save(path: Path, net: StaticNet, arch: Arch, space: Space, data: ImageData,
     values = {"accuracy_val": accuracy(net, data, "val", resolution=arch.resolution)} | spec_costs(net.spec)
     units = {"accuracy_val": "share of right first classes", "macs": "MACs", "params": "parameters"}
     metrics = {name: Metric(value, units.get(name, "bytes")) for name, value in values.items()}
-    save_net(path, net, Card(arch, space.to_dict(), net.spec, metrics, data.describe(), seed))
+    card = Card(arch, space.to_dict(), net.spec, metrics, data.describe(), seed, training={"finetuning": training})
+    save_net(path, net, card)
     return values
 
 

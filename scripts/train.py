@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
+from ofa.files import write_json
 from scripts.cli import make, stage_command
 from scripts.parts import TRAIN, load_parts
 from scripts.progress import Progress
@@ -13,11 +16,17 @@ from scripts.shared import in_turn, shared_stage
 from scripts.stage import plain
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ofa.data import ImageData
     from ofa.space import Space
+    from ofa.supernet import Supernet
     from predictors import Accuracy
 
+    Report = Callable[[dict[str, Any]], None]
 
-@stage_command("space", "data", "schedule", "train")
+
+@stage_command("space", "data", "augment", "schedule", "train")
 def main(cfg: DictConfig) -> None:
     """Train one supernet that holds every network of the space.  Writes <run>/train."""
     from ofa.parallel import Parallel, processes
@@ -28,14 +37,21 @@ def main(cfg: DictConfig) -> None:
             return
         from ofa.train import Trainer
         from ofa.training.gradients import Scale
+        from ofa.training.loggers import open_loggers
+        from ofa.training.profiling import profiled
         from ofa.training.rollback import Safety
         from ofa.training.watch import Watch
 
         data, space = in_turn(world, lambda: load_parts(cfg))
         names = ("precision", "accumulate", "compile")
         scale = Scale(world, Parallel(**options["parallel"]), **{name: options[name] for name in names})
-        with Progress("train") as progress:
-            Trainer(
+        with ExitStack() as stack:
+            progress = stack.enter_context(Progress("train"))
+            reports: list[Report] = [lambda values: _show(progress, values)]
+            reports += stack.enter_context(open_loggers(options["loggers"] * world.first, stage.folder, plain(cfg)))
+            if options["profile"] and world.first:
+                reports.append(stack.enter_context(profiled(stage.folder)))
+            supernet = Trainer(
                 space,
                 data,
                 make(cfg.schedule),
@@ -49,8 +65,15 @@ def main(cfg: DictConfig) -> None:
                 safety=Safety(**options["rollback"]),
                 average=options["average"],
                 learn=lambda genes, top1: _predictor(space, cfg.seed).fit(genes, top1),
-                report=lambda values: _show(progress, values) if world.first else None,
+                report=lambda values: _tell(reports * world.first, values),
             ).run()
+        if options["rank"]["nets"] and world.first:
+            _rank(supernet, data, options, stage.folder, cfg.seed)
+
+
+def _tell(reports: list[Report], values: dict[str, Any]) -> None:
+    for report in reports:
+        report(values)
 
 
 def _predictor(space: Space, seed: int) -> Accuracy:
@@ -58,6 +81,21 @@ def _predictor(space: Space, seed: int) -> Accuracy:
     from predictors import Accuracy
 
     return Accuracy(space, seed=seed)
+
+
+def _rank(supernet: Supernet, data: ImageData, options: dict[str, Any], folder: Path, seed: int) -> None:
+    """Fine-tune some nets and write how far inherited accuracy ranks them."""
+    from ofa.finetune import Finetuning
+    from ofa.training.ranking import rank_correlation
+
+    nets, settings = options["rank"]["nets"], Finetuning(epochs=options["rank"]["epochs"], lr=options["rank"]["lr"])
+    images = options["watch"]["images"]
+    with Progress("rank") as progress:
+        found = rank_correlation(
+            supernet, data, settings, folder / "ranks.jsonl", nets=nets, images=images, seed=seed, report=progress
+        )
+        progress.print(f"Kendall tau of inherited and fine-tuned accuracy: {found['kendall_tau']:.3f} ({nets} nets)")
+    write_json(folder / "ranks.json", found)
 
 
 def _show(progress: Progress, values: dict[str, Any]) -> None:

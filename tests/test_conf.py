@@ -78,7 +78,7 @@ def test_space_is_made(space: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("group", "choice"), [pair for pair in CHOICES if pair[0] in ("schedule", "compress", "export")]
+    ("group", "choice"), [pair for pair in CHOICES if pair[0] in ("schedule", "distill", "compress", "export", "step")]
 )
 def test_settings_are_made(group: str, choice: str) -> None:
     settings = section(group, choice)

@@ -16,10 +16,12 @@ import pytest
 import torch
 
 from ofa.data import digits
+from ofa.evaluate import accuracy, specialise
 from ofa.export.card import load_card, rebuild
 from ofa.export.onnx import load_onnx, run_onnx, run_torch
 from ofa.space import load_space
 from ofa.supernet import Supernet
+from ofa.train import load_supernet
 from ofa.weights import load_tensors, load_weights
 from tests.ofa.test_published import theirs
 
@@ -27,10 +29,14 @@ SHORT = (
     "schedule.epochs=12",
     "measure.subnets=14",
     "measure.latency_nets=6",
+    "measure.int8_subnets=5",
+    "predictor=int8",
     "fit.repeats=2",
     "search.evaluations=120",
+    "finetune.epochs=1",
     "compress.finetuning.epochs=1",
     "export.images=100",
+    "device.stm32f746.runtimes=[c]",  # the TFLM converter takes most of a minute where it is installed
 )
 
 
@@ -65,6 +71,25 @@ def test_every_device_gets_a_quantized_model_within_its_budget(run: Path, device
     assert float_["macs"] == result["predicted"]["macs"], "an exact cost is not predicted"
 
 
+@pytest.mark.parametrize("device", ["stm32l073", "stm32f746"])
+def test_the_found_network_is_fine_tuned_by_the_largest_and_its_card_says_so(run: Path, device: str) -> None:
+    card = load_card(run / "specialize" / device / "float.json")
+    (step,) = card.training["finetuning"]
+    assert (step["teacher"], step["epochs"], step["distill"]["losses"]) == (
+        "the supernet's largest",
+        1,
+        {"soft_labels": 0.5},
+    )
+    space = load_space("digits_mbv3")
+    supernet = load_supernet(run / "train", space)
+    inherited = specialise(supernet, card.arch, digits())
+    before = accuracy(inherited, digits(), "val", resolution=card.arch.resolution)
+    assert before == pytest.approx(step["accuracy_val_before"])
+    tuned = rebuild(run / "specialize" / device / "float.json")
+    assert not torch.equal(tuned.units[0].conv.weight, inherited.units[0].conv.weight)
+    assert not list((run / "specialize" / device).glob("*state*"))
+
+
 def test_the_shipped_file_computes_what_its_card_rebuilds(run: Path) -> None:
     folder = run / "export/stm32f746"
     card = load_card(folder / "pruned.json")
@@ -83,6 +108,20 @@ def test_every_agent_searched_every_device(run: Path) -> None:
     for device in ("stm32l073", "stm32f746"):
         for agent in ("random", "evolution", "optuna"):
             assert read(run / "search" / device / agent / "result.json")["evaluations"] == 120
+
+
+def test_int8_accuracy_is_predicted_and_says_whether_the_ranking_changed(run: Path, tmp_path: Path) -> None:
+    chosen = read(run / "search/stm32f746/chosen.json")
+    assert abs(chosen["predicted"]["accuracy_int8"] - chosen["predicted"]["accuracy"]) < 0.2
+    assert read(run / "fit/fit.json")["accuracy_int8"]["n"] == 5
+    assert "int8 against float:" in (run / "report.html").read_text()
+    shutil.copytree(run, tmp_path / "runs/digits", ignore=shutil.ignore_patterns("search", "specialize", "export"))
+    found = ofa("search", *SHORT, "objectives=[accuracy_int8,macs]", "agent=random", folder=tmp_path)
+    assert found.returncode == 0, found.stderr
+    result = read(tmp_path / "runs/digits/search/stm32f746/random/result.json")
+    assert result["objectives"] == {"accuracy_int8": -1, "macs": 1}
+    best = max(row["values"]["accuracy_int8"] for row in result["front"])
+    assert result["chosen"]["values"]["accuracy_int8"] == best
 
 
 def test_agents_side_by_side_find_what_they_find_one_after_the_other(run: Path, tmp_path: Path) -> None:

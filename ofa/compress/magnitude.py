@@ -105,7 +105,7 @@ class NOfM:
         with torch.no_grad():
             for layer in able.values():
                 layer.weight.copy_(n_of_m(layer.weight, self.n, self.m))
-        return finetuned(pruned, work, self.finetuning, hold_zeros(pruned))
+        return finetuned(pruned, work, self.finetuning)
 
 
 def train_sparse(
@@ -115,7 +115,7 @@ def train_sparse(
     pruned = copy.deepcopy(net)
     if not gradual or not finetuning.epochs:
         prune_layers(pruned, sparsities)
-        return finetuned(pruned, work, finetuning, hold_zeros(pruned))
+        return finetuned(pruned, work, finetuning)
     ramp = Ramp(lambda trained, done: prune_layers(trained, sparsities, done), steps_of(finetuning, work), gradual)
     return finetuned(pruned, work, finetuning, ramp)
 
@@ -137,12 +137,13 @@ def cubic(progress: float) -> float:
 class Ramp:
     """For `finetune(after_step=...)`: calls `prune(net, share of the final sparsity)` at times, and holds the zeros.
 
-    steps: of the whole fine-tuning; the cubic ends after `gradual` of them.
+    steps: of the whole fine-tuning; the cubic ends after `gradual` of them.  holds: whether zeros are to be held.
     """
 
     prune: Callable[[nn.Module, float], None]
     steps: int
     gradual: float
+    holds: bool = True
     step: int = 0
     hold: Callable[[nn.Module], None] = lambda net: None
 
@@ -153,7 +154,7 @@ class Ramp:
         last = min(self.steps, max(1, round(self.gradual * self.steps)))
         if self.step == last or (self.step < last and self.step % EVERY == 0):
             self.prune(net, cubic(self.step / last))
-            self.hold = hold_zeros(net)
+            self.hold = hold_zeros(net) if self.holds else self.hold
 
 
 def steps_of(finetuning: Finetuning, work: Work) -> int:
@@ -163,16 +164,16 @@ def steps_of(finetuning: Finetuning, work: Work) -> int:
 
 
 def finetuned(
-    net: nn.Module, work: Work, finetuning: Finetuning, after_step: Callable[[nn.Module], None] = lambda net: None
+    net: nn.Module, work: Work, finetuning: Finetuning, after_step: Callable[[nn.Module], None] | None = None
 ) -> nn.Module:
-    """A fine-tuned copy, with the work's teacher, seed and report."""
+    """A fine-tuned copy, with the work's teacher, seed and report; without `after_step`, zeros of `net` stay zero."""
     return finetune(
         net,
         work.data,
         finetuning,
         resolution=work.resolution,
         teacher=work.teacher,
-        after_step=after_step,
+        after_step=after_step or hold_zeros(net),
         seed=work.seed,
         report=work.report,
     )

@@ -1,29 +1,21 @@
-"""Structured channel pruning: a smaller plain network that computes what the larger one does with channels silenced.
-
-Channels that must go together form a group: the middle channels of one mbconv unit (expand, depthwise, squeeze-excite,
-project) or of one bottleneck (both, since they are equally many), or a residual stream with every layer that writes to
-it or reads it.  C channels of one group.
-"""
+"""Structured channel pruning of a StaticNet: a smaller one that computes what it does with channels silenced."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from itertools import count
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ofa.blocks import BLOCKS
+from ofa.compress.criteria import CRITERIA, Groups, Scores, channel_groups, channel_parameters, channel_scores
 from ofa.errors import UserError
 from ofa.spec import NetSpec, Unit
 from ofa.static import StaticNet, build_spec
-from ofa.table import POOLS, layer_macs, spec_table
-
-CRITERIA = ("l1", "l2", "bn_scale")
+from ofa.table import layer_macs, spec_table
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +23,9 @@ class Pruning:
     """How much to prune and what goes first.
 
     macs_ratio: MACs to keep, as a share of the network's (1 prunes nothing).  criterion: a channel's importance is the
-    L1 or L2 norm of the weights that write and read it, or its batch-norm scale.  multiple: widths are cut to multiples
-    of this, and none below it.  streams: cut the residual streams too, not only the middles of the mbconv units.
+    L1 or L2 norm of the weights that write and read it, its batch-norm scale, or its position (first: the last ones go,
+    which suits channels that were sorted).  multiple: widths are cut to multiples of this, and none below it.
+    streams: cut the residual streams too, not only the middles of the mbconv units.
     """
 
     macs_ratio: float = 0.7
@@ -49,14 +42,6 @@ class Pruning:
             raise UserError(f"multiple {self.multiple} must be at least 1; 8 suits most runtimes")
 
 
-class Groups(NamedTuple):
-    """The groups that a unit's input, middle and output channels belong to."""
-
-    inner: int
-    mid: int
-    outer: int
-
-
 def prune(net: StaticNet, pruning: Pruning) -> StaticNet:
     """A new, smaller network with the most important channels of `net`, whose MACs are at most the target.
 
@@ -64,12 +49,47 @@ def prune(net: StaticNet, pruning: Pruning) -> StaticNet:
     important first.  Batch-norm statistics are copied: recalibrate or fine-tune the result.  Raises UserError where the
     target is below what the smallest widths leave.
     """
+    target = pruning.macs_ratio * macs(net.spec)
+    scores = channel_scores(net, pruning.criterion, streams=pruning.streams)
+    small, least = prune_to(net, scores, lambda spec: macs(spec) <= target, pruning.multiple)
+    if small is None:
+        raise UserError(
+            f"macs_ratio {pruning.macs_ratio} cannot be met: widths of {pruning.multiple} leave "
+            f"{macs(least) / macs(net.spec):.3f} of the MACs; raise macs_ratio, lower multiple or set streams=true"
+        )
+    return small
+
+
+def prune_to(
+    net: StaticNet, scores: Scores, fits: Callable[[NetSpec], bool], multiple: int
+) -> tuple[StaticNet | None, NetSpec]:
+    """The widest network that fits, of those left as `multiple` channels at a time go, the least important first.
+
+    fits: of a spec; what is narrower than one that fits must fit too.  Returns: that network (None: none fits) and the
+    narrowest spec of all.
+    """
     groups = channel_groups(net.spec)
-    kept = _choose(net.spec, groups, channel_scores(net, pruning), pruning)
-    widths = {group: len(channels) for group, channels in kept.items()}
-    small = build_spec(_resize(net.spec, groups, widths))
+    order = {group: np.argsort(-score, kind="stable") for group, score in scores.items()}
+    path = list(_narrowings(scores, order, multiple))
+    specs = [_resize(net.spec, groups, widths) for widths in path]
+    first = bisect_left(specs, True, key=fits)
+    if first == len(specs):
+        return None, specs[-1]
+    kept = {group: torch.from_numpy(np.sort(order[group][:width])) for group, width in path[first].items()}
+    return select(net, kept), specs[-1]
+
+
+def sort_channels(net: StaticNet, scores: Scores) -> StaticNet:
+    """The same function with the channels of each group in order of importance, the most important first."""
+    return select(net, {group: torch.from_numpy(np.argsort(-score, kind="stable")) for group, score in scores.items()})
+
+
+def select(net: StaticNet, kept: dict[int, Tensor]) -> StaticNet:
+    """A new network with the channels `kept` of each group, in that order."""
+    groups = channel_groups(net.spec)
+    small = build_spec(_resize(net.spec, groups, {group: len(channels) for group, channels in kept.items()}))
     state = {}
-    for key, value, axes in _parameters(net, groups):
+    for key, value, axes in channel_parameters(net, groups):
         for axis, group in enumerate(axes[: value.ndim]):
             if group in kept:
                 value = value.index_select(axis, kept[group].to(value.device))
@@ -83,82 +103,18 @@ def macs(spec: NetSpec) -> int:
     return int(layer_macs(spec_table(spec)).sum())
 
 
-def channel_groups(spec: NetSpec) -> list[Groups]:
-    """The groups of each unit; group 0 is the image, the last one the classes."""
-    groups, stream, fresh = [], 0, count(1)
-    for unit in spec.units:
-        mid = next(fresh) if _has_inner(unit) else stream
-        outer = stream if unit.shortcut or unit.kind in POOLS else next(fresh)
-        groups.append(Groups(stream, mid, outer))
-        stream = outer
-    return groups
-
-
-def channel_scores(net: StaticNet, pruning: Pruning) -> dict[int, NDArray[np.float64]]:
-    """Importance of each channel of each group that may be pruned, (C,), relative to the group's mean."""
-    groups = channel_groups(net.spec)
-    fixed = {0, groups[-1].outer}
-    allowed = {
-        g.mid for g, unit in zip(groups, net.spec.units, strict=True) if unit.expand or unit.kind == "bottleneck"
-    }
-    if pruning.streams:
-        allowed |= {group for g in groups for group in g} - fixed
-    parts: dict[int, list[Tensor]] = {}
-    for key, value, axes in _parameters(net, groups):
-        for group, score in _scores(key, value, axes, pruning.criterion):
-            if group in allowed:
-                parts.setdefault(group, []).append(score / score.mean().clamp_min(1e-12))
-    return {group: torch.stack(scores).mean(0).double().cpu().numpy() for group, scores in parts.items()}
-
-
-def _scores(key: str, value: Tensor, axes: tuple[int, ...], criterion: str) -> Iterator[tuple[int, Tensor]]:
-    """What one parameter says about the channels along each of its axes."""
-    if criterion == "bn_scale":
-        if key.endswith("bn.weight"):
-            yield axes[0], value.abs()
-    elif value.ndim > 1:
-        for axis, group in enumerate(axes):
-            yield group, value.transpose(0, axis).flatten(1).norm(p=int(criterion[1]), dim=1)
-
-
-def _parameters(net: StaticNet, groups: list[Groups]) -> Iterator[tuple[str, Tensor, tuple[int, ...]]]:
-    """Every parameter and buffer with the group of its output and, where it has one, its input axis (-1: none)."""
-    for key, value in net.state_dict().items():
-        _, unit, *path = key.split(".")
-        yield key, value, _axes(net.spec.units[int(unit)].kind, path, groups[int(unit)])
-
-
-def _has_inner(unit: Unit) -> bool:
-    return unit.kind in BLOCKS and BLOCKS[unit.kind].inner(unit)
-
-
-def _axes(kind: str, path: list[str], g: Groups) -> tuple[int, ...]:
-    if kind not in BLOCKS:
-        return g.outer, g.inner
-    axes = BLOCKS[kind].axes
-    names = axes.get(path[0]) or axes[".".join(path[:2])]
-    return tuple(getattr(g, name, -1) for name in names)
-
-
-def _choose(
-    spec: NetSpec, groups: list[Groups], scores: dict[int, NDArray[np.float64]], pruning: Pruning
-) -> dict[int, Tensor]:
-    """Channels of each group to keep, in their order."""
-    order = {group: np.argsort(-score, kind="stable") for group, score in scores.items()}
+def _narrowings(scores: Scores, order: Mapping[int, NDArray[np.int64]], multiple: int) -> Iterator[dict[int, int]]:
+    """The widths of all groups, from all channels to the fewest, `multiple` fewer of one group at a time."""
     widths = {group: len(score) for group, score in scores.items()}
-    target = pruning.macs_ratio * macs(spec)
-    while macs(_resize(spec, groups, widths)) > target:
-        smaller = {group: _step_down(width, pruning.multiple) for group, width in widths.items()}
+    yield dict(widths)
+    while True:
+        smaller = {group: _step_down(width, multiple) for group, width in widths.items()}
         candidates = [group for group in widths if smaller[group]]
         if not candidates:
-            least = macs(_resize(spec, groups, widths)) / macs(spec)
-            raise UserError(
-                f"macs_ratio {pruning.macs_ratio} cannot be met: widths of {pruning.multiple} leave {least:.3f} of the "
-                "MACs; raise macs_ratio, lower multiple or set streams=true"
-            )
+            return
         worst = min(candidates, key=lambda g: scores[g][order[g][smaller[g] : widths[g]]].mean())
         widths[worst] = smaller[worst]
-    return {group: torch.from_numpy(np.sort(order[group][:width])) for group, width in widths.items()}
+        yield dict(widths)
 
 
 def _step_down(width: int, multiple: int) -> int:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ofa.data.augment import NOTHING, Augment
 from ofa.data.decode import Encoded
 from ofa.errors import UserError
 
@@ -54,7 +55,7 @@ class ImageData:
     """A data set, and how it is augmented.
 
     mean, std: of each channel of train, for pixels from 0 to 1.  flip: whether training mirrors images.  shift: stored
-    pixels by which training moves images at most, each way; zeros fill the gap.
+    pixels by which training moves images at most, each way; zeros fill the gap.  augment: what else training does.
     """
 
     name: str
@@ -66,6 +67,7 @@ class ImageData:
     std: tuple[float, ...]
     flip: bool = False
     shift: int = 0
+    augment: Augment = NOTHING
 
     @property
     def channels(self) -> int:
@@ -115,24 +117,28 @@ class ImageData:
             raise UserError(f"batches of {batch_size} cannot be drawn from {len(images)} images; change batch_size")
         parts = np.split(order, range(batch_size, len(order), batch_size))
         moves = [_draw_moves(len(part), self.shift, self.flip, rng) for part in parts] if rng else None
+        seeds = rng.integers(2**62, size=len(parts)) + first if rng and self.augment != NOTHING else None
         if every > 1:
             parts = [part[first::every] for part in parts]
             moves = moves and [each.share(first, every) for each in moves]
-        return self._batches(images, parts, moves, resolution, start)
+        return self._batches(images, parts, moves, seeds, resolution, start)
 
     def _batches(
         self,
         split: Split,
         parts: list[NDArray[np.int64]],
         moves: list[Moves] | None,
+        seeds: NDArray[np.int64] | None,
         resolution: int | Callable[[int], int],
         start: int,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         for i, x in enumerate(split.read(parts[start:]), start):
             if moves:
                 x = _move(x, moves[i], self.shift)
-            x = resize(x, resolution(i) if callable(resolution) else resolution)
-            yield self.normalise(x), split.labels[torch.from_numpy(parts[i])]
+            rng = None if seeds is None else np.random.default_rng(seeds[i])
+            x = self.augment.pixels(x, rng) if rng else x
+            x = self.normalise(resize(x, resolution(i) if callable(resolution) else resolution))
+            yield self.augment.erased(x, rng) if rng else x, split.labels[torch.from_numpy(parts[i])]
 
     def calibration(
         self, split: str, images: int, resolution: int, *, batch_size: int = 256, augment: bool = False

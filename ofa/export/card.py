@@ -34,7 +34,8 @@ class Card:
 
     arch and space: the architecture it was found as; spec: what it is now, pruned or not.  metrics: by name.  data:
     what it was trained on, as `ImageData.describe` says it.  files: the SHA-256 of each file that the card speaks for,
-    by name; one of them, ending in .safetensors, holds the weights.
+    by name; one of them, ending in .safetensors, holds the weights.  training: how the weights came to be after the
+    supernet's, as JSON values.
     """
 
     arch: Arch
@@ -46,9 +47,10 @@ class Card:
     commit: str = field(default_factory=commit)
     versions: Mapping[str, str] = field(default_factory=versions)
     files: Mapping[str, str] = field(default_factory=dict)
+    training: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("space", "data"):  # as JSON gives them back: lists for tuples
+        for name in ("space", "data", "training"):  # as JSON gives them back: lists for tuples
             object.__setattr__(self, name, json.loads(json.dumps(getattr(self, name))))
 
     def to_dict(self) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 /* The kernels of smaller depthwise layers, each the centre of the next larger one times a matrix, and the gradients.
 
-   One channel at a time, in buffers whose rows are whole vectors: a product sums multiples of a matrix's rows, which
-   stay in registers meanwhile. */
+   Of what a matrix gives only the centre is computed that is needed next.  One channel at a time, in buffers whose rows
+   are whole vectors: a product sums multiples of a matrix's rows, which stay in registers meanwhile. */
 
 #include <string.h>
 
@@ -13,11 +13,13 @@
 typedef float vec __attribute__((vector_size(32), aligned(4), may_alias));
 
 typedef struct {
-    int count;                  /* matrices */
-    int size[MOST + 1];         /* of the kernels, the largest first */
-    const float *matrix[MOST];  /* (k * k, k * k) */
-    float rows[MOST][ROW * ROW]; /* the same with rows of ROW, turned for the way forward */
+    int count;                       /* matrices */
+    int in[MOST + 1], out[MOST + 1]; /* numbers that each gets, and that are needed of what it gives */
+    float rows[MOST][ROW * ROW];     /* what is needed of each: a row for each output or, turned, for each input */
 } chain;
+
+/* The number of a kernel of `k` taps a side that the tap `t` of its centre, `small` a side, has. */
+INLINE int at(int t, int small, int k) { return (t / small + (k - small) / 2) * k + t % small + (k - small) / 2; }
 
 /* The centre k x k of a kernel of `from` x `from` taps. */
 INLINE void centre(float *to, const float *larger, int k, int from) {
@@ -25,99 +27,98 @@ INLINE void centre(float *to, const float *larger, int k, int from) {
     for (int i = 0; i < k; i++) memcpy(to + i * k, larger + (i + cut) * from + cut, sizeof(float) * k);
 }
 
-/* A kernel of `to` x `to` taps, zero but for its centre k x k. */
-INLINE void placed(float *larger, const float *from, int k, int to) {
-    int cut = (to - k) / 2;
-    memset(larger, 0, sizeof(float) * ROW);
-    for (int i = 0; i < k; i++) memcpy(larger + (i + cut) * to + cut, from + i * k, sizeof(float) * k);
-}
-
-/* to = the sum of rows times factors, V vectors in each row, as many rows as `taps`. */
-INLINE void product(int V, float *to, const float *rows, const float *factors, int taps) {
+/* to = the sum of rows times factors, V vectors in each row. */
+INLINE void product(int V, float *to, const float *rows, const float *factors, int count) {
     vec sum[WIDEST];
     for (int v = 0; v < V; v++) sum[v] = (vec){0};
-    for (int t = 0; t < taps; t++)
+    for (int t = 0; t < count; t++)
         for (int v = 0; v < V; v++) sum[v] += ((const vec *)(rows + t * ROW))[v] * factors[t];
     for (int v = 0; v < V; v++) ((vec *)to)[v] = sum[v];
 }
 
 /* Each of the rows += the same one times the row's factor. */
-INLINE void outer(int V, float *rows, const float *one, const float *factors, int taps) {
+INLINE void outer(int V, float *rows, const float *one, const float *factors, int count) {
     vec fixed[WIDEST];
     for (int v = 0; v < V; v++) fixed[v] = ((const vec *)one)[v];
-    for (int t = 0; t < taps; t++)
+    for (int t = 0; t < count; t++)
         for (int v = 0; v < V; v++) ((vec *)(rows + t * ROW))[v] += fixed[v] * factors[t];
 }
 
-/* V for so many taps, as a constant. */
-#define FOR_VECTORS(taps, RUN)        \
-    switch (taps) {                   \
-    case 1: RUN(1); break;            \
-    case 9: RUN(2); break;            \
-    case 25: RUN(4); break;           \
-    default: RUN(7);                  \
+/* RUN(V), V a constant: the vectors in a row of so many numbers. */
+#define FOR_VECTORS(numbers, RUN) \
+    switch (numbers) {            \
+    case 1: RUN(1); break;        \
+    case 9: RUN(2); break;        \
+    case 25: RUN(4); break;       \
+    default: RUN(7);              \
     }
 
-INLINE void prepare(chain *a, int count, const int *size, const float *const *matrix, int turned) {
+static void prepare(chain *a, int taps, int count, const int *size, const float *const *matrix, int turned) {
     a->count = count;
-    memcpy(a->size, size, sizeof(int) * (count + 1));
     for (int s = 0; s < count; s++) {
-        int taps = size[s + 1] * size[s + 1];
-        memset(a->rows[s], 0, sizeof a->rows[s]);
-        for (int i = 0; i < taps; i++)
-            for (int j = 0; j < taps; j++)
-                a->rows[s][turned ? j * ROW + i : i * ROW + j] = matrix[s][i * taps + j];
+        int k = size[s + 1], small = s + 1 < count ? size[s + 2] : taps;
+        a->in[s] = k * k, a->out[s] = small * small;
+        for (int i = 0; i < (turned ? a->in[s] : a->out[s]); i++) {
+            float *row = a->rows[s] + i * ROW;
+            memset(row, 0, sizeof(float) * ROW);
+            if (turned)
+                for (int o = 0; o < a->out[s]; o++) row[o] = matrix[s][at(o, small, k) * k * k + i];
+            else
+                memcpy(row, matrix[s] + at(i, small, k) * k * k, sizeof(float) * k * k);
+        }
     }
 }
 
-/* What each matrix is multiplied with, `in`, and the smallest kernel, `last`, of one channel; rows are turned. */
-INLINE void forward(const chain *a, const float *w, float (*in)[ROW], float *last) {
-    const float *larger = w;
+/* What each matrix gets of one channel, and after the last, what that gives; rows are turned. */
+INLINE void forward(const chain *a, const float *w, float (*got)[ROW], const int *size) {
+    centre(got[0], w, size[1], size[0]);
     for (int s = 0; s < a->count; s++) {
-        int k = a->size[s + 1], taps = k * k;
-        centre(in[s], larger, k, a->size[s]);
-#define RUN(V) product(V, last, a->rows[s], in[s], taps)
-        FOR_VECTORS(taps, RUN)
+#define RUN(V) product(V, got[s + 1], a->rows[s], got[s], a->in[s])
+        FOR_VECTORS(a->out[s], RUN)
 #undef RUN
-        larger = last;
     }
-    if (!a->count) memcpy(last, w, sizeof(float) * a->size[0] * a->size[0]);
 }
 
 /* w: (C, K, K) to y: (C, taps, taps), of the kernels of `size` (count + 1), the first of them K. */
 void shrink(const float *w, float *y, long channels, int taps, int count, const int *size, const float *const *matrix) {
     chain a;
-    float in[MOST][ROW], last[ROW];
-    prepare(&a, count, size, matrix, 1);
-    for (long c = 0; c < channels; c++) {
-        forward(&a, w + c * size[0] * size[0], in, last);
-        centre(y + c * taps * taps, last, taps, size[count]);
-    }
+    float got[MOST + 1][ROW];
+    int whole = size[0] * size[0], part = taps * taps;
+    prepare(&a, taps, count, size, matrix, 1);
+    for (long c = 0; c < channels; c++)
+        if (count) {
+            forward(&a, w + c * whole, got, size);
+            memcpy(y + c * part, got[count], sizeof(float) * part);
+        } else
+            centre(y + c * part, w + c * whole, taps, size[0]);
 }
 
 /* gy: (C, taps, taps) to gw: (C, K, K), and to the gradient of each matrix. */
 void shrink_back(const float *w, const float *gy, float *gw, long channels, int taps, int count, const int *size,
                  const float *const *matrix, float *const *gmatrix) {
     chain turned, a;
-    float sums[MOST][ROW * ROW], in[MOST][ROW], last[ROW], g[ROW], next[ROW];
-    prepare(&turned, count, size, matrix, 1);
-    prepare(&a, count, size, matrix, 0);
-    memset(sums, 0, sizeof sums);
-    memset(in, 0, sizeof in);
+    float sums[MOST][ROW * ROW], got[MOST + 1][ROW], g[ROW], next[ROW];
+    int whole = size[0] * size[0], part = taps * taps, first = count ? size[1] : taps;
+    prepare(&turned, taps, count, size, matrix, 1);
+    prepare(&a, taps, count, size, matrix, 0);
+    for (int s = 0; s < count; s++) memset(sums[s], 0, sizeof(float) * ROW * a.out[s]);
+    memset(got, 0, sizeof got);
+    memset(gw, 0, sizeof(float) * channels * whole);
     for (long c = 0; c < channels; c++) {
-        if (count) forward(&turned, w + c * size[0] * size[0], in, last);
-        placed(g, gy + c * taps * taps, taps, size[count]);
+        if (count) forward(&turned, w + c * whole, got, size);
+        memcpy(g, gy + c * part, sizeof(float) * part);
         for (int s = count - 1; s >= 0; s--) {
-            int k = size[s + 1], n = k * k;
-#define RUN(V) outer(V, sums[s], in[s], g, n), product(V, next, a.rows[s], g, n)
-            FOR_VECTORS(n, RUN)
+#define RUN(V) outer(V, sums[s], got[s], g, a.out[s]), product(V, next, a.rows[s], g, a.out[s])
+            FOR_VECTORS(a.in[s], RUN)
 #undef RUN
-            placed(g, next, k, size[s]);
+            memcpy(g, next, sizeof g);
         }
-        memcpy(gw + c * size[0] * size[0], g, sizeof(float) * size[0] * size[0]);
+        for (int t = 0; t < first * first; t++) gw[c * whole + at(t, first, size[0])] = g[t];
     }
     for (int s = 0; s < count; s++) {
-        int n = size[s + 1] * size[s + 1];
-        for (int t = 0; t < n; t++) memcpy(gmatrix[s] + t * n, sums[s] + t * ROW, sizeof(float) * n);
+        int k = size[s + 1], small = s + 1 < count ? size[s + 2] : taps;
+        memset(gmatrix[s], 0, sizeof(float) * k * k * k * k);
+        for (int o = 0; o < small * small; o++)
+            memcpy(gmatrix[s] + at(o, small, k) * k * k, sums[s] + o * ROW, sizeof(float) * k * k);
     }
 }

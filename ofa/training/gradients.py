@@ -62,11 +62,12 @@ class Gradients:
         self.average = Averaging(net, scale.world, scale.parallel)
 
     def of(self, losses: Losses, x: Tensor, y: Tensor) -> float:
-        """Add the gradients of a share of a batch; the loss of the whole batch, the same in all processes.
+        """Set the gradients to those of a share of a batch; the loss of the whole batch, the same in all processes.
 
         losses: calls its third argument with each loss whose gradient is wanted, and returns the one to report.
         """
         total = 0.0
+        self.net.zero_grad()  # a step that diverged leaves its own
         for images, labels in zip(x.chunk(self.scale.accumulate), y.chunk(self.scale.accumulate), strict=True):
             weight = len(labels) * self.scale.world.size / self.batch_size
 

@@ -95,10 +95,8 @@ def main() -> None:
     data = load(options.path, options.images)
     settings = Finetuning(options.teacher_epochs, lr=0.1, batch_size=128, weight_decay=5e-4, clip_norm=5.0)
     nets = [finetune(fresh(100 + seed, (32, 64, 128), 1), data, settings, seed=100 + seed) for seed in range(2)]
-    print(
-        f"{options.images} images of {SIDE} pixels; teachers: " + ", ".join(f"{top1(net, data):.2f} %" for net in nets),
-        flush=True,
-    )
+    taught = ", ".join(f"{top1(net, data):.2f} %" for net in nets)
+    print(f"{options.images} images of {SIDE} pixels; teachers: {taught}", flush=True)
     print("method         top-1, %         gain over labels   CPU s")
     results: dict[str, list[float]] = {}
     for name, distill in methods().items():

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from ofa.blocks.bottleneck.modules import Plain as Bottleneck
 from ofa.blocks.mbconv.modules import Plain as MBConv
 from ofa.compress.compression import Compression
-from ofa.compress.prune import CRITERIA, Groups, Pruning, channel_groups, macs, prune
+from ofa.compress.criteria import CRITERIA, Groups, channel_groups
+from ofa.compress.prune import Pruning, macs, prune
 from ofa.compress.quantize import Quantization, check_quantized, quantize
 from ofa.data import ImageData, digits
 from ofa.errors import UserError

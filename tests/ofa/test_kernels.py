@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ofa import depthwise as depthwise_module
 from ofa import norm as norm_module
+from ofa import shrink as shrink_module
 from ofa.depthwise import depthwise
 from ofa.extraction import extract, recalibrate
 from ofa.inference import fast
@@ -44,7 +45,7 @@ def threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.fixture
 def no_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    cached = (library, depthwise_module._kernel, norm_module._kernel)
+    cached = (library, depthwise_module._kernel, norm_module._kernel, shrink_module._kernels)
     monkeypatch.setenv("CC", str(tmp_path / "no-such-compiler"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     for function in cached:
@@ -159,6 +160,8 @@ def test_without_a_compiler_the_stock_operations_give_the_same(no_compiler: None
     assert torch.equal(y, F.conv2d(x, weight, None, 2, 2, groups=16))
     z = batch_norm_act(x, weight[:, 0, 0, 0], weight[:, 0, 0, 1], "relu")
     assert torch.equal(z, F.relu(F.batch_norm(x, None, None, weight[:, 0, 0, 0], weight[:, 0, 0, 1], True)))
+    smaller = shrink(weight, 8, 3)
+    assert torch.equal(smaller, weight[:8, :, 1:4, 1:4]) and type(smaller.grad_fn).__name__ == "SliceBackward0"
 
 
 def test_the_kernels_leave_other_inputs_to_pytorch() -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from ofa.data import ImageData, digits
+from ofa.data import Augment, ImageData, digits
 from ofa.distill import label_loss, soft_label_loss
 from ofa.errors import UserError
 from ofa.files import read_jsonl
@@ -21,6 +21,7 @@ from ofa.supernet import Supernet
 from ofa.train import Trainer, load_supernet
 from ofa.training.watch import Watch, collapsed
 from ofa.weights import load_tensors, save_tensors
+from predictors import Macs
 
 WATCH = Watch(random_nets=1, images=60, calibration=60)
 FULL = Phase("full", 0.1, 0.05, rule="largest", keep={"kernel": 1, "depth": 1, "expand": 1, "width": 1})
@@ -71,12 +72,36 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_tensors(folder / "supernet.safetensors")[0]
 
 
-def test_a_run_killed_at_any_step_ends_as_an_uninterrupted_one(tmp_path: Path, data: ImageData, space: Space) -> None:
-    whole = trainer(tmp_path / "whole", data, space)
+EVERYTHING: dict[str, object] = {"dropout": 0.2, "drop_path": 0.2, "clip_value": 1.0, "gradient": "sum"}
+ATTENTIVE = Phase("attentive", 0.15, 0.05, prefer="worst", candidates=3, measured=10, sort_channels=True, loss="alpha")
+
+
+@pytest.mark.parametrize("everything", [False, True])
+def test_a_run_killed_at_any_step_ends_as_an_uninterrupted_one(
+    everything: bool, tmp_path: Path, data: ImageData, space: Space
+) -> None:
+    augment = Augment(operations=1, erase=0.5, mixup=0.5, cutmix=0.5)
+
+    def make(name: str) -> Trainer:
+        if not everything:
+            return trainer(tmp_path / name, data, space)
+        augmented, phases = replace(data, augment=augment), (FULL, ATTENTIVE, replace(FIXED, teacher="full"))
+        return Trainer(
+            space,
+            augmented,
+            schedule(phases=phases, **EVERYTHING),
+            tmp_path / name,
+            watch=WATCH,
+            save_seconds=0.0,
+            average=0.9,
+            learn=lambda genes, top1: Macs(space),
+        )
+
+    whole = make("whole")
     whole.run()
     assert whole.ends.tolist() == [7, 18, 25]
-    for stop in (1, 7, 8, 18, 19, 24):
-        killed = trainer(tmp_path / "killed", data, space)
+    for stop in (8, 19) if everything else (1, 7, 8, 18, 19, 24):
+        killed = make("killed")
 
         def kill(values: dict[str, object], at: int = stop) -> None:
             if values["step"] == at:
@@ -85,9 +110,10 @@ def test_a_run_killed_at_any_step_ends_as_an_uninterrupted_one(tmp_path: Path, d
         killed.report = kill
         with pytest.raises(Killed):
             killed.run()
-    trainer(tmp_path / "killed", data, space).run()
-    expected, found = weights(tmp_path / "whole"), weights(tmp_path / "killed")
-    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    make("killed").run()
+    for file in ("supernet", "average") if everything else ("supernet",):
+        expected, found = (load_tensors(tmp_path / name / f"{file}.safetensors")[0] for name in ("whole", "killed"))
+        assert all(torch.equal(expected[name], found[name]) for name in expected)
     logs = [read_jsonl(tmp_path / name / "log.jsonl") for name in ("whole", "killed")]
     assert [(line["epoch"], line["loss"], line["val"]) for line in logs[0]] == [
         (line["epoch"], line["loss"], line["val"]) for line in logs[1]

@@ -1,0 +1,90 @@
+"""Numbers on a grid of 2^bits steps: scale x (q - zero), q a whole number (Jacob et al. 2018, sec. 2.1).
+
+C channels.  Gradients pass rounding as if it were not there (Bengio et al. 2013) and stop where values are clipped;
+the gradient of the scale is then that of learned step size quantization (Esser et al. 2020, eq. 3).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+class Grid(NamedTuple):
+    """A grid: scale and zero are tensors that broadcast against the values, least and most bound q."""
+
+    scale: Tensor
+    zero: Tensor
+    least: int
+    most: int
+
+
+def grid(low: Tensor, high: Tensor, bits: int, *, symmetric: bool) -> Grid:
+    """The grid that covers values from `low` to `high` (any shape, elementwise), 0 among them exactly.
+
+    Symmetric: q from -(2^(bits-1) - 1) to 2^(bits-1) - 1, zero 0; else q from 0 to 2^bits - 1.
+    """
+    low, high = low.clamp_max(0), high.clamp_min(0)
+    if symmetric:
+        most = 2 ** (bits - 1) - 1
+        scale = torch.maximum(-low, high) / most
+        return Grid(_positive(scale), torch.zeros_like(scale), -most, most)
+    most = 2**bits - 1
+    scale = _positive((high - low) / most)
+    return Grid(scale, (-low / scale).round(), 0, most)
+
+
+def on_grid(x: Tensor, g: Grid) -> Tensor:
+    """Values of any shape moved to the nearest of the grid."""
+    return ((round_through(x / g.scale) + g.zero).clamp(g.least, g.most) - g.zero) * g.scale + 0.0
+
+
+def round_through(x: Tensor) -> Tensor:
+    """The nearest whole number, of which the gradient is 1; exact, since x and its rounding differ without rounding."""
+    return x + (x.round() - x).detach()
+
+
+def per_channel(values: Tensor, weight: Tensor) -> Tensor:
+    """Values (C,) or (1,) shaped to broadcast against a weight (C, ...)."""
+    return values.view(-1, *[1] * (weight.ndim - 1))
+
+
+def _positive(scale: Tensor) -> Tensor:
+    return torch.where(scale > torch.finfo(torch.float32).tiny, scale, torch.ones_like(scale))
+
+
+class ActivationGrid(nn.Module):
+    """Moves a tensor to the grid of its range; `attach` puts it in front of a layer."""
+
+    def __init__(self, low: float, high: float, bits: int, *, symmetric: bool) -> None:
+        super().__init__()
+        found = grid(torch.tensor(low), torch.tensor(high), bits, symmetric=symmetric)
+        self.bits, self.least, self.most = bits, found.least, found.most
+        self.register_buffer("scale", found.scale)
+        self.register_buffer("zero", found.zero)
+        self.scale: Tensor
+        self.zero: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        """A tensor of any shape to the same on the grid."""
+        scale = step(self.scale, x.numel() // len(x), self.most) if self.scale.requires_grad else self.scale
+        return on_grid(x, Grid(scale, self.zero, self.least, self.most))
+
+
+def step(scale: Tensor, count: int, most: int) -> Tensor:
+    """A learned scale, positive, whose gradient is divided by sqrt(count x most) (Esser et al. 2020, sec. 2.2)."""
+    scale = scale.abs().clamp_min(1e-9)
+    share = (count * most) ** -0.5
+    return (scale - scale * share).detach() + scale * share
+
+
+def attach(layer: nn.Module, quantizer: ActivationGrid) -> None:
+    """Quantize what a layer reads, in place; deepcopy and state_dict know of it."""
+    layer.add_module("input_grid", quantizer)
+    layer.register_forward_pre_hook(_quantize_input)
+
+
+def _quantize_input(layer: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return (layer.get_submodule("input_grid")(inputs[0]), *inputs[1:])

@@ -1,0 +1,146 @@
+"""Cross-layer equalization: channels of two layers scaled against each other until both use their ranges alike.
+
+Nagel et al. 2019, "Data-free quantization through weight equalization and bias correction", sec. 4.1.  C channels
+between two layers.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, fx, nn
+
+from ofa.compress.chain import Work
+from ofa.compress.fold import fold_batch_norms, trace
+from ofa.compress.layers import Layer, listed, put
+from ofa.errors import UserError
+
+POOLS = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
+PASSED = (nn.Identity, nn.Dropout, nn.ReLU, nn.Flatten, *POOLS)  # f(s x) = s f(x) for s > 0
+RELU6 = ("cap", "relu")
+CLOSE = 1e-3  # a factor this near 1 changes nothing any more
+logger = logging.getLogger(__name__)
+
+
+class Pair(NamedTuple):
+    """Two layers of which the second alone reads the first, and the ReLU6 between them, by name."""
+
+    first: str
+    second: str
+    relu6: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Equalization:
+    """Fold batch norm, then equalize every pair of layers joined by ReLU, ReLU6, pools or nothing.
+
+    What is joined by another function (h-swish), a sum or a gate is left as it is, and named in the log.  rounds: over
+    all pairs, at most.  relu6: "cap" clips each channel at its own scaled 6, which computes the same; "relu" clips at
+    nothing, as in the paper's sec. 5.1, which changes the network a little, but every runtime has it.
+    """
+
+    rounds: int = 50
+    relu6: str = "cap"
+
+    def __post_init__(self) -> None:
+        if self.rounds < 1 or self.relu6 not in RELU6:
+            raise UserError(
+                f"rounds {self.rounds}, relu6 {self.relu6!r}: give at least 1 round, and one of {', '.join(RELU6)}"
+            )
+
+    def __call__(self, net: nn.Module, work: Work) -> nn.Module:
+        """A network that computes the same with weights that are easier to quantize, batch norm folded."""
+        return equalize(net, self)
+
+
+def equalize(net: nn.Module, settings: Equalization) -> nn.Module:
+    """The same without data; raises UserError where there is no pair to equalize."""
+    net = fold_batch_norms(net)
+    pairs, skipped = find_pairs(net)
+    if not pairs:
+        raise UserError(f"no two layers can be equalized: {listed(skipped)}; leave this step out")
+    if skipped:
+        logger.info("%d pairs are equalized, %d are not: %s", len(pairs), len(skipped), listed(skipped))
+    factors = {pair: torch.ones(net.get_submodule(pair.first).weight.shape[0]) for pair in pairs}  # type: ignore[union-attr]
+    for _ in range(settings.rounds):
+        done = [_equalize(net.get_submodule(pair.first), net.get_submodule(pair.second)) for pair in pairs]  # type: ignore[arg-type]
+        factors = {pair: factors[pair].to(s) * s for pair, s in zip(pairs, done, strict=True)}
+        if all(bool(((s - 1).abs() < CLOSE).all()) for s in done):
+            break
+    for pair, factor in factors.items():
+        for name in pair.relu6:
+            put(net, name, ChannelCap(6 / factor) if settings.relu6 == "cap" else nn.ReLU())
+    return net.eval()
+
+
+def find_pairs(net: nn.Module) -> tuple[list[Pair], list[str]]:
+    """The pairs that can be equalized, in order, and why each other layer cannot be paired with what reads it."""
+    modules, pairs, skipped = dict(net.named_modules()), [], []
+    for node in trace(net).nodes:
+        if _layer(node, modules) is None:
+            continue
+        relu6: list[str] = []
+        after, reason = _follow(node, modules, relu6)
+        if after is None:
+            skipped.append(f"{node.target} ({reason})")
+        else:
+            pairs.append(Pair(str(node.target), str(after.target), tuple(relu6)))
+    return pairs, skipped
+
+
+def _follow(node: fx.Node, modules: dict[str, nn.Module], relu6: list[str]) -> tuple[fx.Node | None, str]:
+    """The layer that alone reads what `node` makes, or why there is none."""
+    channels = modules[str(node.target)].weight.shape[0]
+    while True:
+        if len(node.users) != 1:
+            return None, f"read {len(node.users)} times"
+        node = next(iter(node.users))
+        layer = _layer(node, modules)
+        if layer is not None:
+            grouped = isinstance(layer, nn.Conv2d) and layer.groups not in (1, channels)
+            wide = channels != (layer.in_channels if isinstance(layer, nn.Conv2d) else layer.in_features)
+            return (None, "groups or shape") if grouped or wide else (node, "")
+        module = modules.get(str(node.target)) if node.op == "call_module" else None
+        if isinstance(module, nn.ReLU6):
+            relu6.append(str(node.target))
+        elif not (isinstance(module, PASSED) or node.target in ("flatten", torch.flatten)):
+            return None, "the last layer" if node.op == "output" else (type(module).__name__ if module else node.name)
+
+
+def _layer(node: fx.Node, modules: dict[str, nn.Module]) -> Layer | None:
+    module = modules.get(str(node.target)) if node.op == "call_module" else None
+    return module if isinstance(module, (nn.Conv2d, nn.Linear)) else None
+
+
+@torch.no_grad()
+def _equalize(first: Layer, second: Layer) -> Tensor:
+    """Scale two layers in place (eq. 11); returns what the first one's channels were divided by, (C,).
+
+    A channel that one of both does not use stays as it is.
+    """
+    depthwise = isinstance(second, nn.Conv2d) and second.groups > 1
+    axis = 0 if depthwise else 1
+    r1 = first.weight.flatten(1).abs().amax(1)
+    r2 = second.weight.transpose(0, axis).flatten(1).abs().amax(1)
+    s = torch.where((r1 > 0) & (r2 > 0), (r1 / r2.clamp_min(1e-30)).sqrt(), torch.ones_like(r1))
+    first.weight.div_(s.view(-1, *[1] * (first.weight.ndim - 1)))
+    if first.bias is not None:
+        first.bias.div_(s)
+    second.weight.mul_(s.view([-1 if i == axis else 1 for i in range(second.weight.ndim)]))
+    return s
+
+
+class ChannelCap(nn.Module):
+    """ReLU6 of scaled channels: each is clipped at a cap of its own."""
+
+    def __init__(self, caps: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("caps", caps)
+        self.caps: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, ...) to the same, from 0 to the caps (C,)."""
+        return torch.minimum(x.clamp_min(0), self.caps.view(-1, *[1] * (x.ndim - 2)))

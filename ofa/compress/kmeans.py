@@ -1,0 +1,178 @@
+"""Weights shared by k-means: each layer keeps a codebook of a few values (Han et al. 2016, "Deep Compression", sec. 3).
+
+n weights of a layer, k entries of its codebook.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from ofa.compress.chain import Work
+from ofa.compress.layers import Layer, weight_layers
+from ofa.errors import UserError
+from ofa.finetune import Finetuning, finetune
+
+STARTS = ("linear", "density", "random")
+FLOAT = 32  # bits that leave a layer as it is
+ROUNDS = 100
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class KMeans:
+    """Replace every weight by the nearest entry of its layer's codebook, then train the codebooks.
+
+    bits: of an index, 1 to 8: a codebook has 2^bits entries, one of which is 0 in a layer that has pruned weights.
+    layers: other bits for layers that match a pattern, such as {"units.0.*": 8}; 32 leaves them as they are; the first
+    pattern that matches counts.  start: where Lloyd's algorithm begins: spread evenly from the least to the largest
+    weight, by density, or at random weights.  finetuning: how the codebooks are trained (None: not at all); a gradient
+    of an entry is the sum over the weights that share it (fig. 3).  Biases and batch norm stay float.
+    """
+
+    bits: int = 4
+    layers: Mapping[str, int] = field(default_factory=dict)
+    start: str = "linear"
+    finetuning: Finetuning | None = None
+
+    def __post_init__(self) -> None:
+        for bits in (self.bits, *self.layers.values()):
+            check_bits(bits, 1, 8)
+        if self.start not in STARTS:
+            raise UserError(f"start {self.start!r} is not known; choose from {', '.join(STARTS)}")
+
+    def __call__(self, net: nn.Module, work: Work) -> nn.Module:
+        """A network whose layers hold at most 2^bits different weights each."""
+        net = copy.deepcopy(net).eval()
+        for name, layer in weight_layers(net).items():
+            bits = bits_for(name, self.bits, self.layers, net)
+            if bits != FLOAT:
+                share(layer, bits, self.start, seed=work.seed)
+        if self.finetuning is not None:
+            net = finetune(
+                net,
+                work.data,
+                self.finetuning,
+                resolution=work.resolution,
+                teacher=work.teacher,
+                seed=work.seed,
+                report=work.report,
+            )
+        return bake(net).eval()
+
+
+def check_bits(bits: float, least: int, most: int) -> None:
+    """Raise UserError unless `bits` is a whole number from `least` to `most`, or 32, which leaves a layer in float."""
+    if isinstance(bits, bool) or not isinstance(bits, int) or not (least <= bits <= most or bits == FLOAT):
+        raise UserError(f"{bits} bits must be a whole number from {least} to {most}, or {FLOAT} to stay in float")
+
+
+def bits_for(name: str, bits: int, layers: Mapping[str, int], net: nn.Module) -> int:
+    """Bits of a layer: those of the first pattern that matches its name, else `bits`; every pattern must match one."""
+    names = list(weight_layers(net))
+    if unused := [pattern for pattern in layers if not any(fnmatch(known, pattern) for known in names)]:
+        raise UserError(f"layers has {unused[0]!r}, which matches no layer; the layers are {', '.join(names)}")
+    return next((chosen for pattern, chosen in layers.items() if fnmatch(name, pattern)), bits)
+
+
+def share(layer: Layer, bits: int, start: str = "linear", *, seed: int = 0) -> None:
+    """Replace a layer's weight, in place, by a codebook and an index for each; `bake` makes it a plain weight again."""
+    weight = layer.weight.detach()
+    entries, indices = codebook(weight.double().cpu().numpy().ravel(), 1 << bits, start, seed=seed)
+    zero = int(np.flatnonzero(entries == 0)[0]) if (weight == 0).any() else None
+    module = Shared(
+        torch.from_numpy(entries).to(weight), torch.from_numpy(indices).to(weight.device).view(weight.shape), zero
+    )
+    del layer.weight
+    layer.register_parameter("weight", nn.Parameter(module.initial()))
+    parametrize.register_parametrization(layer, "weight", module, unsafe=True)
+
+
+def codebook(weights: Floats, k: int, start: str = "linear", *, seed: int = 0) -> tuple[Floats, NDArray[np.int64]]:
+    """Entries (at most k,), ascending, and the index of each weight (n,), by Lloyd's algorithm in one dimension.
+
+    Where some weights are exactly 0, so is one entry, and it takes no other weight.
+    """
+    kept = weights[weights != 0]
+    pruned = len(kept) < len(weights)
+    centers = lloyd(np.sort(kept), k - pruned, start, seed=seed)
+    nearest = np.searchsorted((centers[1:] + centers[:-1]) / 2, weights, side="right")
+    if not pruned:
+        return centers, nearest
+    entries = np.unique(np.append(centers, 0.0))
+    values = np.where(weights == 0, 0.0, centers[np.minimum(nearest, len(centers) - 1)] if len(centers) else 0.0)
+    return entries, np.searchsorted(entries, values)
+
+
+def lloyd(weights: Floats, k: int, start: str = "linear", *, seed: int = 0) -> Floats:
+    """k-means of sorted weights (n,): at most k different centers, ascending.
+
+    In one dimension a cluster is a run of the sorted weights, so that a round costs k look-ups and sums.  A center that
+    attracts no weight stays where it is; in the end it is left out.
+    """
+    if len(weights) <= k or k < 1:
+        return np.unique(weights)[: max(k, 0)]
+    centers = _start(weights, k, start, seed)
+    sums = np.concatenate([[0.0], np.cumsum(weights)])
+    for _ in range(ROUNDS):
+        ends = np.concatenate([[0], np.searchsorted(weights, (centers[1:] + centers[:-1]) / 2), [len(weights)]])
+        sizes = np.diff(ends)
+        moved = np.where(sizes > 0, np.diff(sums[ends]) / np.maximum(sizes, 1), centers)
+        if np.array_equal(moved, centers):
+            break
+        centers = np.sort(moved)
+    return np.unique(centers[sizes > 0])
+
+
+def _start(weights: Floats, k: int, start: str, seed: int) -> Floats:
+    if start == "linear":
+        return np.linspace(weights[0], weights[-1], k)
+    if start == "density":
+        return np.quantile(weights, (np.arange(k) + 0.5) / k)
+    return np.sort(np.random.default_rng(seed).choice(weights, k, replace=False))
+
+
+class Shared(nn.Module):
+    """A weight as the trained entries of a codebook.
+
+    An entry is held times the square root of how many weights share it: a step of SGD then moves it by the mean of
+    what its weights would have moved by, so that the learning rate of ordinary weights suits it, whatever its cluster.
+    """
+
+    def __init__(self, entries: Tensor, indices: Tensor, zero: int | None) -> None:
+        super().__init__()
+        roots = torch.bincount(indices.flatten(), minlength=len(entries)).clamp_min(1).sqrt()
+        self.register_buffer("indices", indices)
+        self.register_buffer("roots", roots.to(entries))
+        free = torch.ones_like(entries)
+        if zero is not None:
+            free[zero] = 0
+        self.register_buffer("free", free)
+        self.indices: Tensor
+        self.roots: Tensor
+        self.free: Tensor
+        self._entries = entries
+
+    def initial(self) -> Tensor:
+        """The trained values at first (k,)."""
+        return self._entries * self.roots
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Trained values (k,) to the layer's weight; the entry of pruned weights stays 0."""
+        return (values * self.free / self.roots)[self.indices]
+
+
+def bake(net: nn.Module) -> nn.Module:
+    """Turn every parametrized weight into a plain one of the same values, in place; the network itself."""
+    for module in list(net.modules()):
+        if parametrize.is_parametrized(module):
+            parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
+    return net

@@ -1,0 +1,99 @@
+"""Students and teachers by what a person writes: a card, a block list, an architecture of a space, torchvision's name.
+
+runs/digits/specialize/phone/float.json      a card, with its weights
+net.config@net.pth                           a block list of once-for-all or MCUNet, with weights
+digits_mbv3/smallest, digits_mbv3/arch.json  an architecture of a space: smallest, largest, or a file
+resnet18, resnet18@net.pth, resnet18@DEFAULT torchvision's, fresh, with weights, or with those that it publishes;
+                                             also written torchvision:resnet18
+"""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from ofa.checkpoint import read_checkpoint
+from ofa.errors import UserError
+from ofa.files import read_json
+from ofa.space import Arch, Space, load_space
+from ofa.static import build
+from ofa.weights import load_tensors, load_weights
+
+FORMS = "a card (.json), a block list, <space>/smallest, <space>/largest, <space>/<arch.json>, or torchvision's name"
+
+
+class Named(NamedTuple):
+    """A network, whether it has learned weights, and where it comes from: an architecture of a space, if it is one."""
+
+    net: nn.Module
+    learned: bool
+    arch: Arch | None = None
+    space: Space | None = None
+
+
+def load_net(text: str, *, channels: int, classes: int) -> Named:
+    """The network that `text` names, in evaluation mode; after an @, a file of weights.
+
+    channels, classes: of the images, for networks that are made anew.  Raises UserError for a name that is none of the
+    above, for weights that do not fit, and for a torchvision network given images that are not in colour.
+    """
+    name, _, weights = text.partition("@")
+    found = _unweighted(name, weights, channels, classes)
+    if weights and weights != "DEFAULT" and not found.learned:
+        load_weights(found.net, _tensors(weights, found.net), weights)
+    return found._replace(net=found.net.eval(), learned=found.learned or bool(weights))
+
+
+def _unweighted(name: str, weights: str, channels: int, classes: int) -> Named:
+    if Path(name).is_file():
+        return _of_file(Path(name), weights)
+    space, _, choice = name.partition("/")
+    if choice and space in _spaces():
+        return _of_space(load_space(space).adapt(in_channels=channels, classes=classes), choice)
+    return Named(_torchvision(name.removeprefix("torchvision:"), weights, channels, classes), learned=False)
+
+
+def _of_file(path: Path, weights: str) -> Named:
+    from ofa.export.card import load_card, rebuild
+    from ofa.published import load_network
+
+    content: Any = read_json(path)
+    if isinstance(content, dict) and "spec" in content:
+        card = load_card(path)
+        space = load_space(card.space) if card.space else None
+        return Named(rebuild(path), True, card.arch if space else None, space)
+    return Named(load_network(path, weights or None), learned=bool(weights))
+
+
+def _of_space(space: Space, choice: str) -> Named:
+    if choice in ("smallest", "largest"):
+        arch = space.decode(getattr(space, choice)())[0]
+    else:
+        content = read_json(choice)
+        arch = Arch.from_dict(content.get("arch", content))
+    return Named(build(space, arch), False, arch, space)
+
+
+def _torchvision(name: str, weights: str, channels: int, classes: int) -> nn.Module:
+    from torchvision import models
+
+    if name not in models.list_models(models):
+        raise UserError(f"network {name!r} is not known; give {FORMS}, such as resnet18")
+    if channels != 3:
+        raise UserError(f"{name} takes images in colour, these have {channels} channel; give a network of a space")
+    if weights == "DEFAULT":
+        return models.get_model(name, weights=weights)
+    return models.get_model(name, weights=None, num_classes=classes)
+
+
+def _tensors(weights: str, net: nn.Module) -> Any:
+    tensors = load_tensors(weights)[0] if weights.endswith(".safetensors") else read_checkpoint(weights)[0]
+    counters = {k: v for k, v in net.state_dict().items() if k.endswith("num_batches_tracked")}
+    return counters | tensors  # older files have none
+
+
+def _spaces() -> list[str]:
+    return [entry.name.removesuffix(".yaml") for entry in (files("conf") / "space").iterdir()]

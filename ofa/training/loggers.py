@@ -1,0 +1,83 @@
+"""TensorBoard and Weights & Biases: what a run reports, as curves.  log.jsonl is always written beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ofa.errors import UserError
+from ofa.files import read_json, write_json
+
+Report = Callable[[Mapping[str, Any]], None]
+
+
+@contextmanager
+def open_loggers(names: Sequence[str], folder: Path, about: Mapping[str, Any]) -> Iterator[list[Report]]:
+    """Loggers of a run in `folder`, each a function of what the Trainer reports; leaving the block closes them.
+
+    names: "tensorboard", "wandb".  about: the run's configuration.  Raises UserError for an unknown name or a missing
+    package.  Weights & Biases follows its own environment: WANDB_MODE=offline needs no account.
+    """
+    if unknown := set(names) - set(LOGGERS):
+        raise UserError(f"logger {sorted(unknown)} is not known; choose from {', '.join(LOGGERS)}")
+    opened = []
+    try:
+        for name in names:
+            opened.append(LOGGERS[name](folder, about))
+        yield [log for log, _ in opened]
+    finally:
+        for _, close in opened:
+            close()
+
+
+def scalars(values: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers among what a Trainer reports, as "epoch/val/largest" or "step/loss"."""
+    part = "epoch" if "val" in values else "step"
+    found: dict[str, float] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            found |= {f"{part}/{name}/{key}": each for key, each in value.items() if _number(each)}
+        elif _number(value) and name not in ("step", "steps", "epochs"):
+            found[f"{part}/{name}"] = value
+    return found
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _tensorboard(folder: Path, about: Mapping[str, Any]) -> tuple[Report, Callable[[], None]]:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise UserError('logger tensorboard needs its package; pip install "ofa-nas[log]"') from None
+    writer = SummaryWriter(str(folder / "tensorboard"))
+
+    def log(values: Mapping[str, Any]) -> None:
+        for name, value in scalars(values).items():
+            writer.add_scalar(name, value, values["step"])
+
+    return log, writer.close
+
+
+def _wandb(folder: Path, about: Mapping[str, Any]) -> tuple[Report, Callable[[], None]]:
+    try:
+        import wandb
+    except ImportError:
+        raise UserError('logger wandb needs its package; pip install "ofa-nas[log]"') from None
+    path = folder / "wandb.json"  # the same curve goes on when a killed run does
+    known = read_json(path)["id"] if path.exists() else None
+    run = wandb.init(project="ofa-nas", dir=folder, id=known, resume="allow", config=dict(about))
+    write_json(path, {"id": run.id})
+
+    def log(values: Mapping[str, Any]) -> None:
+        run.log(
+            scalars(values) | {"training_step": values["step"]}
+        )  # wandb's own count cannot go back, a rollback does
+
+    return log, run.finish
+
+
+LOGGERS = {"tensorboard": _tensorboard, "wandb": _wandb}

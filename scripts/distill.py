@@ -1,0 +1,131 @@
+"""ofa-distill: train a student of any architecture from one or several teachers."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig
+
+from ofa.errors import UserError
+from scripts.cli import make, stage_command
+from scripts.parts import load_data
+from scripts.progress import Progress
+from scripts.stage import note, open_stage, plain
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ofa.data import ImageData
+    from ofa.distill import Distillation
+    from ofa.distill.nets import Named
+    from ofa.finetune import Finetuning
+
+READS = ("data", "seed", "student", "teacher", "finetune")
+UNITS = {"accuracy_val": "share of right first classes", "macs": "MACs", "params": "parameters"}
+
+
+@stage_command("finetune", "distill", "data")
+def main(cfg: DictConfig) -> None:
+    """Train student=digits_mbv3/smallest from teacher=<card> by distill=relations.  Writes <run>/distill/student.json.
+
+    A student or teacher is a card, a block list, <space>/smallest, <space>/largest, <space>/<arch.json>, or a name of
+    torchvision; weights follow an @, as in teacher=resnet18@net.pth.  Several teachers are a list.
+    """
+    if not cfg.student or not cfg.teacher:
+        raise UserError("ofa-distill needs both; give student=digits_mbv3/smallest teacher=<card>, or others")
+    data = load_data(cfg)
+    settings, student, teachers = _parts(cfg, data)  # a mistake is answered before there is a folder
+    with open_stage(cfg, "distill", READS) as stage:
+        if not stage.done:
+            note(cfg.run, data=data.describe())
+            print(_distil(cfg, data, settings, student, teachers, stage.folder))
+
+
+def load_teachers(cfg: DictConfig, data: ImageData, settings: Distillation) -> list[Named]:
+    """The networks of teacher=; raises UserError for one that has learned nothing and is not to learn along."""
+    from ofa.distill.nets import load_net
+
+    found = []
+    for text in [cfg.teacher] if isinstance(cfg.teacher, str) else cfg.teacher:
+        found.append(load_net(text, channels=data.channels, classes=len(data.classes)))
+        if not found[-1].learned and not settings.mutual:
+            raise UserError(
+                f"teacher {text} has no weights; give {text}@<file>, or distill=mutual, where it learns too"
+            )
+    return found
+
+
+def _parts(cfg: DictConfig, data: ImageData) -> tuple[Finetuning, Named, list[Named]]:
+    """The settings, the student and its teachers."""
+    import torch
+
+    from ofa.distill.nets import load_net
+
+    settings = make(cfg.finetune)
+    if not settings.epochs:
+        raise UserError("finetune.epochs=0 trains nothing; give finetune.epochs=<passes over the training images>")
+    torch.manual_seed(cfg.seed)
+    student = load_net(cfg.student, channels=data.channels, classes=len(data.classes))
+    return settings, student, load_teachers(cfg, data, settings.distill)
+
+
+def _distil(
+    cfg: DictConfig, data: ImageData, settings: Finetuning, student: Named, teachers: list[Named], folder: Path
+) -> str:
+    """Train the student, write it, and say how good it and its teachers are."""
+    from ofa.evaluate import accuracy
+    from ofa.files import write_json
+    from ofa.finetune import finetune
+    from ofa.static import StaticNet
+
+    resolution = student.net.spec.resolution if isinstance(student.net, StaticNet) else data.side
+    state = folder / "state.safetensors"
+    with Progress("distill") as progress:
+        options: dict[str, Any] = {"seed": cfg.seed, "report": progress, "checkpoint": state, "resolution": resolution}
+        net = finetune(student.net, data, settings, teacher=[found.net for found in teachers], **options)
+    named = {"student": net} | {f"teacher {i}": found.net for i, found in enumerate(teachers)}
+    if settings.distill.mutual:
+        named = {"student": net}  # the teachers that learned along are gone
+    scores = {name: accuracy(one, data, "val", resolution=resolution) for name, one in named.items()}
+    training = {"student": cfg.student, "teacher": plain(cfg.teacher), **asdict(settings)}
+    file = _save(folder, student._replace(net=net), data, cfg.seed, scores["student"], training)
+    write_json(folder / "result.json", {"accuracy_val": scores, "network": str(file), **training})
+    state.unlink(missing_ok=True)
+    return "validation top-1: " + ", ".join(f"{name} {100 * v:.1f} %" for name, v in scores.items()) + f"; {file}"
+
+
+def _save(folder: Path, student: Named, data: ImageData, seed: int, top1: float, training: dict[str, Any]) -> Path:
+    """A plain network as a card and its weights, any other as a PyTorch file of weights; the file to give on."""
+    from ofa.export.card import Card, Metric, save_net
+    from ofa.space import Arch
+    from ofa.static import StaticNet
+    from predictors.spec import spec_costs
+
+    net = student.net
+    if not isinstance(net, StaticNet):
+        return _save_weights(folder / "student.pth", net)
+    values = {"accuracy_val": top1} | spec_costs(net.spec)
+    metrics = {name: Metric(value, UNITS.get(name, "bytes")) for name, value in values.items()}
+    arch, space = student.arch or Arch(net.spec.resolution), student.space.to_dict() if student.space else {}
+    card = Card(arch, space, net.spec, metrics, data.describe(), seed, training=training)
+    save_net(folder / "student.json", net, card)
+    return folder / "student.json"
+
+
+def _save_weights(path: Path, net: nn.Module) -> Path:
+    import io
+
+    import torch
+
+    from ofa.files import atomic_write
+
+    buffer = io.BytesIO()
+    torch.save(net.state_dict(), buffer)
+    atomic_write(path, buffer.getvalue())
+    return path
+
+
+if __name__ == "__main__":
+    main()

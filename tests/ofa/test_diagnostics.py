@@ -1,0 +1,270 @@
+"""What training says about itself, and what it does when it goes wrong."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import kendalltau
+from torch import Tensor, nn
+
+from ofa.data import ImageData, digits
+from ofa.drop import Drop
+from ofa.errors import UserError
+from ofa.files import read_jsonl
+from ofa.finetune import Finetuning
+from ofa.schedule import Phase, Schedule
+from ofa.space import Space, load_space
+from ofa.spec import Unit
+from ofa.supernet import Supernet
+from ofa.train import Trainer, load_supernet
+from ofa.training.average import Average
+from ofa.training.loggers import open_loggers, scalars
+from ofa.training.profiling import profiled
+from ofa.training.ranking import rank_correlation
+from ofa.training.rollback import Safety
+from ofa.training.watch import Watch
+
+WATCH = Watch(random_nets=0, images=100, calibration=100)
+ONE = {"resolution": [12], "width": [0.5], "depth": 1, "expand": 1, "kernel": 1}
+
+
+@pytest.fixture(scope="module")
+def data() -> ImageData:
+    return digits()
+
+
+@pytest.fixture(scope="module")
+def space() -> Space:
+    return load_space("digits_mbv3")
+
+
+def spoiled(folder: Path, data: ImageData, space: Space, attempts: int) -> tuple[Trainer, list[dict[str, Any]]]:
+    """A run of one small net whose classifier is lost once, in the third of four epochs; and what it reported."""
+    schedule = Schedule((Phase("all", 4, 0.1, rule="largest"),), batch_size=32)
+    small = space.restrict(**ONE)  # type: ignore[arg-type]
+    run = Trainer(small, data, schedule, folder, watch=WATCH, safety=Safety(attempts))
+    seen: list[dict[str, Any]] = []
+
+    def report(values: dict[str, Any]) -> None:
+        seen.append(dict(values))
+        if values["step"] == 3 * run.steps_per_epoch - 1 and not any("rollback" in each for each in seen):
+            with torch.no_grad():
+                for parameter in run.supernet.units[-1].parameters():
+                    parameter.normal_(0, 10)
+
+    run.report = report
+    run.run()
+    return run, seen
+
+
+def test_a_collapse_goes_back_to_the_last_good_epoch_with_half_the_rate(
+    tmp_path: Path, data: ImageData, space: Space
+) -> None:
+    run, seen = spoiled(tmp_path, data, space, attempts=3)
+    (back,) = [values["rollback"] for values in seen if "rollback" in values]
+    assert back == read_jsonl(tmp_path / "rollbacks.jsonl")[0]
+    assert back["back_to_step"] == 2 * run.steps_per_epoch and back["lr_factor"] == 0.5
+    collapsed = [values for values in seen if values.get("collapsed")]
+    assert len(collapsed) == 1 and collapsed[0]["epoch"] == 3
+    log = read_jsonl(tmp_path / "log.jsonl")
+    assert [line["epoch"] for line in log] == [1, 2, 3, 4] and not any(line["collapsed"] for line in log)
+    rates = {values["step"]: values["lr"] for values in seen if "loss" in values and "val" not in values}
+    phase, end = run.schedule.phases[0], int(run.ends[-1])
+    assert rates[end] == pytest.approx(0.5 * run.schedule.rate(phase, (end - 1) / end))
+    again = Trainer(run.space, data, run.schedule, tmp_path, watch=WATCH)
+    again._resume()
+    assert again.rollbacks.factor("all") == 0.5, "a run that is started again keeps the lower rate"
+
+
+def test_without_attempts_a_collapse_is_a_warning_in_the_log_beside_speed_and_memory(
+    tmp_path: Path, data: ImageData, space: Space
+) -> None:
+    run, seen = spoiled(tmp_path, data, space, attempts=0)
+    assert not any("rollback" in values for values in seen) and not (tmp_path / "good").exists()
+    log = read_jsonl(tmp_path / "log.jsonl")
+    assert log[2]["collapsed"] == ["largest", "smallest"]
+    rates = [values["lr"] for values in seen if "loss" in values and "val" not in values]
+    assert rates[-1] == pytest.approx(run.schedule.rate(run.schedule.phases[0], 1 - 1 / int(run.ends[-1])))
+    assert log[0]["images_per_s"] == pytest.approx(run.steps_per_epoch * 32 / log[0]["seconds"])
+    assert 50e6 < log[0]["peak_rss_bytes"] < 1e12
+
+
+def test_a_loss_that_stays_infinite_ends_the_run_after_as_many_rollbacks_as_allowed(
+    tmp_path: Path, data: ImageData, space: Space
+) -> None:
+    wild = Schedule((Phase("wild", 1, 1e20, rule="largest"),), batch_size=32, warmup=0.0)
+    small = space.restrict(**ONE)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="lower the phase's lr"):
+        Trainer(small, data, wild, tmp_path, watch=WATCH, safety=Safety(2)).run()
+    assert [line["lr_factor"] for line in read_jsonl(tmp_path / "rollbacks.jsonl")] == [0.5, 0.25]
+    assert (tmp_path / "good/checkpoint.safetensors").exists()
+    with pytest.raises(UserError, match="attempts -1"):
+        Safety(-1)
+
+
+def test_the_average_is_the_weighted_mean_of_the_weights() -> None:
+    space = load_space("digits_mbv3").restrict(**ONE)  # type: ignore[arg-type]
+    torch.manual_seed(0)
+    supernet = Supernet(space)
+    average, weight = Average(supernet, 0.9), supernet.units[0].conv.weight
+    expected = weight.detach().clone()
+    for step in range(1, 4):
+        with torch.no_grad():
+            weight.normal_()
+        average.update(supernet)
+        decay = min(0.9, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * weight.detach()
+    torch.testing.assert_close(average.supernet.units[0].conv.weight, expected)
+    with pytest.raises(UserError, match="average 1"):
+        Average(supernet, 1.0)
+
+
+def test_averaged_weights_have_a_file_of_their_own_and_an_accuracy_in_the_log(
+    tmp_path: Path, data: ImageData, space: Space
+) -> None:
+    small = space.restrict(**ONE)  # type: ignore[arg-type]
+    schedule = Schedule((Phase("all", 0.3, 0.1, rule="largest"),), batch_size=32)
+    run = Trainer(small, data, schedule, tmp_path, watch=WATCH, average=0.5)
+    run.run()
+    assert set(read_jsonl(tmp_path / "log.jsonl")[0]["val_average"]) == {"largest", "smallest"}
+    last, mean = (load_supernet(tmp_path, small, weights=which) for which in ("last", "average"))
+    assert torch.equal(last.units[0].conv.weight, run.supernet.units[0].conv.weight)
+    assert run.average and torch.equal(mean.units[0].conv.weight, run.average.supernet.units[0].conv.weight)
+    assert not torch.equal(last.units[0].conv.weight, mean.units[0].conv.weight)
+    (tmp_path / "average.safetensors").unlink()
+    with pytest.raises(UserError, match=r"train with train\.average"):
+        load_supernet(tmp_path, small, weights="average")
+    with pytest.raises(UserError, match="with an average"):
+        Trainer(small, data, schedule, tmp_path, watch=WATCH)._resume()
+
+
+def drop(path: float, features: float = 0.0) -> Drop:
+    return Drop(path, features, np.random.default_rng(0))
+
+
+def test_drop_path_skips_a_share_of_the_images_and_scales_the_rest() -> None:
+    unit = Unit(kind="mbconv", cin=4, cout=4, shortcut=True)
+    x, y = torch.rand(2000, 4, 2, 2), torch.rand(2000, 4, 2, 2)
+    out = drop(0.4).after(x, y, unit, 0.5)
+    skipped = (out == x).flatten(1).all(1)
+    assert skipped.float().mean().item() == pytest.approx(0.2, abs=0.03)
+    torch.testing.assert_close(out[~skipped], (x + (y - x) / 0.8)[~skipped])
+    assert drop(0.4).after(x, y, replace(unit, shortcut=False), 1.0) is y
+
+
+def test_dropout_keeps_the_mean() -> None:
+    out = drop(0.0, 0.25).before_classifier(torch.ones(100, 64, 1, 1))
+    assert (out == 0).float().mean().item() == pytest.approx(0.25, abs=0.02)
+    assert out.max().item() == pytest.approx(1 / 0.75)
+
+
+def test_the_last_block_that_an_architecture_keeps_drops_most(space: Space) -> None:
+    supernet = Supernet(space)
+    x, seen = torch.rand(2, 1, 16, 16), {}
+
+    class Spy(Drop):
+        def after(self, x: Tensor, y: Tensor, unit: Unit, place: float) -> Tensor:
+            places.extend([place] if unit.shortcut else [])
+            return y
+
+    for name, genes in {"largest": space.largest(), "smallest": space.smallest()}.items():
+        places: list[float] = []
+        supernet(x, space.decode(genes)[0], Spy(0.2, 0.0, np.random.default_rng(0)))
+        seen[name] = places
+    assert seen["largest"] == [pytest.approx((i + 1) / len(seen["largest"])) for i in range(len(seen["largest"]))]
+    assert len(seen["smallest"]) < len(seen["largest"]) and seen["smallest"][-1:] in ([1.0], [])
+
+
+def test_only_the_largest_net_is_regularized_where_the_schedule_says_so(
+    tmp_path: Path, data: ImageData, space: Space, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    phase, dropped = Phase("all", 0.05, 0.01, random_nets=1), []
+    forward, largest = Supernet.forward, space.decode(space.largest())[0]
+
+    def spy(self: Supernet, x: Tensor, arch: Any, drop: Drop | None = None) -> Tensor:
+        dropped.append((arch == replace(largest, resolution=arch.resolution), drop is not None))
+        return forward(self, x, arch, drop)
+
+    monkeypatch.setattr(Supernet, "forward", spy)
+    for which in ("largest", "all"):
+        dropped.clear()
+        schedule = Schedule((phase,), batch_size=32, dropout=0.2, drop_path=0.2, regularize=which)
+        Trainer(space, data, schedule, tmp_path / which, watch=WATCH).run()
+        assert {is_largest for is_largest, _ in dropped} == {True, False}
+        assert all(drops == (is_largest or which == "all") for is_largest, drops in dropped)
+
+
+def test_rank_correlation_is_that_of_its_lines_and_each_net_is_trained_once(
+    tmp_path: Path, data: ImageData, space: Space
+) -> None:
+    supernet, path = Supernet(space), tmp_path / "ranks.jsonl"
+    settings = Finetuning(epochs=0.1, batch_size=32)
+    found = rank_correlation(supernet, data, settings, path, nets=3, images=50)
+    lines = read_jsonl(path)
+    expected = kendalltau([line["inherited"] for line in lines], [line["finetuned"] for line in lines]).statistic
+    assert len(lines) == 3 and found["kendall_tau"] == pytest.approx(expected, nan_ok=True)
+    calls: list[Any] = []
+    rank_correlation(supernet, data, settings, path, nets=3, images=50, report=calls.append)
+    assert not calls
+    with pytest.raises(UserError, match="at least 3"):
+        rank_correlation(supernet, data, settings, path, nets=1)
+
+
+def test_a_profile_is_a_trace_of_steps(tmp_path: Path) -> None:
+    net = nn.Linear(2, 2)
+    with profiled(tmp_path) as step:
+        for i in range(8):
+            net(torch.rand(1, 2)).sum().backward()
+            step({"step": i})
+    assert json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+
+
+EPOCH = {"step": 7, "steps": 9, "epoch": 1, "epochs": 2, "loss": 0.5, "val": {"largest": 0.9}, "collapsed": []}
+
+
+def test_loggers_get_numbers_under_names() -> None:
+    assert scalars(EPOCH) == {"epoch/epoch": 1, "epoch/loss": 0.5, "epoch/val/largest": 0.9}
+    assert scalars({"step": 1, "steps": 9, "phase": "full", "loss": 2.0}) == {"step/loss": 2.0}
+
+
+def test_a_logger_that_is_unknown_or_not_installed_is_explained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UserError, match="choose from tensorboard, wandb"), open_loggers(["mlflow"], tmp_path, {}):
+        pass
+    for name, module in {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb"}.items():
+        monkeypatch.setitem(sys.modules, module, None)
+        words = rf'{name} needs its package; pip install "ofa-nas\[log\]"'
+        with pytest.raises(UserError, match=words), open_loggers([name], tmp_path, {}):
+            pass
+
+
+def test_tensorboard_holds_the_curves(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    with open_loggers(["tensorboard"], tmp_path, {}) as (log,):
+        log(EPOCH)
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    (point,) = events.Scalars("epoch/val/largest")
+    assert point.step == 7 and point.value == pytest.approx(0.9)
+
+
+def test_wandb_keeps_one_curve_for_a_run_that_is_started_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb")
+    for name, value in {"WANDB_MODE": "offline", "WANDB_SILENT": "true"}.items():
+        monkeypatch.setenv(name, value)
+    ids = []
+    for _ in range(2):
+        with open_loggers(["wandb"], tmp_path, {"seed": 0}) as (log,):
+            log(EPOCH)
+        ids.append(json.loads((tmp_path / "wandb.json").read_text())["id"])
+    assert ids[0] == ids[1] and list((tmp_path / "wandb").glob("offline-run-*"))

@@ -1,0 +1,175 @@
+"""k-means codebooks and weights of a few levels, against values computed by hand."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from sklearn.cluster import KMeans as Reference
+from torch import nn
+
+from ofa.compress.binary import Binary, XnorConv2d, bearing, clip_weights, scaled_binary, sign, ternary
+from ofa.compress.binary import binary as plain_binary
+from ofa.compress.chain import Work
+from ofa.compress.kmeans import KMeans, Shared, bake, codebook, share
+from ofa.compress.layers import weight_layers
+from ofa.compress.operations import layer_bits, weight_bits
+from ofa.compress.packed import pack
+from ofa.data import ImageData, digits
+from ofa.errors import UserError
+from ofa.finetune import Finetuning
+from tests.ofa.nets import random_net
+
+BRIEF = Finetuning(epochs=0.1, lr=0.01)
+
+
+@pytest.fixture(scope="module")
+def work() -> Work:
+    data: ImageData = digits()
+    return Work(data, 16, teacher=random_net())
+
+
+def test_the_codebook_is_that_of_the_deep_compression_figure() -> None:
+    weights = np.array(
+        [2.09, -0.98, 1.48, 0.09, 0.05, -0.14, -1.08, 2.12, -0.91, 1.92, 0.03, -1.03, 1.87, 0.03, 1.53, 1.49]
+    )
+    weights[10] = 0.04  # Han et al. 2016, fig. 3, whose weights of 0 would have an entry of their own
+    entries, indices = codebook(weights, 4)
+    np.testing.assert_allclose(entries, [-1.0, 0.014, 1.5, 2.0], atol=1e-9)
+    assert indices.reshape(4, 4).tolist() == [[3, 0, 2, 1], [1, 1, 0, 3], [0, 3, 1, 0], [3, 1, 2, 2]]
+
+
+@pytest.mark.parametrize("start", ["linear", "density"])
+def test_lloyd_ends_where_scikit_learns_does_from_the_same_start(start: str) -> None:
+    weights = np.sort(np.random.default_rng(0).standard_normal(3000))
+    first = (
+        np.linspace(weights[0], weights[-1], 8) if start == "linear" else np.quantile(weights, (np.arange(8) + 0.5) / 8)
+    )
+    theirs = Reference(8, init=first[:, None], n_init=1, max_iter=100, tol=0).fit(weights[:, None])
+    np.testing.assert_allclose(codebook(weights, 8, start)[0], np.sort(theirs.cluster_centers_[:, 0]), atol=1e-6)
+
+
+@pytest.mark.parametrize("start", ["linear", "density", "random"])
+def test_pruned_weights_keep_an_entry_of_their_own(start: str) -> None:
+    weights = np.random.default_rng(0).standard_normal(1000)
+    weights[::3] = 0
+    entries, indices = codebook(weights, 4, start)
+    assert len(entries) == 4 and np.array_equal(entries[indices] == 0, weights == 0)
+
+
+def test_an_entry_moves_by_the_mean_of_what_its_weights_would_move_by() -> None:
+    layer = nn.Linear(3, 2, bias=False)
+    layer.weight.data = torch.tensor([[1.0, 1.0, 3.0], [3.0, 3.0, 3.0]])
+    share(layer, 1)
+    gradient = torch.tensor([[0.1, 0.5, 1.0], [2.0, 3.0, 6.0]])
+    optimizer = torch.optim.SGD(layer.parameters(), 0.1)
+    (layer.weight * gradient).sum().backward()
+    summed = layer.parametrizations.weight.original.grad * torch.tensor([2.0, 4.0]).sqrt()
+    torch.testing.assert_close(summed, torch.tensor([0.6, 12.0]))  # fig. 3: the sum over the weights of a cluster
+    optimizer.step()
+    expected = torch.tensor([[1 - 0.03, 1 - 0.03, 3 - 0.3], [3 - 0.3] * 3])
+    torch.testing.assert_close(layer.weight, expected)
+    torch.testing.assert_close(bake(copy.deepcopy(layer)).weight, expected)
+
+
+def test_the_entry_of_pruned_weights_is_not_trained() -> None:
+    shared = Shared(torch.tensor([-1.0, 0.0, 2.0]), torch.tensor([[0, 1], [1, 2]]), zero=1)
+    values = (shared.initial() + 5).requires_grad_()
+    weight = shared(values)
+    weight.sum().backward()
+    assert weight[0, 1] == weight[1, 0] == 0 and values.grad[1] == 0 and values.grad[0] == 1
+
+
+def test_a_network_has_at_most_the_values_asked_for_after_training_and_a_small_file(work: Work) -> None:
+    net = random_net()
+    before = copy.deepcopy(net.state_dict())
+    with torch.no_grad():
+        net.units[5].conv.weight.mul_(torch.rand_like(net.units[5].conv.weight) > 0.5)
+    step = KMeans(3, {"units.0.*": 8, "units.8": 32}, finetuning=BRIEF)
+    small = step(net, work)
+    layers = weight_layers(small)
+    bits = {name: weight_bits(layer) for name, layer in layers.items()}
+    assert bits.pop("units.8") == 32 and bits.pop("units.0.conv") >= 7 and max(bits.values()) <= 3
+    assert torch.equal(small.units[5].conv.weight == 0, net.units[5].conv.weight == 0)
+    assert not torch.equal(small.units[2].expand.bn.weight, before["units.2.expand.bn.weight"]), "it was trained"
+    assert torch.equal(net.units[2].expand.conv.weight, before["units.2.expand.conv.weight"]), "the original was not"
+    assert len(pack(small.state_dict())) < 0.3 * len(pack(before))
+    small.load_state_dict(copy.deepcopy(small).state_dict())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"bits": 3.5}, r"3.5 bits must be a whole number from 1 to 8"),
+        ({"bits": 9}, r"9 bits"),
+        ({"layers": {"a": 0}}, r"0 bits"),
+        ({"start": "forgy"}, r"start 'forgy' is not known; choose from linear, density, random"),
+    ],
+)
+def test_impossible_codebooks_are_refused(options: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        KMeans(**options)
+
+
+def test_a_pattern_that_matches_nothing_lists_the_layers(work: Work) -> None:
+    with pytest.raises(UserError, match=r"'stem', which matches no layer; the layers are units.0.conv"):
+        KMeans(layers={"unit*": 8, "stem": 4})(random_net(), work)
+
+
+# -- few levels --------------------------------------------------------------------------------------------------------
+
+WEIGHT = torch.tensor([[0.5, -1.5], [0.1, -0.3]])
+
+
+def test_levels_are_those_computed_by_hand() -> None:
+    torch.testing.assert_close(plain_binary(WEIGHT), torch.tensor([[0.6, -0.6], [0.6, -0.6]]))
+    torch.testing.assert_close(scaled_binary(WEIGHT), torch.tensor([[1.0, -1.0], [0.2, -0.2]]))
+    # threshold 0.7 x 0.6 = 0.42: 0.5 and 1.5 stay, whose mean is 1
+    torch.testing.assert_close(ternary(WEIGHT), torch.tensor([[1.0, -1.0], [0.0, 0.0]]))
+
+
+def test_the_gradient_of_a_sign_stops_beyond_one() -> None:
+    x = torch.tensor([-2.0, -0.5, 0.0, 0.5, 2.0], requires_grad=True)
+    y = sign(x)
+    y.sum().backward()
+    assert y.tolist() == [-1, -1, 1, 1, 1] and x.grad.tolist() == [0, 1, 1, 1, 0]
+
+
+def test_an_xnor_convolution_is_the_product_of_signs_and_means() -> None:
+    conv = nn.Conv2d(2, 1, 2, bias=False)
+    layer = XnorConv2d(conv).eval()  # its batch norm changes nothing but eps
+    layer.norm.eps = 0.0
+    layer.weight.data = scaled_binary(torch.tensor([[[[1.0, -2.0], [3.0, 2.0]], [[1.0, 1.0], [-1.0, 5.0]]]]))
+    x = torch.tensor([[[[1.0, -3.0], [2.0, 0.5]], [[-1.0, 1.0], [2.0, 0.5]]]])
+    signs = (1 + 1 + 1 + 1) + (-1 + 1 - 1 + 1)  # of products, pixel by pixel
+    k = (1 + 2 + 2 + 0.5) / 4  # mean magnitudes of both channels
+    torch.testing.assert_close(layer(x), torch.tensor([[[[signs * k * 2.0]]]]))
+
+
+@pytest.mark.parametrize(("kind", "values"), [("binary", 2), ("ternary", 3), ("scaled", 2), ("xnor", 2)])
+def test_layers_end_with_few_levels_and_the_first_and_last_stay(kind: str, values: int, work: Work) -> None:
+    small = Binary(kind, finetuning=BRIEF)(random_net(), work)
+    names = set(bearing(random_net()))
+    assert not names & {"units.0.conv", "units.8", "units.1.depthwise.conv", "units.2.se.reduce"}
+    for name, layer in weight_layers(small).items():
+        if name in names:
+            assert all(len(row.unique()) <= values for row in layer.weight.flatten(1))
+    found = {(row.weight_bits, row.input_bits) for row in layer_bits(small, torch.zeros(1, 1, 16, 16))}
+    assert (2 if kind == "ternary" else 1, 1 if kind == "xnor" else 32) in found and (32, 32) in found
+
+
+def test_trained_weights_are_clipped_at_one() -> None:
+    layer = nn.Linear(4, 4)
+    share(layer, 2)
+    layer.parametrizations.weight.original.data.fill_(9.0)
+    clip_weights(layer)
+    assert layer.parametrizations.weight.original.max() == 1
+
+
+def test_unknown_kinds_and_networks_without_a_layer_for_them_are_refused() -> None:
+    with pytest.raises(UserError, match="kind 'quaternary' is not known; choose from binary"):
+        Binary("quaternary")
+    with pytest.raises(UserError, match="no layer bears binary weights"):
+        bearing(nn.Sequential(nn.Conv2d(1, 2, 1), nn.Linear(2, 2)))

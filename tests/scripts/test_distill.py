@@ -1,0 +1,147 @@
+"""ofa-distill: students and teachers by name, what it writes, and mistakes that leave nothing behind."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_module
+from torch import nn
+from torchvision.models import get_model
+
+from ofa.data import digits
+from ofa.distill.nets import load_net
+from ofa.errors import UserError
+from ofa.evaluate import accuracy
+from ofa.export.card import Card, load_card, rebuild, save_net
+from ofa.space import Arch, load_space
+from ofa.weights import save_tensors
+from scripts.distill import main
+from tests.ofa.nets import RESNET, SPEC, random_net
+
+SHORT = ("finetune.epochs=0.25", "finetune.batch_size=32")
+
+
+@pytest.fixture(autouse=True)
+def hydra() -> Iterator[None]:
+    with initialize_config_module("conf", version_base="1.3"):
+        yield
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("teacher") / "net.json"
+    save_net(path, random_net(RESNET), Card(Arch(16), {}, RESNET, {}, {}, 0))
+    return path
+
+
+def distil(folder: Path, *options: str) -> None:
+    main(compose("config", [f"run={folder}", *SHORT, *options]))
+
+
+# -- names -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_card_a_space_and_torchvision_name_networks(teacher: Path, tmp_path: Path) -> None:
+    x = torch.randn(2, 1, 16, 16)
+    card = load_net(str(teacher), channels=1, classes=10)
+    assert card.learned and torch.equal(card.net(x), random_net(RESNET)(x))
+    small = load_net("digits_mbv3/smallest", channels=1, classes=7)
+    assert small.arch == small.space.decode(small.space.smallest())[0] and small.net.spec.classes == 7
+    (tmp_path / "arch.json").write_text(json.dumps({"arch": small.arch.to_dict()}))
+    assert load_net(f"digits_mbv3/{tmp_path}/arch.json", channels=1, classes=7).net.spec == small.net.spec
+    for name in ("squeezenet1_1", "torchvision:squeezenet1_1"):
+        fresh = load_net(name, channels=3, classes=5)
+        assert not fresh.learned and fresh.net(torch.randn(1, 3, 64, 64)).shape == (1, 5)
+
+
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+def test_weights_follow_an_at_sign(suffix: str, tmp_path: Path) -> None:
+    net, file = get_model("squeezenet1_1", num_classes=5).eval(), tmp_path / f"net.{suffix}"
+    torch.save(net.state_dict(), file) if suffix == "pth" else save_tensors(file, net.state_dict())
+    found, x = load_net(f"squeezenet1_1@{file}", channels=3, classes=5), torch.randn(1, 3, 64, 64)
+    assert found.learned and torch.equal(found.net(x), net(x))
+    with pytest.raises(UserError, match=r"does not fit this network: .*other shape \['classifier.1"):
+        load_net(f"squeezenet1_1@{file}", channels=3, classes=6)
+
+
+@pytest.mark.parametrize(
+    ("name", "answer"),
+    [
+        ("resnet19", "network 'resnet19' is not known; give a card"),
+        ("resnet18", "resnet18 takes images in colour, these have 1 channel"),
+        ("digits_mbv3/none.json", "none.json does not exist"),
+        ("digits_mbv3/smallest@none.pth", "none.pth does not exist"),
+    ],
+)
+def test_wrong_names_are_answered(name: str, answer: str) -> None:
+    with pytest.raises(UserError, match=answer):
+        load_net(name, channels=1, classes=10)
+
+
+# -- the command -------------------------------------------------------------------------------------------------------
+
+
+def test_a_student_of_a_space_learns_from_two_teachers_and_gets_a_card(teacher: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(teacher.parent, tmp_path / "other") / "net.json"
+    distil(tmp_path / "run", "student=digits_mbv3/smallest", f"teacher=[{teacher},{other}]", "distill=relations")
+    folder = tmp_path / "run/distill"
+    card, net = load_card(folder / "student.json"), rebuild(folder / "student.json")
+    assert load_space(card.space).encode([card.arch]).shape[0] == 1
+    assert card.training["teacher"] == [str(teacher), str(other)]
+    assert card.training["distill"]["losses"] == {"distances": 2.0, "angles": 4.0}
+    scores = json.loads((folder / "result.json").read_text())["accuracy_val"]
+    assert set(scores) == {"student", "teacher 0", "teacher 1"} and scores["teacher 0"] == scores["teacher 1"]
+    assert scores["student"] == accuracy(net, digits(), "val", resolution=card.arch.resolution)
+    assert card.metrics["accuracy_val"].value == scores["student"]
+    assert not list(folder.glob("*state*"))
+
+
+def test_a_network_with_another_first_layer_and_mutual_learning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    distil(tmp_path, "student=digits_mbv3/smallest", "teacher=digits_mbv3/smallest", "distill=mutual")
+    assert "student" in capsys.readouterr().out
+    distil(tmp_path, "student=digits_mbv3/smallest", "teacher=digits_mbv3/smallest", "distill=mutual")
+    assert "already done" in capsys.readouterr().out
+
+
+def test_a_student_of_torchvision_is_written_as_weights_that_it_reads_again(teacher: Path, tmp_path: Path) -> None:
+    from scripts.distill import _save
+
+    found = load_net("squeezenet1_1", channels=3, classes=5)
+    file = _save(tmp_path, found, digits(), 0, 0.5, {})
+    again = load_net(f"torchvision:squeezenet1_1@{file}", channels=3, classes=5)
+    assert all(torch.equal(a, b) for a, b in zip(found.net.parameters(), again.net.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("options", "answer"),
+    [
+        (["student=null"], "needs both; give student="),
+        (["finetune.epochs=0"], "finetune.epochs=0 trains nothing"),
+        (["teacher=digits_mbv3/largest"], "teacher digits_mbv3/largest has no weights; give .*distill=mutual"),
+        (["student=unknown"], "network 'unknown' is not known"),
+    ],
+)
+def test_a_mistake_leaves_no_folder(options: list[str], answer: str, teacher: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=answer):
+        distil(tmp_path / "run", "student=digits_mbv3/smallest", f"teacher={teacher}", *options)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_teacher_of_other_classes_and_a_diverging_rate_are_answered(teacher: Path, tmp_path: Path) -> None:
+    spec = replace(SPEC, units=(*SPEC.units[:-1], replace(SPEC.units[-1], cout=7)), classes=7)
+    net: nn.Module = random_net(spec)
+    save_net(tmp_path / "seven.json", net, Card(Arch(16), {}, spec, {}, {}, 0))  # type: ignore[arg-type]
+    options = ["student=digits_mbv3/smallest"]
+    with pytest.raises(UserError, match="the teacher has 7, the student 10; give a teacher of the same classes, or"):
+        distil(tmp_path / "run", *options, f"teacher={tmp_path}/seven.json")
+    with pytest.raises(UserError, match=r"the loss is .* lower lr"):
+        distil(tmp_path / "fast", *options, f"teacher={teacher}", "finetune.lr=1e12", "finetune.epochs=1")
+    assert load_card(teacher).spec == RESNET and rebuild(teacher)
