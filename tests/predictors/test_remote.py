@@ -97,7 +97,7 @@ def test_a_table_is_the_difference_of_its_two_models_by_hand(folder: Path) -> No
     table = read_table(folder)
     for row in rows:
         found = table.times[Shape(**row["shape"])]
-        assert (found["median_ms"], found["n"]) == (pytest.approx(2 / row["n"]), 3)
+        assert found["n"] == 3 and found["median_ms"] == pytest.approx(2 / row["n"])
 
 
 def test_whole_models_are_timed_too(folder: Path, tmp_path: Path) -> None:
