@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +13,7 @@ from ofa.schedule import Phase
 from ofa.space import Arch, Genes, Space
 from ofa.table import layer_macs, layer_table
 
-Score = Callable[[Genes], NDArray[np.float64]]  # of genes of the whole space, (N, G) to (N,), more is better
+Score = Callable[[Genes], NDArray[Any]]  # of genes of the whole space, (N, G) to (N,), more is better
 POOL = 20  # drawn nets among which those of like MACs are found, for each candidate
 
 

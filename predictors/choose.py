@@ -90,3 +90,9 @@ def _among(genes: Genes, others: Genes) -> NDArray[np.bool_]:
     """Which architectures occur among others, (N,)."""
     seen = {row.tobytes() for row in np.ascontiguousarray(others)}
     return np.array([row.tobytes() in seen for row in np.ascontiguousarray(genes)], dtype=bool)
+
+
+def choose_spread(genes: Genes, accuracy: NDArray[np.float64], n: int) -> Genes:
+    """n of the measured architectures, evenly spread over the ranks of their accuracies: (n, G)."""
+    ranks = np.linspace(0, len(genes) - 1, min(n, len(genes))).round().astype(int)
+    return genes[np.argsort(accuracy, kind="stable")[np.unique(ranks)]]

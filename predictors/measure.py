@@ -34,8 +34,8 @@ class SubnetAccuracy:
 
     Every result is appended to the log at `path` as it comes, {"arch", "accuracy"}, so a run that was killed goes on
     where it was.  load: gives the supernet and the data, in this process or in each of `workers` others (then it must
-    be picklable).  images: validation images (None: all).  calibration: images for batch-norm statistics.  Use it as a
-    context, which ends the workers.
+    be picklable).  images: validation images (None: all).  calibration: images for batch-norm statistics.  int8: after
+    8-bit quantization, simulated, without training.  Use it as a context, which ends the workers.
     """
 
     def __init__(
@@ -46,13 +46,14 @@ class SubnetAccuracy:
         *,
         images: int | None = None,
         calibration: int = 1024,
+        int8: bool = False,
         workers: int = 1,
         report: Report = lambda values: None,
     ):
         if workers < 1:
             raise UserError(f"workers={workers} must be at least 1, the process that measures")
         self.space, self.load, self.path, self.workers, self.report = space, load, path, workers, report
-        self.options = {"images": images, "calibration": calibration}
+        self.options = {"images": images, "calibration": calibration, "int8": int8}
         self.known = {Arch.from_dict(row["arch"]): float(row["accuracy"]) for row in read_jsonl(path)}
         self._pool: ProcessPoolExecutor | None = None
         self._state: State | None = None
@@ -124,6 +125,12 @@ def _measure_one(arch: Arch, options: Mapping[str, Any], state: State | None = N
 
     supernet, data = state or _worker[0]
     net = specialise(supernet, arch, data, images=options["calibration"])
+    if options["int8"]:
+        from ofa.compress.chain import Work
+        from ofa.compress.linear import Linear
+
+        quantized = Linear()(net, Work(data, arch.resolution))
+        return accuracy(quantized, data, "val", resolution=arch.resolution, limit=options["images"])
     return accuracy(net, data, "val", resolution=arch.resolution, limit=options["images"])
 
 

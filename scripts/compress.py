@@ -22,15 +22,16 @@ if TYPE_CHECKING:
     from ofa.compress.allocation import Sensitivity
     from ofa.data import ImageData
 
-READS = ("data", "seed", "network", "weights", "step", "sensitivity")
+READS = ("data", "seed", "network", "step", "sensitivity")
 STEPS, BEFORE = "steps.jsonl", "before"
 
 
 @stage_command("step")
 def main(cfg: DictConfig) -> None:
-    """Compress network=<card, block list or torchvision:name> by step=[magnitude,kmeans].  Writes <run>/compress/<it>.
+    """Compress network=<card> by step=[magnitude,kmeans].  Writes <run>/compress/<network>/<steps>.
 
-    Each step's network is a packed file; table.json and front.svg hold accuracy and size after each.
+    A network is a card, a block list or torchvision's name, with weights after an @, as for ofa-distill.  Each step's
+    network is a packed file; table.json and front.svg hold accuracy and size after each.
     """
     if not cfg.network or not cfg.step:
         raise UserError(
@@ -93,47 +94,32 @@ def _sensitivities(cfg: DictConfig, net: nn.Module, data: ImageData, resolution:
 
 def _network(cfg: DictConfig, data: ImageData) -> tuple[nn.Module, int]:
     """The network to compress, in evaluation mode, and the side of its images in pixels."""
-    from ofa.export.card import load_card, rebuild
-    from ofa.published import load_network
-
-    name = str(cfg.network)
-    if name.startswith("torchvision:"):
-        return _torchvision(name.partition(":")[2], cfg.weights, len(data.classes)), data.side
-    try:
-        net = rebuild(name) if load_card(name) else None
-    except UserError as error:
-        if not Path(name).is_file() or "not a card" not in str(error):
-            raise
-        net = load_network(name, weights=cfg.weights)
-    assert net is not None
-    if net.spec.classes != len(data.classes):
-        raise UserError(
-            f"{name} has {net.spec.classes} classes and the data has {len(data.classes)}; give the data it is for"
-        )
-    return net.eval(), net.spec.resolution
-
-
-def _torchvision(name: str, weights: str | None, classes: int) -> nn.Module:
     import torch
-    from torchvision import models
 
-    if name not in models.list_models(module=models):
-        raise UserError(f"torchvision has no classifier {name!r}; choose from {', '.join(models.list_models(models))}")
-    net = models.get_model(name, num_classes=classes)
-    if weights is not None:
-        net.load_state_dict(torch.load(weights, weights_only=True))
-    return net.eval()
+    from ofa.distill.nets import load_net
+    from ofa.static import StaticNet
+
+    torch.manual_seed(cfg.seed)  # of a network without weights
+    net = load_net(str(cfg.network), channels=data.channels, classes=len(data.classes)).net
+    if isinstance(net, StaticNet) and net.spec.classes != len(data.classes):
+        raise UserError(
+            f"{cfg.network} has {net.spec.classes} classes and {data.name} {len(data.classes)}; give the data it is for"
+        )
+    return net, net.spec.resolution if isinstance(net, StaticNet) else data.side
 
 
 def _name(network: str) -> str:
     """A folder's name for a network: specialize/phone/float.json becomes phone-float."""
-    path = Path(str(network).replace(":", "-"))
+    path = Path(str(network).partition("@")[0].replace(":", "-"))
     return "-".join(part for part in (path.parent.name, path.stem) if part)
 
 
 def _table(rows: Sequence[dict[str, Any]]) -> str:
     """The chain as text, a line for each step."""
-    head = ("step", "top-1 (%)", "MACs (M)", "non-zero MACs (M)", "file (kB)", "smaller", "peak memory (kB)", "ms")
+    head = (
+        *("step", "top-1 (%)", "MACs (M)", "not by zero", "bit-operations (G)", "file (kB)", "smaller"),
+        *("peak memory (kB)", "ms"),
+    )
     return _columns([head, *(_line(row, rows[0]["file_bytes"]) for row in rows)])
 
 
@@ -143,6 +129,7 @@ def _line(row: dict[str, Any], first: int) -> tuple[str, ...]:
         f"{100 * row['accuracy']:.2f}",
         f"{row['macs'] / 1e6:.2f}",
         f"{row['sparse_macs'] / 1e6:.2f}",
+        f"{row['bit_operations'] / 1e9:.3f}",
         f"{row['file_bytes'] / 1e3:.1f}",
         f"{first / row['file_bytes']:.2f}x",
         f"{row['peak_memory_bytes'] / 1e3:.1f}",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 
 from scripts.cli import make, stage_command
+from scripts.deploy import deploy, proofs_of
 from scripts.parts import TRAIN, load_parts, trained
 from scripts.specialize import READS
 from scripts.stage import open_stage
@@ -20,24 +21,33 @@ if TYPE_CHECKING:
     from ofa.static import StaticNet
 
 SHIPPED = "int8"
-UNITS = {"accuracy": "share of right first classes", "latency_ms": "ms", "macs": "MACs", "params": "parameters"}
+UNITS = {
+    "accuracy": "share of right first classes",
+    "latency_ms": "ms",
+    "macs": "MACs",
+    "params": "parameters",
+    "opset": "ONNX operator set",
+}
 
 
-@stage_command("export", "compress", "device")
+@stage_command("export", "runtime", "compress", "device")
 def main(cfg: DictConfig) -> None:
-    """Export each device's network, run the files, prove that the budget is met.  Writes <run>/export/<device>."""
+    """Export each device's network, run the files, prove that the budget is met.  Writes <run>/export/<device>.
+
+    Exit status 1 where a network exceeds its device's limits, unless force=true.
+    """
+    from ofa.export.budget import require
     from ofa.files import read_json, write_json
 
     data, space = load_parts(cfg)
     for device in cfg.device:
-        reads = (*READS, "compress.quantization", "export", f"device.{device}")
+        reads = (*READS, "compress.quantization", "export", f"device.{device}", *(["runtime"] if cfg.runtime else []))
         with open_stage(cfg, f"export/{device}", reads, needs=("specialize",)) as stage:
             if stage.done:
                 continue
             chosen = read_json(Path(cfg.run, "search", device, "chosen.json"))
             models = _export(cfg, Path(cfg.run, "specialize", device), stage.folder, data)
             budget = _budget(chosen["device"]["limits"], models[SHIPPED])
-            met = all(row["met"] for row in budget)
             spec = read_json(stage.folder / f"{SHIPPED}.json")["spec"]
             result = {
                 "device": chosen["device"],
@@ -46,15 +56,17 @@ def main(cfg: DictConfig) -> None:
                 "models": models,
                 "budget": budget,
             }
-            result |= {"predicted": chosen["predicted"], "met": met, "shipped": SHIPPED}
+            result |= deploy(cfg, device, chosen["device"]["limits"], budget, models[SHIPPED], stage.folder, data)
+            result |= {"predicted": chosen["predicted"], "shipped": SHIPPED}
             write_json(stage.folder / "result.json", result)
-            over = [f"{row['limit']} {row['value']:g} > {row['max']:g}" for row in budget if not row["met"]]
-            print(f"{device}: budget {'met' if met else 'exceeded: ' + ', '.join(over)}")
     with open_stage(cfg, "export/supernet", TRAIN, needs=("train",)) as stage:
         if not stage.done:
             ends = _ends(cfg, data, space)
             write_json(stage.folder / "ends.json", ends)
             print("supernet on test images: " + ", ".join(f"{name} {100 * top1:.2f} %" for name, top1 in ends.items()))
+    for device in cfg.device:
+        result = read_json(Path(cfg.run, "export", device, "result.json"))
+        require(device, proofs_of(result), result["budget"], force=cfg.force)
 
 
 def _ends(cfg: DictConfig, data: ImageData, space: Space) -> dict[str, float]:
@@ -101,6 +113,7 @@ def _export(cfg: DictConfig, source: Path, folder: Path, data: ImageData) -> dic
 
 def _measure(file: Path, card: Card, data: ImageData, timed: dict[str, Any], *, bits: int) -> dict[str, Any]:
     """Test accuracy, exact costs, size and latency of one file."""
+    from ofa.export.graph import OPSET
     from ofa.export.onnx import accuracy_onnx, weight_bytes
     from predictors.spec import spec_costs
 
@@ -109,6 +122,7 @@ def _measure(file: Path, card: Card, data: ImageData, timed: dict[str, Any], *, 
         "accuracy": accuracy_onnx(file, batches),
         "file_bytes": file.stat().st_size,
         "weight_bytes": weight_bytes(file),
+        "opset": OPSET,
         "latency_ms": timed["median_ms"],
         "latency_spread_ms": timed["p90_ms"] - timed["p10_ms"],
     }

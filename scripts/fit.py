@@ -25,6 +25,7 @@ def main(cfg: DictConfig) -> None:
         from predictors import Accuracy, Latency, LatencyTable
         from predictors.fitting import fit_accuracy, fit_latency, join
         from predictors.measure import read_measured
+        from predictors.transfer import TransferredAccuracy
 
         _, space = load_parts(cfg)
         measured = Path(cfg.run, "measure")
@@ -37,8 +38,14 @@ def main(cfg: DictConfig) -> None:
         _, latency, more = fit_latency(lookup, genes, times)
         accuracy.save(stage.folder / "accuracy.json")
         write_parquet(stage.folder / "predictions.parquet", join([predictions, more]))
-        write_json(stage.folder / "fit.json", {"accuracy": report, "latency": latency})
-        for line in _scores(report, latency):
+        found = {"accuracy": report, "latency": latency}
+        quantized = measured / "subnets_int8.jsonl"
+        if quantized.exists():
+            transferred = TransferredAccuracy(space, accuracy).fit(*read_measured(quantized, space, "accuracy"))
+            transferred.save(stage.folder / "accuracy_int8.json")
+            found["accuracy_int8"] = transferred.scores
+        write_json(stage.folder / "fit.json", found)
+        for line in (*_scores(report, latency), *_transferred(found.get("accuracy_int8"))):
             print(line)
 
 
@@ -59,6 +66,15 @@ def _scores(accuracy: dict[str, Any], latency: dict[str, Any]) -> Iterator[str]:
         f"latency ({latency['shapes']} layer shapes): Kendall tau {latency['tau']:.3f}, error {latency['mape']:.1%}, "
         f"{latency['within_10_percent']:.0%} within 10 % on {latency['n_heldout']} held-out networks"
     )
+
+
+def _transferred(scores: dict[str, Any] | None) -> Iterator[str]:
+    if scores is not None:
+        yield (
+            f"accuracy after int8, from {scores['n']} quantized subnets, each left out in turn: RMSE "
+            f"{100 * scores['rmse']:.2f} points, Kendall tau {scores['kendall_tau']:.3f} (the float network's "
+            f"prediction unchanged: {100 * scores['float_rmse']:.2f} points, {scores['float_kendall_tau']:.3f})"
+        )
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import numpy as np
 from omegaconf import DictConfig
 
 from ofa.space import Space
-from scripts.parts import load_trained
+from scripts.parts import load_trained, objectives
 from scripts.progress import Progress
 from scripts.stage import plain
 from search.loop import run_search
@@ -40,7 +40,7 @@ def iterate(
     ):
         pool = [accuracy.know(path) for path in (Path(cfg.run, "measure", "subnets.jsonl"), *earlier)]
         initial = np.unique(np.concatenate(pool), axis=0)
-        problem = Problem(predictors | {"accuracy": accuracy}, plain(options.objectives), limits)
+        problem = Problem(predictors | {"accuracy": accuracy}, objectives(cfg), limits)
         agent = ModelBased(space, model=model, problem=problem, seed=cfg.seed)
         return run_search(
             agent,

@@ -21,7 +21,7 @@ def main(cfg: DictConfig) -> None:
             return
         from ofa.export.latency import measure_subnets as measure_latencies
         from ofa.files import atomic_write
-        from predictors.choose import choose_subnets, measure_subnets
+        from predictors.choose import choose_spread, choose_subnets, measure_subnets
         from predictors.latency_table import measure_table
         from predictors.measure import SubnetAccuracy
         from predictors.shapes import space_shapes
@@ -33,8 +33,15 @@ def main(cfg: DictConfig) -> None:
             Progress("measure accuracy") as progress,
             SubnetAccuracy(space, load, log, images=options.images, workers=cfg.workers, report=progress) as measure,
         ):
-            genes, _ = measure_subnets(space, measure, **rule)
+            genes, top1 = measure_subnets(space, measure, **rule)
             measure.settle(genes)
+        if options.int8_subnets:
+            log = stage.folder / "subnets_int8.jsonl"
+            with (
+                Progress("measure int8 accuracy") as progress,
+                SubnetAccuracy(space, load, log, images=options.images, int8=True, report=progress) as measure,
+            ):
+                measure(choose_spread(genes, top1, options.int8_subnets))
         with Progress("measure layers") as progress:
             table = stage.folder / "latency.parquet"
             measure_table(space_shapes(space), table, threads=options.threads, progress=progress.update)

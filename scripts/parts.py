@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 TRAIN = ("space", "data", "augment", "schedule", "seed", "train")
 MEASURE = (*TRAIN, "measure")
 FIT = (*MEASURE, "predictor", "fit")
-SEARCH = (*FIT, "search")
+SEARCH = (*FIT, "search", "objectives")
 MEASURED_HERE = "predictors.latency.Latency"
 
 
@@ -63,11 +63,20 @@ def fitted(cfg: DictConfig, space: Space) -> dict[str, Callable[[Genes], Any]]:
     return {name: _predictor(cfg, space, name) for name in cfg.predictor}
 
 
+def objectives(cfg: DictConfig) -> dict[str, int]:
+    """What is sought, by name: -1 is maximised, 1 minimised."""
+    if cfg.objectives is None:
+        return dict(plain(cfg.search.objectives))
+    return {name: -1 if name.startswith("accuracy") else 1 for name in plain(cfg.objectives)}
+
+
 def _predictor(cfg: DictConfig, space: Space, name: str) -> Callable[[Genes], Any]:
     if name == "accuracy":
         from predictors import Accuracy
 
         return Accuracy.load(Path(cfg.run, "fit", "accuracy.json"))
+    if name == "accuracy_int8":
+        return _transferred(cfg, space)
     if name == "latency_ms" and cfg.predictor[name]._target_ == MEASURED_HERE:
         from predictors import LatencyTable
 
@@ -75,3 +84,18 @@ def _predictor(cfg: DictConfig, space: Space, name: str) -> Callable[[Genes], An
         table = LatencyTable.load(Path(cfg.run, "measure", "latency.parquet"))
         return make(cfg.predictor[name], space, table, intercept=correction["intercept_ms"], slope=correction["slope"])
     return make(cfg.predictor[name], space)
+
+
+def _transferred(cfg: DictConfig, space: Space) -> Callable[[Genes], Any]:
+    """Accuracy after int8, which ofa-fit leaves where ofa-measure quantized some subnets."""
+    from ofa.errors import UserError
+    from predictors import Accuracy
+    from predictors.transfer import TransferredAccuracy
+
+    path = Path(cfg.run, "fit", "accuracy_int8.json")
+    if not path.exists():
+        raise UserError(
+            f"{path} does not exist: no quantized subnet was measured; run ofa-measure with measure.int8_subnets=12 "
+            "and ofa-fit again, or leave out predictor=int8"
+        )
+    return TransferredAccuracy(space, Accuracy.load(path.with_name("accuracy.json"))).load(path)

@@ -15,7 +15,7 @@ from ofa.files import atomic_write, write_json, write_parquet
 from ofa.space import Space
 from scripts.cli import make, stage_command, use_threads
 from scripts.iterate import MEASURED, iterate
-from scripts.parts import SEARCH, fitted, load_parts
+from scripts.parts import SEARCH, fitted, load_parts, objectives
 from scripts.progress import Progress
 from scripts.stage import note, open_stage, plain
 from search.compare import curves, finals, summary
@@ -66,7 +66,7 @@ def _agent(cfg: DictConfig, device: str, agent: str, space: Space, predictors: d
     """What one agent finds for one device, with every seed."""
     reads, results = (*SEARCH, f"agent.{agent}", f"device.{device}"), {}
     with open_stage(cfg, f"search/{device}/{agent}", reads, needs=("fit",)) as stage:
-        problem = Problem(predictors, plain(cfg.search.objectives), plain(cfg.device[device].limits))
+        problem = Problem(predictors, objectives(cfg), plain(cfg.device[device].limits))
         for seed in range(cfg.seed, cfg.seed + cfg.seeds):
             folder = stage.folder if seed == cfg.seed else stage.folder / f"seed-{seed}"
             title = f"search {device} {agent}" + (f" seed {seed}" if cfg.seeds > 1 else "")
@@ -118,7 +118,25 @@ def _choose(device: dict[str, Any], results: Results) -> dict[str, Any]:
     word = "measured" if agent == "iterate" else "predicted"
     print(f"{device['name']}: {agent} found {found['arch']}, {word} accuracy {top1:.4f}")
     limited = device | {"limits": result.limits}  # as numbers, in the units of their names
-    return {"device": limited, "agent": agent, "arch": found["arch"], "predicted": found["values"]}
+    chosen = {"device": limited, "agent": agent, "arch": found["arch"], "predicted": found["values"]}
+    if "accuracy_int8" in found["values"]:
+        from ofa.report.summary import ranking_text
+
+        chosen["ranking"] = ranking(result)
+        print(f"  {ranking_text(chosen['ranking'])}")
+    return chosen
+
+
+def ranking(result: SearchResult) -> dict[str, Any]:
+    """How int8 ranks the feasible networks of a search against their float accuracy: Kendall's tau, and the best."""
+    from scipy.stats import kendalltau
+
+    feasible = result.evaluations[result.evaluations["violation"] <= 0]
+    order = feasible.sort_values("accuracy", ascending=False, kind="stable")
+    best = int(feasible["accuracy_int8"].to_numpy().argmax())
+    place = 1 + list(order.index).index(feasible.index[best])
+    tau = float(kendalltau(feasible["accuracy"], feasible["accuracy_int8"]).statistic) if len(feasible) > 1 else 1.0
+    return {"networks": len(feasible), "kendall_tau": tau, "float_rank_of_best_int8": place, "changed": place > 1}
 
 
 def _compare(folder: Path, device: str, results: Results, seeds: int) -> None:

@@ -13,6 +13,7 @@ from ofa.errors import UserError
 from ofa.space import Arch
 from scripts.cli import make, stage_command
 from scripts.distill import load_teachers
+from scripts.ondevice import adapt
 from scripts.parts import SEARCH, load_parts, trained
 from scripts.progress import Progress
 from scripts.stage import open_stage, plain
@@ -24,10 +25,10 @@ if TYPE_CHECKING:
     from ofa.space import Space
     from ofa.static import StaticNet
 
-READS = (*SEARCH, "teacher", "finetune", "compress.pruning", "compress.finetuning")
+READS = (*SEARCH, "teacher", "finetune", "compress.pruning", "compress.finetuning", "ondevice")
 
 
-@stage_command("finetune", "distill", "compress", "device")
+@stage_command("finetune", "distill", "compress", "ondevice", "device")
 def main(cfg: DictConfig) -> None:
     """Extract each device's network, fine-tune it (finetune.epochs=10), prune it.  Writes <run>/specialize/<device>."""
     from ofa.compress.prune import prune
@@ -57,6 +58,11 @@ def main(cfg: DictConfig) -> None:
                 name: _save(stage.folder / f"{name}.json", model, arch, space, data, cfg.seed, steps)
                 for name, model, steps in (("float", net, training), ("pruned", pruned, then))
             }
+            if cfg.ondevice.memory is not None:
+                tuned, plan = adapt(pruned, data, plain(cfg.ondevice), seed=cfg.seed)
+                steps = [*then, {"ondevice": plan["memory"]}]
+                costs = _save(stage.folder / "ondevice.json", tuned, arch, space, data, cfg.seed, steps)
+                write_json(stage.folder / "plan.json", plan | {"accuracy_val": costs["accuracy_val"]})
             state.unlink(missing_ok=True)
             write_json(stage.folder / "result.json", result)
             top1 = ", ".join(f"{name} {100 * values['accuracy_val']:.1f} %" for name, values in result.items())
@@ -78,7 +84,7 @@ def _float(
         largest = replace(space.decode(space.largest())[0], resolution=arch.resolution)
         teachers: list[nn.Module] = [specialise(supernet, largest, data)]
     else:
-        teachers = [found.net for found in load_teachers(cfg, data, settings.distill)]
+        teachers = [found.net for found in load_teachers(cfg, data, settings.lesson(1))]
     before, state = accuracy(net, data, "val", resolution=arch.resolution), folder / "float-state.safetensors"
     with Progress(f"fine-tune the float network for {device}") as progress:
         options: dict[str, Any] = {"seed": cfg.seed, "report": progress, "checkpoint": state}

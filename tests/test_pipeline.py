@@ -29,11 +29,14 @@ SHORT = (
     "schedule.epochs=12",
     "measure.subnets=14",
     "measure.latency_nets=6",
+    "measure.int8_subnets=5",
+    "predictor=int8",
     "fit.repeats=2",
     "search.evaluations=120",
     "finetune.epochs=1",
     "compress.finetuning.epochs=1",
     "export.images=100",
+    "device.stm32f746.runtimes=[c]",  # the TFLM converter takes most of a minute where it is installed
 )
 
 
@@ -105,6 +108,20 @@ def test_every_agent_searched_every_device(run: Path) -> None:
     for device in ("stm32l073", "stm32f746"):
         for agent in ("random", "evolution", "optuna"):
             assert read(run / "search" / device / agent / "result.json")["evaluations"] == 120
+
+
+def test_int8_accuracy_is_predicted_and_says_whether_the_ranking_changed(run: Path, tmp_path: Path) -> None:
+    chosen = read(run / "search/stm32f746/chosen.json")
+    assert abs(chosen["predicted"]["accuracy_int8"] - chosen["predicted"]["accuracy"]) < 0.2
+    assert read(run / "fit/fit.json")["accuracy_int8"]["n"] == 5
+    assert "int8 against float:" in (run / "report.html").read_text()
+    shutil.copytree(run, tmp_path / "runs/digits", ignore=shutil.ignore_patterns("search", "specialize", "export"))
+    found = ofa("search", *SHORT, "objectives=[accuracy_int8,macs]", "agent=random", folder=tmp_path)
+    assert found.returncode == 0, found.stderr
+    result = read(tmp_path / "runs/digits/search/stm32f746/random/result.json")
+    assert result["objectives"] == {"accuracy_int8": -1, "macs": 1}
+    best = max(row["values"]["accuracy_int8"] for row in result["front"])
+    assert result["chosen"]["values"]["accuracy_int8"] == best
 
 
 def test_agents_side_by_side_find_what_they_find_one_after_the_other(run: Path, tmp_path: Path) -> None:

@@ -125,7 +125,7 @@ def gated_macs(net: nn.Module, batches: Iterable[Tensor]) -> GatedMacs:
 
     def watch(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         nonlocal dense, gates, needed
-        macs = output[0].numel() * module.weight[0].numel()  # type: ignore[index, operator]
+        macs = output[0].numel() * module.weight[0].numel()  # type: ignore[index]
         if module in owned:
             gates += macs * len(output)
             return

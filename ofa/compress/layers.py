@@ -65,24 +65,30 @@ def device_of(net: nn.Module) -> torch.device:
 
 
 @torch.no_grad()
-def positions(net: nn.Module, image: Tensor) -> dict[str, int]:
-    """How often each layer applies each of its weights to one image (1, C, R, R): the pixels of its output."""
-    layers = weight_layers(net)
-    found = dict.fromkeys(layers, 0)
+def observe(net: nn.Module, image: Tensor, see: Callable[[str, Tensor, Tensor], None]) -> None:
+    """Run one image (1, C, R, R) in evaluation mode; `see` gets each layer's name, input and output as it runs."""
 
     def watch(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            found[name] += output.numel() // len(layers[name].weight)
+        return lambda module, inputs, output: see(name, inputs[0], output)
 
-        return hook
-
-    handles = [module.register_forward_hook(watch(name)) for name, module in layers.items()]
+    handles = [layer.register_forward_hook(watch(name)) for name, layer in weight_layers(net).items()]
     try:
         with evaluating(net):
             net(image)
     finally:
         for handle in handles:
             handle.remove()
+
+
+def positions(net: nn.Module, image: Tensor) -> dict[str, int]:
+    """How often each layer applies each of its weights to one image (1, C, R, R): the pixels of its output."""
+    layers = weight_layers(net)
+    found = dict.fromkeys(layers, 0)
+
+    def see(name: str, x: Tensor, y: Tensor) -> None:
+        found[name] += y.numel() // len(layers[name].weight)
+
+    observe(net, image, see)
     return found
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ofa.compress.chain import Work
 from ofa.compress.factors import cp, cp_product, factorized, tucker
-from ofa.compress.layers import Layer, evaluating, image_of, layer_macs, listed, opened, put, weight_layers
+from ofa.compress.layers import Layer, image_of, layer_macs, listed, observe, opened, put, weight_layers
 from ofa.compress.magnitude import finetuned
 from ofa.compress.targets import Target, amount, check_target
 from ofa.errors import UserError
@@ -192,27 +192,16 @@ def _ranks(most: int, n: int, *, geometric: bool = False) -> list[int]:
     return sorted({round(float(value)) for value in values})
 
 
-@torch.no_grad()
 def layer_pixels(net: nn.Module, image: Tensor) -> dict[str, Pixels]:
     """The pixels of each convolution or linear layer on one image (1, C, H, W)."""
     found: dict[str, Pixels] = {}
 
-    def watch(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            if isinstance(module, nn.Linear):
-                n = output.numel() // output.shape[-1]
-                found[name] = Pixels(n, n, n)
-            else:
-                (a, width), (b, c) = inputs[0].shape[-2:], output.shape[-2:]
-                found[name] = Pixels(a * width, b * c, b * width)
+    def see(name: str, x: Tensor, y: Tensor) -> None:
+        if isinstance(net.get_submodule(name), nn.Linear):
+            n = y.numel() // y.shape[-1]
+            found[name] = Pixels(n, n, n)
+        else:
+            found[name] = Pixels(x.shape[-2] * x.shape[-1], y.shape[-2] * y.shape[-1], y.shape[-2] * x.shape[-1])
 
-        return hook
-
-    handles = [layer.register_forward_hook(watch(name)) for name, layer in weight_layers(net).items()]
-    try:
-        with evaluating(net):
-            net(image)
-    finally:
-        for handle in handles:
-            handle.remove()
+    observe(net, image, see)
     return found

@@ -105,7 +105,7 @@ class NOfM:
         with torch.no_grad():
             for layer in able.values():
                 layer.weight.copy_(n_of_m(layer.weight, self.n, self.m))
-        return finetuned(pruned, work, self.finetuning, hold_zeros(pruned))
+        return finetuned(pruned, work, self.finetuning)
 
 
 def train_sparse(
@@ -115,7 +115,7 @@ def train_sparse(
     pruned = copy.deepcopy(net)
     if not gradual or not finetuning.epochs:
         prune_layers(pruned, sparsities)
-        return finetuned(pruned, work, finetuning, hold_zeros(pruned))
+        return finetuned(pruned, work, finetuning)
     ramp = Ramp(lambda trained, done: prune_layers(trained, sparsities, done), steps_of(finetuning, work), gradual)
     return finetuned(pruned, work, finetuning, ramp)
 
@@ -164,16 +164,16 @@ def steps_of(finetuning: Finetuning, work: Work) -> int:
 
 
 def finetuned(
-    net: nn.Module, work: Work, finetuning: Finetuning, after_step: Callable[[nn.Module], None] = lambda net: None
+    net: nn.Module, work: Work, finetuning: Finetuning, after_step: Callable[[nn.Module], None] | None = None
 ) -> nn.Module:
-    """A fine-tuned copy, with the work's teacher, seed and report."""
+    """A fine-tuned copy, with the work's teacher, seed and report; without `after_step`, zeros of `net` stay zero."""
     return finetune(
         net,
         work.data,
         finetuning,
         resolution=work.resolution,
         teacher=work.teacher,
-        after_step=after_step,
+        after_step=after_step or hold_zeros(net),
         seed=work.seed,
         report=work.report,
     )

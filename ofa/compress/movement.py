@@ -32,7 +32,7 @@ class _Straight(torch.autograd.Function):
         return weight * mask
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
         """dL/dW x mask for the weight, dL/dW x W for the score."""
         weight, mask = ctx.saved_tensors
         return gradient * mask, gradient * weight, None

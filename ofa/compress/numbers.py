@@ -10,6 +10,7 @@ from torch import nn
 
 from ofa.compress.chain import Work
 from ofa.compress.layers import count, image_of
+from ofa.compress.operations import bit_operations
 from ofa.compress.packed import save_packed
 from ofa.evaluate import accuracy
 from ofa.export.graph import onnx_model
@@ -23,14 +24,16 @@ class Numbers:
 
     accuracy: top-1 on the test images, 0 to 1.  macs: multiply-adds of an image that a dense runtime does.
     sparse_macs: those whose weight is not zero, which only a runtime for sparse weights would be left with.
-    file_bytes: of the packed file.  peak_memory_bytes: activations held at once, float32, recorded on the running
-    network.  latency_ms: median in ONNX Runtime, float32, one thread; None for a network that has no ONNX graph.
+    bit_operations: multiply-adds times the bits of the weight and of the input.  file_bytes: of the packed file.
+    peak_memory_bytes: activations held at once, float32, recorded on the running network.  latency_ms: median in ONNX
+    Runtime, float32, one thread; None for a network that has no ONNX graph.
     """
 
     step: str
     accuracy: float
     macs: int
     sparse_macs: int
+    bit_operations: int
     parameters: int
     file_bytes: int
     peak_memory_bytes: int
@@ -46,6 +49,7 @@ def measure(step: str, net: nn.Module, work: Work, file: Path, *, images: int | 
         accuracy=accuracy(net, work.data, "test", resolution=work.resolution, limit=images),
         macs=counts.macs,
         sparse_macs=counts.sparse_macs,
+        bit_operations=bit_operations(net, image),
         parameters=counts.parameters,
         file_bytes=save_packed(file, net.state_dict(), {"step": step, "resolution": work.resolution}),
         peak_memory_bytes=peak_elements(net, image) * image.element_size(),

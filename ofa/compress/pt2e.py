@@ -175,7 +175,7 @@ def export_onnx(graph: nn.Module, path: Path, shape: tuple[int, int, int]) -> di
         )
     assert program is not None
     model = program.model_proto
-    counts = check_quantized(model)
+    counts = check_quantized(model, biases=False)
     onnx.checker.check_model(model)
     atomic_write(path, model.SerializeToString())
     return counts

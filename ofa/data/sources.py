@@ -201,8 +201,9 @@ def assemble(name: str, parts: dict[str, Labelled], classes: Sequence[str], opti
             parts = parts | {"train": parts["train"][kept], split: parts["train"][taken]}
     images = _load([parts[split].images for split in SPLITS], options)
     splits = {split: Split(x, torch.from_numpy(parts[split].labels)) for split, x in zip(SPLITS, images, strict=True)}
-    mean, std = statistics(splits["train"])
-    return ImageData(name, tuple(classes), **splits, mean=mean, std=std, flip=options.flip, shift=options.shift)
+    train, val, test = (splits[split] for split in SPLITS)
+    mean, std = statistics(train)
+    return ImageData(name, tuple(classes), train, val, test, mean, std, options.flip, options.shift)
 
 
 def _load(images: list[Tensor | Source], options: Options) -> list[Tensor | Encoded]:

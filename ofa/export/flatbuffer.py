@@ -107,7 +107,8 @@ def peak(path: Path) -> Peak:
 def _alive(model: Any) -> list[list[int]]:
     """Bytes of each tensor alive at each operator of the first graph."""
     graph = model.subgraphs[0]
-    first, last = dict.fromkeys(graph.inputs, 0), {}
+    first: dict[int, int] = dict.fromkeys(graph.inputs, 0)
+    last: dict[int, int] = {}
     for i, op in enumerate(graph.operators):
         first |= {t: i for t in op.outputs if t not in first}
         last |= dict.fromkeys([*op.inputs, *op.outputs], i)

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ofa.errors import UserError
+from ofa.export import flatbuffer
 from ofa.integer.factors import limits
 from ofa.integer.lite_ops import OPS, Padding, as_map
 from ofa.integer.net import IntegerNet, Op, Shape, Tensor
@@ -25,28 +26,13 @@ def read_tflite(path: str | Path) -> IntegerNet:
     Raises UserError for a file that is damaged, not quantized, or has an operator that is not supported, and where the
     extra that knows the format is absent.
     """
-    schema = _schema()
-    if not Path(path).is_file():
-        raise UserError(f"{path} does not exist; export the network first")
-    raw = Path(path).read_bytes()
+    model, raw = flatbuffer.read(Path(path)), Path(path).read_bytes()
     try:
-        if raw[4:8] != b"TFL3":
-            raise ValueError("it does not begin as one")
-        return Reader(schema, schema.ModelT.InitFromPackedBuf(raw, 0), raw).net()
+        return Reader(flatbuffer.schema(), model, raw).net()
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     except Exception as error:  # flatbuffers checks nothing: whatever a damaged offset leads to
-        raise UserError(
-            f"{path} is no usable .tflite file ({type(error).__name__}: {error}); export it again"
-        ) from None
-
-
-def _schema() -> Any:
-    try:
-        from ai_edge_litert import schema_py_generated as schema
-    except ImportError:
-        raise UserError('reading .tflite files needs an extra; pip install "ofa-nas[tflite]"') from None
-    return schema
+        raise UserError(f"{path} is no usable TFLite file ({type(error).__name__}: {error}); export it again") from None
 
 
 class Reader:

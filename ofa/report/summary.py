@@ -167,3 +167,14 @@ def _table(device: Device) -> Table:
     for row in device_rows(device):
         table.add_row(escape(row["model"]), *(cell(row, metric) for metric in COLUMNS))
     return table
+
+
+def ranking_text(found: dict[str, Any]) -> str:
+    """What a search found of int8 against float: whether the ranking of networks changed."""
+    change = (
+        f"the best in int8 is number {found['float_rank_of_best_int8']} in float"
+        if found["changed"]
+        else "the best network is the same"
+    )
+    tau = f"{found['kendall_tau']:.3f} over {found['networks']} networks within the limits"
+    return f"int8 against float: {change}; Kendall tau of the two rankings {tau}"

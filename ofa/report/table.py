@@ -7,7 +7,7 @@ from typing import Any
 
 from ofa.report.load import Device, Run
 from ofa.report.markup import Html, el, join
-from ofa.report.summary import COLUMNS, arch_text, bound, cell, device_rows, label, show
+from ofa.report.summary import COLUMNS, arch_text, bound, cell, device_rows, label, ranking_text, show
 
 GLOSSARY = {
     "predicted": "what the search reckoned with: validation images, the float net's latency, memory and weights of "
@@ -49,10 +49,11 @@ def _device_rows(device: Device) -> Html:
         *(_model_row(row, shipped=row["model"] == device.export.get("shipped")) for row in device_rows(device)),
         _across("td", el("div", *limits, class_="budget")) if limits else None,
         _across("td", el("code", arch_text(device.arch))),
+        _across("td", ranking_text(device.chosen["ranking"])) if "ranking" in device.chosen else None,
     )
 
 
-def _across(tag: str, content: Html) -> Html:
+def _across(tag: str, content: Html | str) -> Html:
     return el("tr", el(tag, content, colspan=len(COLUMNS) + 2), class_="across")
 
 

@@ -9,8 +9,8 @@ from typing import Generic, TypeVar
 
 from ofa.serve.images import RefusedError
 
-In, Out = TypeVar("In"), TypeVar("Out")
-Answer = Out | Exception
+In = TypeVar("In")
+Out = TypeVar("Out")
 
 
 class Batcher(Generic[In, Out]):
@@ -56,6 +56,7 @@ class Batcher(Generic[In, Out]):
 
     async def _answer(self, taken: list[tuple[In, asyncio.Future[Out]]]) -> None:
         items = [item for item, _ in taken]
+        answers: Sequence[Out | Exception]
         try:
             answers = await asyncio.get_running_loop().run_in_executor(self._pool, self.work, items)
         except Exception as error:  # the server lives on, whatever happened to this batch

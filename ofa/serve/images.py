@@ -33,6 +33,7 @@ class Body:
     """One encoded image: an `ofa.data.decode.Source`."""
 
     content: bytes
+    windows: None = None
 
     def __len__(self) -> int:
         return 1

@@ -35,7 +35,7 @@ def open_loggers(names: Sequence[str], folder: Path, about: Mapping[str, Any]) -
 def scalars(values: Mapping[str, Any]) -> dict[str, float]:
     """The numbers among what a Trainer reports, as "epoch/val/largest" or "step/loss"."""
     part = "epoch" if "val" in values else "step"
-    found = {}
+    found: dict[str, float] = {}
     for name, value in values.items():
         if isinstance(value, Mapping):
             found |= {f"{part}/{name}/{key}": each for key, each in value.items() if _number(each)}

@@ -48,15 +48,16 @@ BARE = replace(TUNING, epochs=0)
 Rows = list[dict[str, Any]]
 
 
-def percent(net: nn.Module, work: Work, split: str = "test") -> float:
-    """Top-1 in percent on all images of a split."""
-    return 100 * accuracy(net, work.data, split, resolution=RESOLUTION)
+def percent(net: nn.Module, work: Work, args: argparse.Namespace, split: str = "test") -> float:
+    """Top-1 in percent on `--limit` images of a split."""
+    return 100 * accuracy(net, work.data, split, resolution=RESOLUTION, limit=args.limit)
 
 
 def sensitivities(net: StaticNet, work: Work, args: argparse.Namespace) -> Rows:
     """Each layer's curve on all validation images."""
-    rows = sensitivity(net, work, images=None)
-    print(f"validation accuracy (n=5000) with one layer pruned; none pruned: {percent(net, work, 'val'):.2f}")
+    rows = sensitivity(net, work, images=args.limit)
+    whole = percent(net, work, args, "val")
+    print(f"validation accuracy (n={args.limit or 5000}) with one layer pruned; none pruned: {whole:.2f}", flush=True)
     print("layer            weights " + " ".join(f"{level:>6.0%}" for level in LEVELS))
     for start in range(0, len(rows), len(LEVELS)):
         part = rows[start : start + len(LEVELS)]
@@ -74,15 +75,15 @@ def sizes(net: StaticNet, work: Work, args: argparse.Namespace) -> Rows:
 
 def _tuned(net: StaticNet, work: Work, args: argparse.Namespace, name: str, step: Any) -> dict[str, Any]:
     """One step without and, over seeds, with fine-tuning, of the same length in all."""
-    start, before = perf_counter(), percent(net, work)
+    start, before = perf_counter(), percent(net, work, args)
     pruned = replace(step, finetuning=BARE)(net, work)
-    epochs = args.epochs / getattr(step, "rounds", 1)
-    tuned = [
-        replace(step, finetuning=replace(TUNING, epochs=epochs))(net, replace(work, seed=s)) for s in range(args.seeds)
-    ]
-    after = [percent(one, work) for one in tuned]
-    counts, val = count(tuned[0], image_of(net, work)), [percent(one, work, "val") for one in tuned]
-    row = {"name": name, "before": before, "pruned": percent(pruned, work), "tuned": after, "val": val}
+    tuned = [pruned]
+    if args.epochs:
+        tuning = replace(TUNING, epochs=args.epochs / getattr(step, "rounds", 1))
+        tuned = [replace(step, finetuning=tuning)(net, replace(work, seed=seed)) for seed in range(args.seeds)]
+    after = [percent(one, work, args) for one in tuned]
+    counts, val = count(tuned[0], image_of(net, work)), [percent(one, work, args, "val") for one in tuned]
+    row = {"name": name, "before": before, "pruned": percent(pruned, work, args), "tuned": after, "val": val}
     row |= asdict(counts) | {"epochs": args.epochs, "seconds": perf_counter() - start}
     share = counts.nonzeros / sum(p.numel() for p in net.parameters())
     print(
@@ -98,7 +99,7 @@ def channels(net: StaticNet, work: Work, args: argparse.Namespace) -> Rows:
     """The last channels of each group removed, as they come and sorted by L2 norm; then by other criteria; speedup."""
     target, rows = args.macs, []
     in_order = sort_channels(net, channel_scores(net, "l2", streams=True))
-    assert abs(percent(in_order, work, "val") - percent(net, work, "val")) < 0.05, "sorting changes nothing"
+    assert abs(percent(in_order, work, args, "val") - percent(net, work, args, "val")) < 0.05, "sorting changes nothing"
     for name, start, criterion in (
         ("not sorted", net, "first"),
         ("sorted", in_order, "first"),
@@ -144,6 +145,7 @@ def main() -> None:
     parser.add_argument("--macs", type=float, default=0.5)
     parser.add_argument("--epochs", type=float, default=3, help="of fine-tuning")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--limit", type=int, help="images that accuracy is measured on (default: all)")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(1)

@@ -29,6 +29,8 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from ofa.data import ImageData, cifar10, digits
 from ofa.export.onnx import compare, run_torch
+from ofa.export.runtimes.litert import CALIBRATIONS, LiteRT
+from ofa.export.runtimes.tflm import open_micro
 from ofa.files import versions, write_json
 from ofa.finetune import Finetuning, finetune
 from ofa.integer.convert import from_net
@@ -85,63 +87,26 @@ def images_of(data: ImageData, split: str, resolution: int, n: int) -> torch.Ten
     return torch.cat(found)[:n]
 
 
-def to_int8_tflite(net: StaticNet, images: torch.Tensor, path: Path, ranges: str) -> None:
-    """Write the network as an int8 file, calibrated on normalised images (N, C, H, W).
-
-    ranges: how those of single images are merged, by the quantizer's default or by their extremes.
-    """
-    import litert_torch
-    from ai_edge_litert.interpreter import Interpreter
-    from ai_edge_quantizer import calibrator, quantizer, recipe, recipe_manager
-    from ai_edge_quantizer.utils import qsv_utils
-
-    source = path.with_suffix(".float.tflite")
-    litert_torch.convert(net, (images[:1].contiguous(),)).export(str(source))
-    tool, recipes = quantizer.Quantizer(str(source)), recipe_manager.RecipeManager()
-    tool.load_quantization_recipe(recipe.static_wi8_ai8())
-    recipes.load_quantization_recipe(recipe.static_wi8_ai8())
-    key, signature = next(iter(Interpreter(str(source)).get_signature_list().items()))
-    feeds = [{signature["inputs"][0]: image[None].contiguous().numpy()} for image in images]
-    merge = {"minmax": qsv_utils.min_max_update, "moving_average": qsv_utils.moving_average_update}[ranges]
-    seen = calibrator.Calibrator(source.read_bytes(), qsv_update_func=merge, num_threads=1)
-    seen.calibrate({key: feeds}, recipes)
-    tool.quantize(seen.get_model_qsvs()).export_model(str(path))
-
-
 def run_lite(path: Path, images: Int8, kernels: str) -> Int8:
     """8-bit logits (N, K) of quantized images (N, H, W, C) from LiteRT."""
     from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
-    lite = Interpreter(
-        str(path), experimental_op_resolver_type=getattr(OpResolverType, KERNELS[kernels]), num_threads=1
-    )
+    resolver = getattr(OpResolverType, KERNELS[kernels])
+    lite = Interpreter(str(path), experimental_op_resolver_type=resolver, num_threads=1)
     lite.allocate_tensors()
     given, made = lite.get_input_details()[0], lite.get_output_details()[0]
     found = []
-    for image in np.ascontiguousarray(images.transpose(0, 3, 1, 2))[:, None]:
+    for image in images[:, None]:
         lite.set_tensor(given["index"], image)
         lite.invoke()
         found.append(lite.get_tensor(made["index"])[0].copy())
     return np.stack(found)
 
 
-def run_micro(path: Path, images: Int8, kernels: str) -> Int8:
-    """The same from TensorFlow Lite Micro, from a copy of the file with its weights inside the flatbuffer."""
-    import flatbuffers
-    from ai_edge_litert import schema_py_generated as schema
-    from tflite_micro.python.tflite_micro import runtime
-
-    raw = path.read_bytes()
-    model = schema.ModelT.InitFromPackedBuf(raw, 0)
-    for buffer in model.buffers:
-        if buffer.size:
-            buffer.data = np.frombuffer(raw[buffer.offset : buffer.offset + buffer.size], np.uint8)
-            buffer.offset = buffer.size = 0
-    builder = flatbuffers.Builder(len(raw))
-    builder.Finish(model.Pack(builder), b"TFL3")
-    micro = runtime.Interpreter.from_bytes(bytes(builder.Output()), arena_size=8 << 20)
-    found = []
-    for image in np.ascontiguousarray(images.transpose(0, 3, 1, 2))[:, None]:
+def run_micro(path: Path, images: Int8) -> Int8:
+    """The same from TensorFlow Lite Micro."""
+    micro, found = open_micro(path), []
+    for image in images[:, None]:
         micro.set_input(image, 0)
         micro.invoke()
         found.append(micro.get_output(0)[0].copy())
@@ -155,14 +120,14 @@ def report(name: str, n: int, epochs: int, ranges: str) -> dict[str, Any]:
     calibration, images = images_of(data, "train", side, 128), images_of(data, "test", side, n)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "net.tflite"
-        to_int8_tflite(net, calibration, path, ranges)
+        LiteRT(8, ranges).export(net, path, calibration)
         integer = read_tflite(path)
         q = quantize_images(integer, images.numpy())
         start = time.perf_counter()
         mine = run(integer, q)
         seconds = time.perf_counter() - start
         logits = {"numpy reference": mine} | {kernels: run_lite(path, q, kernels) for kernels in KERNELS}
-        logits[MICRO] = run_micro(path, q, MICRO)
+        logits[MICRO] = run_micro(path, q)
     pairs = [("numpy reference", other) for other in (*KERNELS, MICRO)]
     pairs += [(a, b) for i, a in enumerate(KERNELS) for b in list(KERNELS)[i + 1 :]]
     found: dict[str, Any] = {"net": name, "ranges": ranges, "n": n, "seconds": seconds}
@@ -195,9 +160,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--epochs", type=int, default=5, help="of the digits net")
     parser.add_argument("--nets", nargs="+", default=list(NETS), choices=list(NETS))
-    parser.add_argument(
-        "--ranges", default="minmax", choices=("minmax", "moving_average"), help="of LiteRT's quantizer"
-    )
+    parser.add_argument("--ranges", default="minmax", choices=CALIBRATIONS, help="of LiteRT's quantizer")
     parser.add_argument("--out", type=Path, help="JSON file of the result")
     args = parser.parse_args()
     results = []

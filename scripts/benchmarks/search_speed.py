@@ -72,14 +72,14 @@ def mlp_of(model: Any, space: Space) -> Callable[[Genes], Floats]:
     depths.
     """
     ends = np.concatenate([[0], np.cumsum(space.counts)])
-    network = Network(0)
-    network.layers = [(m.weight.detach().numpy().T.copy(), m.bias.detach().numpy()) for m in model[::2]]
-    weights, bias = network.layers[0]
-    ordered = np.zeros((ends[-1], weights.shape[1]), dtype=np.float32)
+    layers: Any = [(m.weight.detach().numpy().T.copy(), m.bias.detach().numpy()) for m in model[::2]]
+    ordered = np.zeros((ends[-1], layers[0][0].shape[1]), dtype=np.float32)
     for name, first, n in (("kernel", 0, 60), ("expand", 60, 60), ("resolution", 123, 5)):
-        ordered[ends[space.columns(name).start] :][:n] = weights[first : first + n]
-    network.layers[0] = ordered, bias
-    return lambda genes: network.predict(space.onehot(genes))[0]
+        ordered[ends[space.columns(name).start] :][:n] = layers[0][0][first : first + n]
+    network = Network(0)
+    layers[0] = ordered, layers[0][1]
+    network.layers = layers
+    return lambda genes: network.predict(space.onehot(genes))[0]  # type: ignore[arg-type]  # float32 as it works
 
 
 def tutorial_modules(folder: Path) -> tuple[ModuleType, ModuleType, ModuleType]:

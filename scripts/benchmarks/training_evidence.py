@@ -86,7 +86,11 @@ def _written(name: str, scale: Scale) -> Schedule:
     rule: dict[str, Any] = {"rule": "random", "teacher": "full", "labels": 1.0}
     if name == "shrinking_sandwich":
         rule = {"rule": "sandwich", "teacher": "inplace", "random_nets": 1}
-    opened = ({k: v for k, v in small.items() if k not in ("kernel", "op")}, {"expand": 1, "width": 1}, {})
+    opened: tuple[dict[str, int], ...] = (
+        {k: v for k, v in small.items() if k not in ("kernel", "op")},
+        {"expand": 1, "width": 1},
+        {},
+    )
     shrinking = [Phase("full", 4, lr, rule="largest", keep=small)]
     for phase, keep, nets in zip(("kernel", "depth", "expand"), opened, (1, 2, 4), strict=True):
         options = {"random_nets": nets} | rule

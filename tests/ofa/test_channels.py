@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from ofa.compress.chain import Work
 from ofa.compress.channels import Channels, activation_bytes, onnx_latency, weight_bytes
 from ofa.compress.criteria import channel_groups, channel_parameters, channel_scores, taylor_scores
-from ofa.compress.layers import layer_macs
+from ofa.compress.layers import count, layer_macs
+from ofa.compress.magnitude import Magnitude
 from ofa.compress.prune import Pruning, prune, sort_channels
 from ofa.data import digits
 from ofa.distill import label_loss
@@ -171,6 +172,15 @@ def test_a_module_that_is_no_static_net_is_pruned_with_its_dependencies(criterio
     assert 0.25 < share <= 0.5
     assert small(torch.randn(2, 1, 16, 16)).shape == (2, 10)
     assert all(before[name].equal(value) for name, value in net.state_dict().items())
+
+
+def test_zeros_stay_zero_through_the_steps_that_follow(work: Work) -> None:
+    tuned = Finetuning(epochs=0.3)
+    sparse = Magnitude(0.3, finetuning=BARE)(random_net(), work)
+    small = Channels(macs=0.8, finetuning=tuned)(sparse, work)
+    bare = Channels(macs=0.8, finetuning=BARE)(sparse, work)
+    share, same = (count(net, IMAGE).nonzeros / count(net, IMAGE).parameters for net in (small, bare))
+    assert share == pytest.approx(same, abs=1e-3) and share < 0.5
 
 
 def test_what_cannot_be_pruned_is_answered(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:

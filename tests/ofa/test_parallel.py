@@ -214,7 +214,7 @@ def worker_id(parent: int, rank: int) -> int:
 
 @pytest.mark.slow
 def test_a_worker_killed_under_max_restarts_resumes_and_ends_as_an_uninterrupted_run(tmp_path: Path) -> None:
-    options = ["schedule.scale=0.15", "train.watch.images=60", "train.watch.calibration=60", "train.save_seconds=0"]
+    options = ["schedule.epochs=6", "train.watch.images=60", "train.watch.calibration=60", "train.save_seconds=0"]
 
     def start(name: str, *flags: str) -> subprocess.Popen[str]:
         line = ["--standalone", *flags, "-m", "scripts.train", "experiment=digits", f"run={tmp_path / name}"]
@@ -224,7 +224,8 @@ def test_a_worker_killed_under_max_restarts_resumes_and_ends_as_an_uninterrupted
     latest = tmp_path / "killed/train/checkpoint/latest.json"
     deadline = time.monotonic() + 300
     while not (latest.exists() and json.loads(latest.read_text())["values"]["step"] >= 20):
-        assert killed.poll() is None and time.monotonic() < deadline
+        assert killed.poll() is None, killed.communicate()[0]
+        assert time.monotonic() < deadline
         time.sleep(0.05)
     os.kill(worker_id(killed.pid, 1), signal.SIGKILL)
     output, _ = killed.communicate(timeout=600)

@@ -68,8 +68,8 @@ def test_schedule_trains_two_steps_or_one_a_phase_and_moves_the_weights(
 def test_one_number_of_epochs_scales_a_schedule(name: str) -> None:
     whole, short = load(name), replace(load(name), epochs=60)
     assert sum(short.steps(1000)) == pytest.approx(60_000, abs=len(whole.phases))
-    shares = [np.array(s.steps(1000)) / sum(s.steps(1000)) for s in (whole, short)]
-    np.testing.assert_allclose(*shares, atol=1e-3)
+    first, second = (np.array(s.steps(1000)) / sum(s.steps(1000)) for s in (whole, short))
+    np.testing.assert_allclose(first, second, atol=1e-3)
 
 
 def test_once_for_alls_phases_are_the_papers() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import replace
 
 import numpy as np
@@ -77,6 +78,16 @@ def test_200_random_subnets_equal_their_extraction(digits: Supernet) -> None:
         assert relative(found, expected) < 1e-5
         logits.append(((expected[0] - expected[1]).abs().max() / expected.abs().max()).item())
     assert min(logits) > 1e-3, "logits that do not depend on the image prove nothing"
+
+
+def test_extraction_leaves_the_garbage_collector_as_it_was(digits: Supernet) -> None:
+    arch = digits.space.decode(digits.space.smallest())[0]
+    for before in (False, True):
+        (gc.enable if before else gc.disable)()
+        extract(digits, arch)
+        after = gc.isenabled()
+        gc.enable()
+        assert after == before
 
 
 @torch.no_grad()

@@ -18,6 +18,7 @@ from predictors.lut import LutLatency
 from predictors.memory import MODELS as MEMORY_MODELS
 from predictors.models import MODELS as ACCURACY_MODELS
 from predictors.shapes import space_shapes
+from predictors.transfer import TransferredAccuracy
 from tests.predictors.lut_tables import write_tables
 
 
@@ -45,6 +46,11 @@ def _accuracy(model: str) -> Callable[[Space], Predictor]:
     return make
 
 
+def _transferred(space: Space) -> Predictor:
+    base, genes = _accuracy("ridge")(space), space.sample(6, np.random.default_rng(6))
+    return TransferredAccuracy(space, base).fit(genes, base(genes) - 0.1)
+
+
 PREDICTORS: dict[str, Callable[[Space], Predictor]] = {
     "macs": Macs,
     "params": Params,
@@ -55,6 +61,7 @@ PREDICTORS: dict[str, Callable[[Space], Predictor]] = {
     "latency learned": _learned,
     "latency learned with a donor": lambda space: _learned(space, _learned(space)),
     "energy": Energy,
+    "accuracy after int8": _transferred,
     **{f"accuracy {model}": _accuracy(model) for model in ACCURACY_MODELS},
 }
 

@@ -1,0 +1,194 @@
+"""Proof that a file fits a device: each limit beside what was measured on what goes onto the device.
+
+A microcontroller runs one of `MICRO`: TensorFlow Lite Micro, whose arena and file are measured, or plain C, whose
+arena, constants and (with arm-none-eabi-gcc) sections are.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from ofa.errors import UserError
+from ofa.export import flatbuffer
+
+CLOSE = 0.1  # share by which a measured arena may differ from the predicted peak without a word
+SRAM, FLASH = "peak_memory_bytes", "weight_bytes"
+
+
+class OverBudgetError(UserError):
+    """A network that exceeds its device's limits."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One limit, the value beside it, and where that value comes from."""
+
+    limit: str
+    value: float
+    max: float
+    source: str
+
+    @property
+    def met(self) -> bool:
+        """Whether the value is within the limit."""
+        return self.value <= self.max
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """How one runtime fits one device; notes explain."""
+
+    runtime: str
+    rows: tuple[Row, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def met(self) -> bool:
+        """Whether every limit is kept."""
+        return all(row.met for row in self.rows)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return {"met": self.met, "rows": [asdict(row) | {"met": row.met} for row in self.rows], "notes": self.notes}
+
+    def lines(self) -> list[str]:
+        """As a person reads it."""
+        table = [
+            f"{self.runtime}: {row.limit} {row.value:,.0f} of {row.max:,.0f}, {'met' if row.met else 'EXCEEDED'} "
+            f"({row.source})"
+            for row in self.rows
+        ]
+        return table + [f"{self.runtime}: {note}" for note in self.notes]
+
+
+def prove_tflm(
+    net: nn.Module, images: Tensor, limits: Mapping[str, float], exact: Mapping[str, float], folder: Path
+) -> Proof:
+    """Export to TensorFlow Lite Micro and measure.  exact: costs that are known, such as macs; the predicted peak."""
+    from ofa.export.runtimes.tflm import Tflm, arena
+
+    file = folder / f"tflm{Tflm().suffix}"
+    Tflm().export(net, file, images)
+    found, fullest = arena(file), flatbuffer.peak(file)
+    measured = {
+        SRAM: (found.total, f"arena of {file.name} in TFLM's interpreter"),
+        FLASH: (file.stat().st_size, f"{file.name}, which goes into flash whole; the interpreter's code is not in it"),
+    }
+    notes = explain(exact[SRAM], found.tensors, found.tables, fullest)
+    return Proof("tflm", _rows(limits, measured, exact), tuple(notes))
+
+
+def prove_c(
+    net: nn.Module, images: Tensor, limits: Mapping[str, float], exact: Mapping[str, float], folder: Path
+) -> Proof:
+    """Export as plain C; flash and SRAM of the compiled sections where there is a compiler, else of the plan."""
+    from ofa.export.c import export_c
+    from ofa.export.c.build import has_compiler, measure
+    from ofa.integer.convert import from_net
+
+    report = export_c(from_net(net, images.split(64)), folder / "c")
+    measured = {
+        SRAM: (report.arena_bytes, "planned arena of the C sources, without stack"),
+        FLASH: (report.weight_bytes, "constants of the C sources; install arm-none-eabi-gcc to have the code too"),
+    }
+    if has_compiler():
+        sizes = measure(folder / "c")
+        measured = {
+            SRAM: (sizes.sram_bytes, f".data, .bss and stack, {sizes.compiler}"),
+            FLASH: (sizes.flash_bytes, f".text with constants and .data, {sizes.compiler}"),
+        }
+    share = report.arena_bytes / exact[SRAM] - 1
+    note = f"arena {report.arena_bytes:,} bytes, {share:+.0%} of the predicted {exact[SRAM]:,.0f}"
+    note += f"; no plan can go below {report.bound_bytes:,}, alive where {report.fullest} is written"
+    return Proof("c", _rows(limits, measured, exact), (note,) if abs(share) > CLOSE else ())
+
+
+Prove = Callable[[nn.Module, Tensor, Mapping[str, float], Mapping[str, float], Path], Proof]
+MICRO: dict[str, tuple[Prove, str, str]] = {  # what measures, the module it needs, how to get that
+    "tflm": (prove_tflm, "tflite_micro", 'pip install "ofa-nas[tflite]" for the arena of TensorFlow Lite Micro'),
+    "c": (prove_c, "ofa.export.c", "this installation has no C export"),
+}
+
+
+def prove(
+    names: list[str],
+    net: nn.Module,
+    images: Tensor,
+    limits: Mapping[str, float],
+    exact: Mapping[str, float],
+    folder: Path,
+) -> tuple[list[Proof], list[str]]:
+    """A proof for each named runtime that is installed, and for the others a line on how to have it.
+
+    Raises UserError for an unknown name.
+    """
+    proofs, missing = [], []
+    for name in names:
+        if name not in MICRO:
+            raise UserError(f"device runtime {name!r} is not known; choose from {', '.join(MICRO)}")
+        measure, module, remedy = MICRO[name]
+        if _has(module):
+            proofs.append(measure(net, images, limits, exact, folder))
+        else:
+            missing.append(f"{name}: not measured; {remedy}")
+    return proofs, missing
+
+
+def explain(predicted: float, tensors: int, tables: int, fullest: flatbuffer.Peak) -> list[str]:
+    """Why an arena is not the predicted peak, in numbers; nothing where they are within `CLOSE`."""
+    share = (tensors + tables) / predicted - 1
+    if abs(share) <= CLOSE:
+        return []
+    alive = ", ".join(f"{size:,}" for size in fullest.alive[:4])
+    return [
+        (
+            f"arena {tensors + tables:,} bytes, {share:+.0%} of the predicted {predicted:,.0f}, which counts the "
+            "input, output and held shortcut of convolutions alone"
+        ),
+        f"of it {tables:,} are the interpreter's own tables, with pointers of 64 bits on this machine",
+        (
+            f"{fullest.bytes:,} are tensors alive at once at operator {fullest.index} ({fullest.operator}): {alive}; "
+            f"{tensors - fullest.bytes:,} more lie idle between tensors, where the planner found no better place"
+        ),
+    ]
+
+
+def require(device: str, proofs: list[Proof], rows: list[dict[str, Any]], *, force: bool) -> None:
+    """Raise OverBudgetError unless one proof, or without proofs every row, keeps the limits; force lets it pass."""
+    if is_met(proofs, rows) or force:
+        return
+    proven = [(proof.runtime, row.limit, row.value, row.max) for proof in proofs for row in proof.rows if not row.met]
+    known = [("int8", row["limit"], row["value"], row["max"]) for row in rows if not row["met"]]
+    over = ", ".join(f"{name} {limit} {value:g} > {most:g}" for name, limit, value, most in (proven or known))
+    raise OverBudgetError(
+        f"{device}: not deployable, {over}; search with lower limits, or give force=true to accept it"
+    )
+
+
+def is_met(proofs: list[Proof], rows: list[dict[str, Any]]) -> bool:
+    """Whether a device can run what ships: in one of its proven runtimes, or, without any, by exact costs."""
+    return any(proof.met for proof in proofs) if proofs else all(row["met"] for row in rows)
+
+
+def _rows(
+    limits: Mapping[str, float], measured: Mapping[str, tuple[float, str]], exact: Mapping[str, float]
+) -> tuple[Row, ...]:
+    rows = []
+    for name, most in limits.items():
+        known = "exact" if name == "macs" else "of the ONNX file, on this machine"
+        value, source = measured[name] if name in measured else (exact[name], known)
+        rows.append(Row(name, float(value), float(most), source))
+    return tuple(rows)
+
+
+def _has(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False

@@ -1,0 +1,125 @@
+"""Times models on a device that has Python and a runtime, and nothing of this project; copied there as runner.py.
+
+    python3 runner.py jobs.json results.json        # Python 3.10 or newer
+
+jobs.json: {"protocol": 1, "threads", "batch", "repeats", "seconds", "groups": [[file, ...], ...]}; the models of a
+group (.onnx or .tflite, beside jobs.json) are timed in turns, so that a busy moment hits all alike.
+results.json: {"protocol": 1, "device": {...}, "times": {file: [milliseconds, ...]}}, written after every group; what it
+holds already is not measured again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+PROTOCOL = 1
+WARMUP = 3
+
+
+def main(jobs_file: Path, results_file: Path) -> None:
+    """Time all groups that the results lack."""
+    jobs = json.loads(jobs_file.read_text())
+    if jobs.get("protocol") != PROTOCOL:
+        sys.exit(f"jobs.json has protocol {jobs.get('protocol')}, this runner speaks {PROTOCOL}")
+    done: dict[str, Any] = {"protocol": PROTOCOL, "device": None, "times": {}}
+    if results_file.exists():
+        done = json.loads(results_file.read_text())
+    for number, group in enumerate(jobs["groups"]):
+        if all(name in done["times"] for name in group):
+            continue
+        calls = [load(str(jobs_file.parent / name), jobs["threads"], jobs["batch"]) for name in group]
+        done["device"] = describe(calls[0][1], jobs)
+        done["times"].update(
+            zip(group, measure([call for call, _ in calls], jobs["repeats"], jobs["seconds"]), strict=True)
+        )
+        part = results_file.with_suffix(".part")
+        part.write_text(json.dumps(done))
+        part.replace(results_file)
+        print(f"{number + 1} of {len(jobs['groups'])} groups", flush=True)
+
+
+def measure(calls: Sequence[Callable[[], object]], repeats: int, seconds: float) -> list[list[float]]:
+    """Milliseconds of each call, in turns; stops after `seconds`, but not before 5 turns."""
+    for call in list(calls) * WARMUP:
+        call()
+    times: list[list[float]] = [[] for _ in calls]
+    start = time.perf_counter()
+    while len(times[0]) < repeats and (len(times[0]) < 5 or time.perf_counter() - start < seconds):
+        for call, row in zip(calls, times, strict=True):
+            call()
+            begin = time.perf_counter()
+            call()
+            row.append(1e3 * (time.perf_counter() - begin))
+    return times
+
+
+def load(path: str, threads: int, batch: int) -> tuple[Callable[[], object], str]:
+    """A call that runs a model on random images, and the name of its runtime."""
+    return load_tflite(path, threads) if path.endswith(".tflite") else load_onnx(path, threads, batch)
+
+
+def load_onnx(path: str, threads: int, batch: int) -> tuple[Callable[[], object], str]:
+    """In ONNX Runtime on the CPU."""
+    import numpy
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    given = session.get_inputs()[0]
+    shape = [side if isinstance(side, int) else batch for side in given.shape]
+    feed = {given.name: numpy.random.default_rng(0).standard_normal(shape, dtype=numpy.float32)}
+    return lambda: session.run(None, feed), "onnxruntime " + onnxruntime.__version__
+
+
+def load_tflite(path: str, threads: int) -> tuple[Callable[[], object], str]:
+    """In LiteRT, or the older tflite_runtime."""
+    import numpy
+
+    try:
+        from ai_edge_litert import interpreter as lite
+    except ImportError:
+        from tflite_runtime import interpreter as lite
+    made = lite.Interpreter(model_path=path, num_threads=threads)
+    made.allocate_tensors()
+    given = made.get_input_details()[0]
+    image = numpy.random.default_rng(0).standard_normal(given["shape"])
+    scale = given["quantization"][0] or 1
+    made.set_tensor(given["index"], (image / scale).clip(-128, 127).astype(given["dtype"]))
+    return made.invoke, lite.__name__.split(".")[0]
+
+
+def describe(runtime: str, jobs: dict[str, Any]) -> dict[str, Any]:
+    """What the times hold for."""
+    provider = "CPUExecutionProvider" if runtime.startswith("onnxruntime") else "XNNPACK"
+    return {
+        "machine": processor(),
+        "cores": os.cpu_count(),
+        "runtime": runtime,
+        "provider": provider,
+        "threads": jobs["threads"],
+        "batch": jobs["batch"],
+    }
+
+
+def processor() -> str:
+    """The processor's name, from Linux where it tells."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        names = [line.split(":", 1)[1].strip() for line in lines if line.startswith(("model name", "Hardware"))]
+    except OSError:
+        names = []
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        sys.exit("usage: python3 runner.py jobs.json results.json")
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -1,0 +1,97 @@
+"""What ofa-export adds to the ONNX files: other runtimes, and the proof that a microcontroller's budget is met."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig
+
+from scripts.cli import make
+from scripts.stage import plain
+
+if TYPE_CHECKING:
+    from ofa.data import ImageData
+    from ofa.export.budget import Proof
+    from ofa.static import StaticNet
+
+SIMULATED_IMAGES = 100  # that a microcontroller's interpreter runs here
+
+
+def deploy(
+    cfg: DictConfig,
+    device: str,
+    limits: Mapping[str, float],
+    budget: list[dict[str, Any]],
+    shipped: Mapping[str, Any],
+    folder: Path,
+    data: ImageData,
+) -> dict[str, Any]:
+    """Files of the other runtimes and proofs for one device, printed, written beside the ONNX files and returned.
+
+    Returns: runtimes (what each measured), proofs (by runtime), met.
+    """
+    import torch
+
+    from ofa.export.budget import is_met, prove
+    from ofa.export.card import rebuild
+
+    net = rebuild(folder / "pruned.json")
+    side, settings = net.spec.resolution, make(cfg.compress).quantization
+    ranges = torch.cat(list(data.calibration("val", settings.images, side)))
+    found = {name: _run(cfg, name, net, ranges, folder, data) for name in cfg.runtime}
+    for name, row in found.items():
+        print(f"{device}: {name} {row['sqnr_db']:.1f} dB, {row['file_bytes']:,} bytes in {row['file']}{_latency(row)}")
+    names = list(plain(cfg.device[device]).get("runtimes", []))
+    proofs, missing = prove(names, net, ranges, limits, shipped, folder)
+    for line in [line for proof in proofs for line in proof.lines()] + missing:
+        print(f"{device}: {line}")
+    met = is_met(proofs, budget)
+    over = [f"{row['limit']} {row['value']:g} > {row['max']:g}" for row in budget if not row["met"]]
+    over += [f"{p.runtime} {row.limit} {row.value:g} > {row.max:g}" for p in proofs for row in p.rows if not row.met]
+    print(f"{device}: budget {'met' if met else 'exceeded: ' + ', '.join(over)}")
+    return {"runtimes": found, "proofs": {proof.runtime: proof.to_dict() for proof in proofs}, "met": met}
+
+
+def proofs_of(result: Mapping[str, Any]) -> list[Proof]:
+    """The proofs that `deploy` left in a device's result."""
+    from ofa.export.budget import Proof, Row
+
+    def row(values: Mapping[str, Any]) -> Row:
+        return Row(**{key: value for key, value in values.items() if key != "met"})
+
+    found = result.get("proofs", {})
+    return [Proof(name, tuple(map(row, p["rows"])), tuple(p["notes"])) for name, p in found.items()]
+
+
+def _run(cfg: DictConfig, name: str, net: StaticNet, ranges: Any, folder: Path, data: ImageData) -> dict[str, Any]:
+    """Export to one runtime and measure: parity with PyTorch, accuracy on the same images, size, latency."""
+    from ofa.export.onnx import compare, run_torch
+    from ofa.export.runtime import latencies, run
+
+    runtime, verification = make(cfg.runtime[name]), make(cfg.export)
+    file = folder / f"{name}{runtime.suffix}"
+    runtime.export(net, file, ranges)
+    simulated = "tflm" in cfg.runtime[name]["_target_"]
+    count = min(verification.images, SIMULATED_IMAGES) if simulated else verification.images
+    images, labels = next(data.batches("test", count, net.spec.resolution, rng=None))
+    logits = run(runtime, file, images, threads=verification.threads)
+    row = asdict(compare(logits, run_torch(net, images))) | runtime.describe(file)
+    row |= {"accuracy_on_these": float((logits.argmax(1) == labels.numpy()).mean())}
+    row |= {"file": file.name, "file_bytes": file.stat().st_size}
+    if simulated:
+        return row
+    calls = {name: runtime.load(file, verification.threads)}
+    image = images[:1].contiguous().numpy()
+    timed = latencies(calls, image, threads=verification.threads, repeats=verification.repeats)
+    return row | {"latency": asdict(timed[name])}
+
+
+def _latency(row: Mapping[str, Any]) -> str:
+    if "latency" not in row:
+        return f", arena {row['arena_bytes']:,} bytes" if "arena_bytes" in row else ""
+    timed = row["latency"]
+    spread = f"{timed['p10_ms']:.3f} to {timed['p90_ms']:.3f}"
+    return f", {timed['median_ms']:.3f} ms ({spread}, n {timed['n']}, {timed['threads']} threads)"

@@ -1,0 +1,70 @@
+"""The proof that a network fits a device: rows, explanations, refusal; arenas in the real TFLM interpreter."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ofa.data import digits
+from ofa.errors import UserError
+from ofa.export import budget
+from ofa.export.budget import OverBudgetError, Proof, Row, explain, is_met, prove, require
+from ofa.export.flatbuffer import Peak
+from tests.ofa.nets import random_net
+
+FITS = Proof("tflm", (Row("peak_memory_bytes", 90, 100, "measured"),))
+OVER = Proof("c", (Row("peak_memory_bytes", 101, 100, "measured"), Row("macs", 5, 10, "exact")))
+
+
+def test_a_device_takes_what_fits_in_one_of_its_runtimes() -> None:
+    assert FITS.met and not OVER.met
+    assert is_met([FITS, OVER], [{"met": False}])
+    assert not is_met([OVER], [{"met": True}])
+    assert is_met([], [{"met": True}]) and not is_met([], [{"met": True}, {"met": False}])
+
+
+def test_what_exceeds_a_device_is_refused_unless_forced() -> None:
+    require("board", [FITS], [], force=False)
+    with pytest.raises(OverBudgetError, match=r"board: not deployable, c peak_memory_bytes 101 > 100; .*force=true"):
+        require("board", [OVER], [], force=False)
+    require("board", [OVER], [], force=True)
+    rows = [{"limit": "macs", "value": 11, "max": 10, "met": False}]
+    with pytest.raises(OverBudgetError, match="int8 macs 11 > 10"):
+        require("board", [], rows, force=False)
+
+
+def test_a_difference_above_ten_percent_is_explained_in_numbers() -> None:
+    fullest = Peak(900, "PAD", 6, (500, 400))
+    assert explain(1000, 1000, 99, fullest) == []
+    text = " ".join(explain(1000, 1000, 400, fullest))
+    assert "1,400 bytes, +40% of the predicted 1,000" in text
+    assert "400 are the interpreter's own tables" in text
+    assert "900 are tensors alive at once at operator 6 (PAD): 500, 400; 100 more" in text
+
+
+def test_without_the_extra_the_proof_says_which_one_is_missing(monkeypatch: Any, tmp_path: Path) -> None:
+    monkeypatch.setattr(budget, "_has", lambda module: False)
+    proofs, missing = prove(["tflm"], random_net(), torch.zeros(1, 1, 16, 16), {}, {}, tmp_path)
+    assert proofs == []
+    assert missing == ['tflm: not measured; pip install "ofa-nas[tflite]" for the arena of TensorFlow Lite Micro']
+    with pytest.raises(UserError, match="device runtime 'forth' is not known; choose from tflm, c"):
+        prove(["forth"], random_net(), torch.zeros(1, 1, 16, 16), {}, {}, tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_arena_decides_whether_a_network_fits(tmp_path: Path) -> None:
+    pytest.importorskip("litert_torch")
+    images = torch.cat(list(digits().calibration("val", 32, 16)))
+    exact = {"peak_memory_bytes": 8000, "macs": 1e6}
+    limits = {"peak_memory_bytes": 320_000, "weight_bytes": 1_000_000, "macs": 7e6}
+    ((proof,), _) = prove(["tflm"], random_net(), images, limits, exact, tmp_path)
+    assert proof.met
+    arena, flash, macs = (row.value for row in proof.rows)
+    assert (flash, macs) == ((tmp_path / "tflm.int8.tflite").stat().st_size, 1e6)
+    assert sum(p.numel() for p in random_net().parameters()) < flash < 320_000
+    assert 8000 < arena < 320_000
+    assert not Proof("tflm", (Row("peak_memory_bytes", arena, arena - 1, ""),)).met
+    assert Proof("tflm", (Row("peak_memory_bytes", arena, arena, ""),)).met

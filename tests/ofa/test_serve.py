@@ -1,0 +1,271 @@
+"""The HTTP service: a real server on loopback, real images, limits, batching, a graceful stop, its manifest."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from ofa.data import digits
+from ofa.errors import UserError
+from ofa.export.card import Card, save_card
+from ofa.export.onnx import export, run_onnx
+from ofa.serve.batching import Batcher
+from ofa.serve.images import RefusedError, check
+from ofa.serve.settings import Served, Settings
+from ofa.space import load_space
+from tests.ofa.nets import SPEC, random_net
+
+ROOT = Path(__file__).parents[2]
+PIXELS = digits().test.images[:8]
+
+
+@pytest.fixture(scope="module")
+def card(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("served")
+    export(random_net(), folder / "net.onnx")
+    space = load_space("digits_mbv3")
+    arch = space.decode(space.smallest())[0]
+    save_card(folder / "net.json", Card(arch, {}, SPEC, {}, digits().describe(), seed=0), [folder / "net.onnx"])
+    return folder / "net.json"
+
+
+def png(pixels: Any) -> bytes:
+    file = BytesIO()
+    Image.fromarray(np.asarray(pixels)).save(file, "PNG")
+    return file.getvalue()
+
+
+# -- parts -------------------------------------------------------------------------------------------------------------
+
+
+def test_what_waits_while_the_network_is_busy_runs_together() -> None:
+    sizes: list[int] = []
+    started = threading.Event()
+
+    def work(items: Sequence[int]) -> list[int | Exception]:
+        sizes.append(len(items))
+        if len(sizes) == 1:
+            started.wait(5)
+        return [RefusedError(400, "odd") if item == 3 else 10 * item for item in items]
+
+    async def use() -> list[int | BaseException]:
+        async with Batcher(work, batch=4, waiting=6) as batcher:
+            calls = [asyncio.create_task(batcher(0))]
+            while not sizes:
+                await asyncio.sleep(0.001)
+            calls += [asyncio.create_task(batcher(i)) for i in range(1, 7)]
+            await asyncio.sleep(0)
+            with pytest.raises(RefusedError, match="6 images are waiting"):
+                await batcher(7)
+            started.set()
+            return await asyncio.gather(*calls, return_exceptions=True)
+
+    found = asyncio.run(use())
+    assert sizes == [1, 4, 2]
+    assert [x for x in found if isinstance(x, int)] == [0, 10, 20, 40, 50, 60]
+    assert isinstance(found[3], RefusedError), "an error reaches its own request alone"
+
+
+def test_a_network_that_fails_answers_and_the_next_batch_runs() -> None:
+    answers: list[list[int | Exception]] = [[1]]
+
+    def work(items: Sequence[int]) -> list[int | Exception]:
+        if items[0] == 0:
+            raise RuntimeError("broken")
+        return answers[0]
+
+    async def use() -> int:
+        async with Batcher(work, batch=1, waiting=1) as batcher:
+            with pytest.raises(RuntimeError, match="broken"):
+                await batcher(0)
+            return await batcher(1)
+
+    assert asyncio.run(use()) == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "status"),
+    [(b"", 400), (b"hello", 415), (b"\x89PNG\r\n\x1a\n" + b"\0" * 40, 415), (b"%PDF-1.4 ...", 415)],
+)
+def test_what_is_no_image_is_refused_by_its_head(content: bytes, status: int) -> None:
+    with pytest.raises(RefusedError) as caught:
+        check(content, 1000)
+    assert caught.value.status == status
+
+
+def test_a_small_file_of_many_pixels_is_refused_before_it_is_decoded() -> None:
+    bomb = BytesIO()
+    Image.new("1", (6_000, 6_000)).save(bomb, "PNG")
+    assert len(bomb.getvalue()) < 200_000
+    with pytest.raises(RefusedError, match="pixels") as caught:
+        check(bomb.getvalue(), 25_000_000)
+    assert caught.value.status == 413
+    check(png(np.zeros((30, 40), np.uint8)), 1200)
+    with pytest.raises(RefusedError, match="40 x 30 pixels; at most 1199"):
+        check(png(np.zeros((30, 40), np.uint8)), 1199)
+
+
+def test_settings_and_models_are_checked(card: Path, tmp_path: Path) -> None:
+    assert Settings("m").workers == len(os.sched_getaffinity(0))
+    with pytest.raises(UserError, match=r"serve\.batch=0 must be a whole number, at least 1"):
+        Settings("m", batch=0)
+    found = Served.find(card.with_suffix(".onnx"))
+    assert (found.file, found.resolution, len(found.classes)) == (card.with_suffix(".onnx"), 16, 10)
+    with pytest.raises(UserError, match=r"none\.json does not exist; a server needs the card"):
+        Served.find(tmp_path / "none.onnx")
+    (tmp_path / "list.json").write_text("[]")
+    with pytest.raises(UserError, match="is no card"):
+        Served.find(tmp_path / "list.json")
+
+
+def test_the_manifest_is_valid_kubernetes() -> None:
+    documents = list(yaml.safe_load_all((ROOT / "ofa/serve/kubernetes.yaml").read_text()))
+    assert [document["kind"] for document in documents] == ["Deployment", "Service", "HorizontalPodAutoscaler"]
+    deployment, service, _ = documents
+    labels = deployment["spec"]["template"]["metadata"]["labels"]
+    assert deployment["spec"]["selector"]["matchLabels"] == service["spec"]["selector"] == labels
+    validate = pytest.importorskip("kubernetes_validate")
+    for document in documents:
+        validate.validate(document, "1.30", strict=True)
+        with pytest.raises(validate.ValidationError):
+            validate.validate(document | {"specs": {}}, "1.30", strict=True)
+
+
+# -- a server ----------------------------------------------------------------------------------------------------------
+
+
+class Server:
+    """One `ofa-serve` process."""
+
+    def __init__(self, card: Path, *options: str) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        line = [sys.executable, str(ROOT / "scripts/serve.py"), f"model={card}", f"serve.port={self.port}", *options]
+        self.process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT)
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and self.process.poll() is None:
+            try:
+                self.send("GET", "/health")
+                return
+            except OSError:
+                time.sleep(0.2)
+        raise AssertionError(self.stop())
+
+    def send(self, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, bytes]:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        try:
+            connection.request(method, path, body, headers)
+            answer = connection.getresponse()
+            return answer.status, answer.read()
+        finally:
+            connection.close()
+
+    def stop(self) -> tuple[int, str]:
+        self.process.send_signal(signal.SIGTERM)
+        out, _ = self.process.communicate(timeout=60)
+        return self.process.returncode, out
+
+    def memory(self) -> int:
+        """Most bytes that the process has held."""
+        lines = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
+        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+
+
+@pytest.fixture(scope="module")
+def server(card: Path) -> Iterator[Server]:
+    pytest.importorskip("fastapi")
+    pytest.importorskip("uvicorn")
+    pytest.importorskip("prometheus_client")
+    server = Server(card, "serve.workers=1", "serve.max_bytes=100000")
+    yield server
+    if server.process.poll() is None:
+        server.stop()
+
+
+def test_images_get_the_classes_that_the_file_computes(server: Server, card: Path) -> None:
+    expected = run_onnx(card.with_suffix(".onnx"), next(digits().batches("test", 8, 16, rng=None))[0])
+    for pixels, logits in zip(PIXELS, expected, strict=True):
+        status, content = server.send("POST", "/predict", png(pixels[0]))
+        found = json.loads(content)
+        shares = np.exp(logits - logits.max())
+        assert (status, found["index"], found["class"]) == (200, logits.argmax(), digits().classes[logits.argmax()])
+        assert found["probability"] == pytest.approx((shares / shares.sum()).max(), abs=1e-5)
+        assert len(found["top"]) == 5
+
+
+def test_what_is_too_large_broken_or_no_image_gets_a_4xx_and_little_memory(server: Server) -> None:
+    before = server.memory()
+    good = png(PIXELS[0, 0])
+    assert server.send("POST", "/predict", good[: len(good) // 2])[0] == 400
+    assert server.send("POST", "/predict", b"not an image at all")[0] == 415
+    assert server.send("POST", "/predict", b"")[0] == 400
+    for _ in range(5):
+        assert _sent(server, b"\0" * 30_000_000) == 413
+    chunks = (b"\0" * 100_000 for _ in range(300))
+    assert _sent(server, chunks, **{"Transfer-Encoding": "chunked"}) == 413
+    assert server.memory() < before + 20_000_000
+    assert server.send("POST", "/predict", good)[0] == 200
+    assert server.send("GET", "/predict")[0] == 405
+
+
+def test_metrics_count_requests_and_batches(server: Server) -> None:
+    server.send("POST", "/predict", png(PIXELS[0, 0]))
+    server.send("POST", "/predict", b"no")
+    status, text = server.send("GET", "/metrics")
+    assert status == 200
+    assert b'ofa_requests_total{status="200"}' in text
+    assert b'ofa_requests_total{status="415"}' in text
+    assert b"ofa_batch_images_bucket" in text
+    assert json.loads(server.send("GET", "/health")[1])["status"] == "ok"
+
+
+def test_a_stopped_server_answers_what_is_open_first(server: Server) -> None:
+    found: list[int] = []
+
+    def slow() -> Iterator[bytes]:
+        good = png(PIXELS[0, 0])
+        yield good[:10]
+        time.sleep(1.5)
+        yield good[10:]
+
+    thread = threading.Thread(target=lambda: found.append(_sent(server, slow(), **{"Transfer-Encoding": "chunked"})))
+    thread.start()
+    time.sleep(0.5)
+    _, out = server.stop()
+    thread.join(30)
+    assert found == [200]
+    assert "Traceback" not in out
+    with pytest.raises(ConnectionRefusedError):
+        server.send("GET", "/health")
+
+
+def _sent(server: Server, body: Any, **headers: str) -> int:
+    """Status; a server that answers before it has read all may close the connection while the body is sent."""
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+    try:
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            connection.request("POST", "/predict", body, headers, encode_chunked="Transfer-Encoding" in headers)
+        return connection.getresponse().status
+    except (ConnectionResetError, BrokenPipeError):
+        return 413
+    finally:
+        connection.close()

@@ -1,0 +1,107 @@
+"""ofa-compress: a chain on a real network, what it leaves behind, and how it goes on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_module
+from omegaconf import DictConfig
+
+import scripts.compress
+from ofa.compress.packed import load_packed
+from ofa.data import digits
+from ofa.errors import UserError
+from ofa.evaluate import accuracy
+from ofa.space import load_space
+from ofa.static import build
+from ofa.weights import load_weights
+from scripts.compress import main
+
+FOLDER = "compress/digits_mbv3-smallest/magnitude-channels"
+
+
+def config(run: Path, *options: str) -> DictConfig:
+    with initialize_config_module("conf", version_base="1.3"):
+        return compose(
+            "config",
+            [
+                f"run={run}",
+                "network=digits_mbv3/smallest",
+                "step=[magnitude,channels]",
+                "step.magnitude.finetuning.epochs=0",
+                "step.channels.finetuning.epochs=0",
+                *options,
+            ],
+        )
+
+
+def test_a_chain_leaves_the_same_numbers_and_a_file_after_each_step(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(config(tmp_path, "sensitivity.images=20", "sensitivity.levels=[0.5]"))
+    out = capsys.readouterr().out
+    rows = json.loads((tmp_path / FOLDER / "table.json").read_text())["steps"]
+    assert [row["step"] for row in rows] == ["before", "magnitude", "channels"]
+    before, sparse, narrow = rows
+    assert sparse["macs"] == before["macs"] > narrow["macs"], "zeros are multiplied like any other number"
+    assert sparse["sparse_macs"] < before["sparse_macs"]
+    assert sparse["file_bytes"] < before["file_bytes"]
+    assert before["bit_operations"] == 32 * 32 * before["macs"]
+    assert all(row["latency_ms"] > 0 for row in rows)
+    for name in ("before", "magnitude", "channels"):
+        assert (tmp_path / FOLDER / f"{name}.ofap").stat().st_size == rows[
+            ["before", "magnitude", "channels"].index(name)
+        ]["file_bytes"]
+    assert not list((tmp_path / FOLDER).glob("*.pt"))
+    assert "share of zeros in one layer alone" in out and "units.0.conv" in out
+    assert (tmp_path / FOLDER / "front.svg").read_text().count("<svg") == 1
+
+
+def test_a_packed_file_is_the_network_that_was_measured(tmp_path: Path) -> None:
+    main(config(tmp_path))
+    rows = json.loads((tmp_path / FOLDER / "table.json").read_text())["steps"]
+    space = load_space("digits_mbv3")
+    arch = space.decode(space.smallest())[0]
+    net = build(space, arch).eval()
+    tensors, about = load_packed(tmp_path / FOLDER / "magnitude.ofap")
+    load_weights(net, tensors, "magnitude.ofap")
+    assert about["step"] == "magnitude"
+    assert accuracy(net, digits(), "test", resolution=arch.resolution) == rows[1]["accuracy"]
+
+
+def test_a_stopped_chain_goes_on_after_its_last_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[str] = []
+    make = scripts.compress.make
+
+    def stopping(step: Any) -> Any:
+        made.append(step["_target_"].rpartition(".")[2])
+        if len(made) == 2:
+            raise KeyboardInterrupt
+        return make(step)
+
+    monkeypatch.setattr(scripts.compress, "make", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        main(config(tmp_path / "a"))
+    main(config(tmp_path / "a"))
+    assert len(made) == 3 and made[1] == made[2] != made[0], "the first step is not done again"
+    monkeypatch.undo()
+    main(config(tmp_path / "b"))
+    assert (tmp_path / "a" / FOLDER / "channels.ofap").read_bytes() == (
+        tmp_path / "b" / FOLDER / "channels.ofap"
+    ).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["network=null"], "network or step has no value"),
+        (["network=nowhere"], "nowhere"),
+        (["network=mcunet/smallest", "data=digits", "step.channels.macs=0"], "macs"),
+    ],
+)
+def test_mistakes_are_answered(tmp_path: Path, options: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        main(config(tmp_path, *options))
