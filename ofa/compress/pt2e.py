@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ofa.compress.chain import Work
+from ofa.compress.quantize import check_quantized, saturates
 from ofa.errors import UserError
 from ofa.export.runtime import inference, laid_out
 from ofa.extras import extra
@@ -37,10 +38,13 @@ class Pt2e:
     """A compression step: int8 weights for each output channel, uint8 activations, in ONNX Runtime's QDQ form.
 
     mode: ptq calibrates on `images` validation images; qat trains with rounding in place first, as `finetuning` says.
+    reduce_range: activations of 7 bits, for x86 processors without VNNI, whose sums of two products saturate (None:
+    where this machine's processor is one of them).
     """
 
     mode: str = "ptq"
     images: int = 256
+    reduce_range: bool | None = None
     finetuning: Finetuning = field(default_factory=lambda: Finetuning(epochs=2, lr=0.005))
 
     def __post_init__(self) -> None:
@@ -53,10 +57,11 @@ class Pt2e:
         """A new network that rounds as int8 does, in evaluation mode."""
         batches = work.data.calibration("val", self.images, work.resolution)
         if self.mode == "ptq":
-            return quantize(net, batches, quantizer())
+            return quantize(net, batches, quantizer(reduce_range=self.reduce_range))
         example = next(iter(batches))[:2]
+        rules = quantizer(qat=True, reduce_range=self.reduce_range)
         trained = finetune(
-            Trainable(prepare(net, example, quantizer(qat=True), qat=True)),
+            Trainable(prepare(net, example, rules, qat=True)),
             work.data,
             self.finetuning,
             resolution=work.resolution,
@@ -88,10 +93,13 @@ class Trainable(nn.Module):
         return self
 
 
-def quantizer(*, qat: bool = False) -> Any:
+def quantizer(*, qat: bool = False, reduce_range: bool | None = None) -> Any:
     """The rules that suit x86 and ONNX Runtime: uint8 activations, int8 weights by channel."""
+    reduce = saturates() if reduce_range is None else reduce_range
     x86 = extra("torchao.quantization.pt2e.quantizer.x86_inductor_quantizer", EXTRA)
-    return x86.X86InductorQuantizer().set_global(x86.get_default_x86_inductor_quantization_config(is_qat=qat))
+    return x86.X86InductorQuantizer().set_global(
+        x86.get_default_x86_inductor_quantization_config(is_qat=qat, reduce_range=reduce)
+    )
 
 
 def quantize(net: nn.Module, batches: Iterable[Tensor], rules: Any, *, dynamic: bool = True) -> fx.GraphModule:
@@ -157,7 +165,6 @@ def count_nodes(graph: fx.GraphModule) -> dict[str, int]:
 
 def export_onnx(graph: nn.Module, path: Path, shape: tuple[int, int, int]) -> dict[str, int]:
     """Write a converted graph as ONNX QDQ, "input" (batch, C, H, W) to "output"; returns counts of its Q/DQ nodes."""
-    from ofa.compress.quantize import check_quantized
     from ofa.export.graph import INPUT, OUTPUT
 
     example = torch.zeros(2, *shape)
