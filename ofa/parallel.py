@@ -249,8 +249,10 @@ def _powersgd(settings: Parallel) -> Any:
 def _hook(method: str) -> Callable[[Any, Any], torch.futures.Future[Tensor]]:
     from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
 
-    return {
+    hooks: dict[str, Any] = {
         "none": default_hooks.allreduce_hook,
         "fp16": default_hooks.fp16_compress_hook,
         "powersgd": powerSGD_hook.powerSGD_hook,
-    }[method]
+    }
+    found: Callable[[Any, Any], torch.futures.Future[Tensor]] = hooks[method]
+    return found

@@ -32,7 +32,7 @@ from ofa.training.checkpoint import read_checkpoint, write_checkpoint
 from ofa.training.gradients import Add, Gradients, Scale, compile_blocks
 from ofa.training.losses import net_loss, regularized
 from ofa.training.optimizer import clip, make_optimizer, reset_momentum
-from ofa.training.rollback import DivergedError, Rollbacks, Safety, check_finite, note_rollback
+from ofa.training.rollback import DivergedError, Rollbacks, Safety, check_finite, check_weights, note_rollback
 from ofa.training.state import restore, state_tensors, trim_log
 from ofa.training.teacher import load_teacher, taken
 from ofa.training.watch import Watch, collapsed, memory
@@ -114,15 +114,15 @@ class Trainer:
                 if self._train_epoch():
                     self._keep()
                     continue
-                reason, phase = "a net collapsed", self._phase(self.step - 1)
+                reason, phase = "a net collapsed", self.schedule.phases[self._phase(self.step - 1)].name
             except DivergedError as error:
                 if self.rollbacks.count >= self.safety.attempts:
                     raise UserError(
                         f"{error}; lower the phase's lr or set clip_norm, and start again with another run folder or "
                         "restart=true"
                     ) from None
-                reason, phase = str(error), self._phase()
-            self._roll_back(reason, self.schedule.phases[phase].name)
+                reason, phase = str(error), error.phase
+            self._roll_back(reason, phase)
         if self.world.first:
             about = {"space": self.space.to_dict()}
             save_tensors(self.folder / SUPERNET, self.supernet.state_dict(), about)
@@ -244,6 +244,7 @@ class Trainer:
     def _end_epoch(self, phase: int) -> bool:
         """Log the epoch; False where a net collapsed and there are attempts left to roll back."""
         record = self.schedule.phases[phase]
+        check_weights(self.supernet, self.step, record.name)
         values = {
             "phase": record.name,
             "epoch": math.ceil(self.step / self.steps_per_epoch),

@@ -62,7 +62,7 @@ class TransferredAccuracy:
         if self.weights is None:
             raise UserError("this predictor has learned nothing yet; call fit(genes, accuracy) first")
         before = np.asarray(self.base(genes))
-        return before + self._features(genes, before) @ self.weights
+        return np.asarray(before + self._features(genes, before) @ self.weights, dtype=np.float64)
 
     def save(self, path: str | Path) -> None:
         """Write what was learned as JSON; the base is saved by itself."""
@@ -90,7 +90,7 @@ def _solve(x: Float, y: Float) -> Float:
     """Ridge regression; the first column, a constant, is not shrunk."""
     shrink = PENALTY * np.eye(x.shape[1])
     shrink[0, 0] = 0.0
-    return np.linalg.solve(x.T @ x + shrink, x.T @ y)
+    return np.asarray(np.linalg.solve(x.T @ x + shrink, x.T @ y), dtype=np.float64)
 
 
 def _left_out(x: Float, y: Float) -> Float:

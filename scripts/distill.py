@@ -68,7 +68,7 @@ def _parts(cfg: DictConfig, data: ImageData) -> tuple[Finetuning, Named, list[Na
         raise UserError("finetune.epochs=0 trains nothing; give finetune.epochs=<passes over the training images>")
     torch.manual_seed(cfg.seed)
     student = load_net(cfg.student, channels=data.channels, classes=len(data.classes))
-    return settings, student, load_teachers(cfg, data, settings.distill)
+    return settings, student, load_teachers(cfg, data, settings.lesson(1))
 
 
 def _distil(
@@ -86,7 +86,7 @@ def _distil(
         options: dict[str, Any] = {"seed": cfg.seed, "report": progress, "checkpoint": state, "resolution": resolution}
         net = finetune(student.net, data, settings, teacher=[found.net for found in teachers], **options)
     named = {"student": net} | {f"teacher {i}": found.net for i, found in enumerate(teachers)}
-    if settings.distill.mutual:
+    if settings.lesson(1).mutual:
         named = {"student": net}  # the teachers that learned along are gone
     scores = {name: accuracy(one, data, "val", resolution=resolution) for name, one in named.items()}
     training = {"student": cfg.student, "teacher": plain(cfg.teacher), **asdict(settings)}

@@ -77,11 +77,11 @@ class Binary:
     def __call__(self, net: nn.Module, work: Work) -> nn.Module:
         """The trained network; its weights are plain ones of at most three values for each layer or channel."""
         net = copy.deepcopy(net)
-        for name, layer in bearing(net, self.keep).items():
-            if self.kind == "xnor":
-                layer = _xnor(layer, name)
-                put(net, name, layer)
-            parametrize.register_parametrization(layer, "weight", Levels(self.kind))
+        bearers = bearing(net, self.keep)
+        for name, layer in bearers.items():
+            bearer: nn.Module = _xnor(layer, name) if self.kind == "xnor" else layer
+            put(net, name, bearer)
+            parametrize.register_parametrization(bearer, "weight", Levels(self.kind))
         trained = finetune(
             net,
             work.data,
@@ -92,10 +92,9 @@ class Binary:
             seed=work.seed,
             report=work.report,
         )
-        parametrized = [m for m in trained.modules() if parametrize.is_parametrized(m, "weight")]
-        bake(trained)
-        for layer in parametrized if self.kind in ("scaled", "xnor") else ():
-            layer.register_buffer("weight_scale", layer.weight.detach().flatten(1).abs().amax(1))
+        layers = weight_layers(bake(trained))
+        for name in bearers if self.kind in ("scaled", "xnor") else ():
+            layers[name].register_buffer("weight_scale", layers[name].weight.detach().flatten(1).abs().amax(1))
         return trained.eval()
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 
 from ofa.compress.chain import Work
 from ofa.compress.fold import fold_batch_norms, trace
-from ofa.compress.layers import Layer, listed, put
+from ofa.compress.layers import Layer, listed, put, weight_layers
 from ofa.errors import UserError
 
 POOLS = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
@@ -64,10 +64,10 @@ def equalize(net: nn.Module, settings: Equalization) -> nn.Module:
         raise UserError(f"no two layers can be equalized: {listed(skipped)}; leave this step out")
     if skipped:
         logger.info("%d pairs are equalized, %d are not: %s", len(pairs), len(skipped), listed(skipped))
-    factors = {pair: torch.ones(net.get_submodule(pair.first).weight.shape[0]) for pair in pairs}  # type: ignore[union-attr]
+    layers, factors = weight_layers(net), dict[Pair, Tensor]()
     for _ in range(settings.rounds):
-        done = [_equalize(net.get_submodule(pair.first), net.get_submodule(pair.second)) for pair in pairs]  # type: ignore[arg-type]
-        factors = {pair: factors[pair].to(s) * s for pair, s in zip(pairs, done, strict=True)}
+        done = [_equalize(layers[pair.first], layers[pair.second]) for pair in pairs]
+        factors = {pair: factors.get(pair, 1) * s for pair, s in zip(pairs, done, strict=True)}
         if all(bool(((s - 1).abs() < CLOSE).all()) for s in done):
             break
     for pair, factor in factors.items():
@@ -80,10 +80,11 @@ def find_pairs(net: nn.Module) -> tuple[list[Pair], list[str]]:
     """The pairs that can be equalized, in order, and why each other layer cannot be paired with what reads it."""
     modules, pairs, skipped = dict(net.named_modules()), [], []
     for node in trace(net).nodes:
-        if _layer(node, modules) is None:
+        layer = _layer(node, modules)
+        if layer is None:
             continue
         relu6: list[str] = []
-        after, reason = _follow(node, modules, relu6)
+        after, reason = _follow(node, len(layer.weight), modules, relu6)
         if after is None:
             skipped.append(f"{node.target} ({reason})")
         else:
@@ -91,9 +92,10 @@ def find_pairs(net: nn.Module) -> tuple[list[Pair], list[str]]:
     return pairs, skipped
 
 
-def _follow(node: fx.Node, modules: dict[str, nn.Module], relu6: list[str]) -> tuple[fx.Node | None, str]:
-    """The layer that alone reads what `node` makes, or why there is none."""
-    channels = modules[str(node.target)].weight.shape[0]
+def _follow(
+    node: fx.Node, channels: int, modules: dict[str, nn.Module], relu6: list[str]
+) -> tuple[fx.Node | None, str]:
+    """The layer that alone reads what `node` makes, of so many channels, or why there is none."""
     while True:
         if len(node.users) != 1:
             return None, f"read {len(node.users)} times"

@@ -175,4 +175,6 @@ def bake(net: nn.Module) -> nn.Module:
     for module in list(net.modules()):
         if parametrize.is_parametrized(module):
             parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
+            if "bias" in module._parameters:  # behind the weight, where it was: exporters go by the order
+                module._parameters["bias"] = module._parameters.pop("bias")
     return net

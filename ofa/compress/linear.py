@@ -168,7 +168,7 @@ class OnGrid(nn.Module):
 
     def grid(self, weight: Tensor) -> Grid:
         """The grid, its scale with the gradient that it learns by."""
-        scale = self.scale
+        scale: Tensor = self.scale
         if scale.requires_grad:
             scale = step(scale, weight.numel() // scale.numel(), self.most)
         return Grid(scale, self.zero, self.least, self.most)
@@ -200,6 +200,7 @@ def _untrainable(net: nn.Module) -> nn.Module:
     for layer in weight_layers(net).values():
         if parametrize.is_parametrized(layer):
             held = layer.parametrizations["weight"][0]  # type: ignore[index]
+            assert isinstance(held, OnGrid)
             g = held.grid(layer.weight)
             bake(layer)
             _remember(layer, g)

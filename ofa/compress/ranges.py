@@ -91,7 +91,7 @@ def entropy_threshold(histogram: Histogram, levels: int) -> float:
         return edge
     bins = max(round(edge / width), levels)
     place = np.minimum((np.abs(histogram.centers) / edge * bins).astype(int), bins - 1)
-    counts = np.bincount(place, histogram.counts, bins)
+    counts: Floats = np.bincount(place, histogram.counts, bins).astype(np.float64)
     counts[0] = counts[1]  # zero is on every grid: a ReLU's many zeros say nothing about the step
     ends = np.unique(np.append(np.arange(levels, bins, STRIDE), bins))
     divergences = [divergence(counts, int(end), levels) for end in ends]

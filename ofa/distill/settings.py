@@ -115,7 +115,7 @@ def _maps(loss: Callable[[Tensor, Tensor], Tensor], student: Sequence[Tensor], t
 
 
 def _resized(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-    size = tuple(map(min, student.shape[2:], teacher.shape[2:]))
+    size = min(student.shape[2], teacher.shape[2]), min(student.shape[3], teacher.shape[3])
     s, t = (maps if maps.shape[2:] == size else F.adaptive_avg_pool2d(maps, size) for maps in (student, teacher))
     return s, t
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.grad import conv2d_input, conv2d_weight
 
 from ofa.modules import ConvBN, SqueezeExcite
 from ofa.ondevice.memory import Plan, Update
@@ -50,11 +51,12 @@ class Updating(nn.Module):
         for name, module in list(made.named_modules()):
             if name not in self.plan:
                 continue
-            own = self.net.get_submodule(name)
+            own: Any = self.net.get_submodule(name)
             if isinstance(module, ConvBN):
                 module.conv.weight.copy_(own.conv.full())
                 if self.plan[name].bias:
-                    module.bn.bias.copy_(own.bn.shift.flatten() + module.bn.running_mean * own.bn.scale.flatten())
+                    bn: Any = module.bn
+                    bn.bias.copy_(own.bn.shift.flatten() + bn.running_mean * own.bn.scale.flatten())
             elif isinstance(module, nn.Linear):
                 module.weight.copy_(own.full())
                 module.bias.copy_(own.bias)
@@ -78,10 +80,9 @@ class Weighted(nn.Module):
 
     def __init__(self, layer: nn.Conv2d | nn.Linear, update: Update) -> None:
         super().__init__()
-        conv = isinstance(layer, nn.Conv2d)
-        self.stride, self.padding, self.groups = (
-            (layer.stride, layer.padding, layer.groups) if conv else (None, None, 1)
-        )
+        self.stride: Any = layer.stride if isinstance(layer, nn.Conv2d) else None
+        self.padding: Any = layer.padding if isinstance(layer, nn.Conv2d) else None
+        self.groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
         self.dimension = 0 if self.groups > 1 else 1
         self.register_buffer("weight", layer.weight.detach().clone())
         self.register_buffer("channels", torch.tensor(update.channels, dtype=torch.long))
@@ -108,7 +109,7 @@ class Weighted(nn.Module):
         """The layer without its bias."""
         if self.stride is None:
             return F.linear(x, weight)
-        return F.conv2d(x, weight, None, self.stride, self.padding, groups=self.groups)  # type: ignore[arg-type]
+        return F.conv2d(x, weight, None, self.stride, self.padding, groups=self.groups)
 
 
 class _Weigh(torch.autograd.Function):
@@ -131,7 +132,7 @@ class _Weigh(torch.autograd.Function):
             return gx, part, None
         geometry = (layer.stride, layer.padding)
         if ctx.needs_input_grad[0]:
-            gx = nn.grad.conv2d_input(ctx.shape, weight, gy, *geometry, groups=layer.groups)
+            gx = conv2d_input(ctx.shape, weight, gy, *geometry, groups=layer.groups)
         if ctx.needs_input_grad[1]:
             (kept,) = ctx.saved_tensors
             whole = kept.shape[1] == ctx.shape[1]
@@ -139,7 +140,7 @@ class _Weigh(torch.autograd.Function):
             if layer.groups > 1:
                 gy = gy.index_select(1, layer.channels)
             groups = chosen.shape[1] if layer.groups > 1 else 1
-            part = nn.grad.conv2d_weight(chosen, layer.part.shape, gy, *geometry, groups=groups)
+            part = conv2d_weight(chosen, layer.part.shape, gy, *geometry, groups=groups)
         return gx, part, None
 
 

@@ -8,13 +8,16 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import nn
+
 from ofa.errors import UserError
 from ofa.files import append_jsonl
 
 
 @dataclass(frozen=True, slots=True)
 class Safety:
-    """When a watched net collapses or the loss is not finite: back to the last good epoch, `attempts` times a run.
+    """After a collapse, or a loss or weight that is not finite: back to the last good epoch, `attempts` times a run.
 
     factor: of the learning rate for the rest of the phase that went wrong, each time.  attempts 0: a collapse is only a
     warning, and a loss that is not finite an error; so it is once the attempts are used up.
@@ -57,13 +60,24 @@ class Rollbacks:
 
 
 class DivergedError(Exception):
-    """The loss is not finite."""
+    """The loss or a weight is not finite, in this phase."""
+
+    def __init__(self, message: str, phase: str):
+        super().__init__(message)
+        self.phase = phase
 
 
 def check_finite(loss: float, step: int, phase: str, rate: float) -> None:
     """Raise DivergedError where a loss is not finite."""
     if not math.isfinite(loss):
-        raise DivergedError(f"the loss is {loss} at step {step} of phase {phase} (learning rate {rate:.3g})")
+        raise DivergedError(f"the loss is {loss} at step {step} of phase {phase} (learning rate {rate:.3g})", phase)
+
+
+def check_weights(net: nn.Module, step: int, phase: str) -> None:
+    """Raise DivergedError where weights are not finite; an activation can hide that from the loss."""
+    for name, parameter in net.named_parameters():
+        if not torch.isfinite(parameter).all():
+            raise DivergedError(f"weights are not finite at step {step} of phase {phase} ({name})", phase)
 
 
 def note_rollback(folder: Path, reason: str, *, back_to: int, factor: float) -> dict[str, Any]:

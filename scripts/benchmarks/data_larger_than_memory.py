@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -63,7 +64,7 @@ def write(folder: Path, pictures: list[tuple[bytes, int]], *, group: int = 250) 
 
 def load(mode: str, folder: Path, workers: int, limit: float = LIMIT) -> ImageData:
     """The data set in one of the MODES."""
-    options = {"size": 256, "val_size": 0.02, "workers": workers}
+    options: dict[str, Any] = {"size": 256, "val_size": 0.02, "workers": workers}
     if mode in ("held", "files"):
         return imagenet(folder / "files", memory_limit=1e12 if mode == "held" else limit, **options)
     buffer = 2 if mode == "row groups" else None

@@ -55,7 +55,7 @@ def fresh(seed: int, widths: Sequence[int] = (16, 24, 40), depth: int = 0) -> St
 def load(path: str, images: int) -> ImageData:
     """CIFAR-10 with its first training images, which are in random order, and 5,000 others for batch norm."""
     data = parquet(path, val_size=5000, shift=4, flip=True)
-    return replace(data, train=Split(data.train.images[:images], data.train.labels[:images]))  # type: ignore[index]
+    return replace(data, train=Split(data.train.images[:images], data.train.labels[:images]))  # type: ignore[index, arg-type]
 
 
 def methods() -> dict[str, Distillation | None]:
@@ -94,7 +94,9 @@ def main() -> None:
     keep_memory()
     data = load(options.path, options.images)
     settings = Finetuning(options.teacher_epochs, lr=0.1, batch_size=128, weight_decay=5e-4, clip_norm=5.0)
-    nets = [finetune(fresh(100 + seed, (32, 64, 128), 1), data, settings, seed=100 + seed) for seed in range(2)]
+    nets: list[nn.Module] = [
+        finetune(fresh(100 + seed, (32, 64, 128), 1), data, settings, seed=100 + seed) for seed in range(2)
+    ]
     taught = ", ".join(f"{top1(net, data):.2f} %" for net in nets)
     print(f"{options.images} images of {SIDE} pixels; teachers: {taught}", flush=True)
     print("method         top-1, %         gain over labels   CPU s")
@@ -102,9 +104,8 @@ def main() -> None:
     for name, distill in methods().items():
         learn, start, scores = replace(settings, epochs=options.epochs, distill=distill), time.process_time(), []
         for seed in range(options.seeds):
-            teachers: list[nn.Module] = {"labels": [], "ensemble": nets, "mutual": [fresh(50 + seed)]}.get(
-                name, nets[:1]
-            )
+            peer: list[nn.Module] = [fresh(50 + seed)]
+            teachers = {"labels": [], "ensemble": nets, "mutual": peer}.get(name, nets[:1])
             scores.append(top1(finetune(fresh(seed), data, learn, teacher=teachers, seed=seed), data))
         results[name] = scores
         seconds = (time.process_time() - start) / options.seeds

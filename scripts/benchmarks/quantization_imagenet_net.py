@@ -62,8 +62,10 @@ def main() -> None:
     nets = {"none": net, "cap": equalize(net, Equalization()), "relu": equalize(net, Equalization(relu6="relu"))}
     print(f"{args.calibration} calibration images, {len(exact)} test images; equalized in float:")
     rows = [{"equalized": key, "method": "float"} | _close(exact, logits(n, tested)) for key, n in nets.items()]
-    for row in rows:
-        print(f"  {row['equalized']:5} agreement {row['agreement']:.3f}, SQNR {row['sqnr_db']:.1f} dB", flush=True)
+    for first in rows:
+        print(
+            f"  {first['equalized']:5} agreement {first['agreement']:.3f}, SQNR {first['sqnr_db']:.1f} dB", flush=True
+        )
     print(
         f"{'weights':9} {'bits':4} {'rounding':9} {'range':10} {'equalized':9} {'bias':5} {'top-1':>6} {'SQNR dB':>8}"
     )

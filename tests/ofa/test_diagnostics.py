@@ -109,6 +109,34 @@ def test_a_loss_that_stays_infinite_ends_the_run_after_as_many_rollbacks_as_allo
         Safety(-1)
 
 
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        ("units.10.linear.bias", "the loss is nan at step 5 of phase all"),
+        ("units.0.conv.weight", "weights are not fin"),
+    ],
+)
+def test_a_step_that_is_not_finite_is_undone_and_training_goes_on(
+    spoil: str, reason: str, tmp_path: Path, data: ImageData, space: Space
+) -> None:
+    schedule = Schedule((Phase("all", 0.5, 0.1, rule="largest"),), batch_size=32)
+    small = space.restrict(**ONE)  # type: ignore[arg-type]
+    run = Trainer(small, data, schedule, tmp_path, watch=WATCH)
+    seen: list[dict[str, Any]] = []
+
+    def report(values: dict[str, Any]) -> None:
+        seen.append(dict(values))
+        if values["step"] == 5 and not any("rollback" in each for each in seen):
+            with torch.no_grad():
+                run.supernet.get_parameter(spoil).fill_(torch.nan)
+
+    run.report = report
+    supernet = run.run()
+    (line,) = read_jsonl(tmp_path / "rollbacks.jsonl")
+    assert reason in line["reason"] and line["back_to_step"] == 0
+    assert all(tensor.isfinite().all() for tensor in supernet.state_dict().values())
+
+
 def test_the_average_is_the_weighted_mean_of_the_weights() -> None:
     space = load_space("digits_mbv3").restrict(**ONE)  # type: ignore[arg-type]
     torch.manual_seed(0)

@@ -119,14 +119,15 @@ def test_every_loss_teaches_a_student_of_another_family(name: str, batch: tuple[
 def test_the_loss_is_the_weighted_sum_of_labels_and_losses(batch: tuple[Tensor, Tensor]) -> None:
     (x, y), student, teacher = batch, random_net().eval(), random_net(seed=1)
     settings = Distillation({"kl": 2.0, "attention": 30.0}, labels=0.7, temperature=3.0)
-    own, other = [], []
+    own: list[Tensor] = []
+    other: list[Tensor] = []
     for net, kept in ((student, own), (teacher, other)):
         maps = x
         for i, unit in enumerate(net.units[:6]):
             maps = unit(maps)
             if i in (1, 3, 5):
                 kept.append(maps)
-    attention = sum(distill.attention_loss(s, t) for s, t in zip(own, other, strict=True)) / 3
+    attention = torch.stack([distill.attention_loss(s, t) for s, t in zip(own, other, strict=True)]).mean()
     logits, soft = student(x), teacher(x)
     wanted = 0.7 * F.cross_entropy(logits, y) + 2 * distill.kl_loss(logits, soft, 3.0) + 30 * attention
     with Distiller(settings, student, [teacher], x) as distiller:

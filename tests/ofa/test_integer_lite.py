@@ -7,11 +7,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
+from ofa.data import digits
 from ofa.errors import UserError
-from ofa.integer.run import run
+from ofa.export.c import export_c
+from ofa.export.c.build import compile_c, has_compiler, run_c
+from ofa.export.runtimes.litert import LiteRT
+from ofa.export.runtimes.tflm import open_micro
+from ofa.integer.run import quantize_images, run
 from ofa.integer.tflite import read_tflite
+from ofa.spec import NetSpec
+from tests.ofa.nets import RESNET, SPEC, random_net
 
 pytest.importorskip("ai_edge_litert", reason="needs the extra: pip install ofa-nas[tflite]")
 from tests.ofa.lite import LiteFile, run_lite
@@ -187,3 +195,37 @@ def test_what_has_no_integer_form_is_named(tmp_path: Path) -> None:
     file.op("HARD_SWISH", [padded], [y])
     with pytest.raises(UserError, match="padding is read by an operator that has no window"):
         read_tflite(file.write(tmp_path / "c.tflite", [x], [y]))
+
+
+@pytest.mark.parametrize("name", [*EXACT, "linear"])
+def test_an_operator_is_tensorflow_lite_micros_bit_for_bit(name: str, tmp_path: Path) -> None:
+    tflm = pytest.importorskip("tflite_micro.python.tflite_micro.runtime")
+    path, images = build(name, np.random.default_rng(0), tmp_path)
+    micro, found = tflm.Interpreter.from_file(str(path), arena_size=1 << 20), []
+    for image in images[:50, None]:
+        micro.set_input(image, 0)
+        micro.invoke()
+        found.append(micro.get_output(0).ravel().copy())
+    assert np.array_equal(run(read_tflite(path), images[:50]), np.stack(found))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("spec", [SPEC, RESNET], ids=["mbconv", "bottleneck"])
+def test_a_network_is_litert_and_micro_and_c_on_a_thousand_real_images(spec: NetSpec, tmp_path: Path) -> None:
+    pytest.importorskip("litert_torch")
+    images = torch.cat([images for images, _ in digits().batches("train", 250, 16, rng=None, limit=1000)])
+    path = tmp_path / "net.tflite"
+    LiteRT().export(random_net(spec), path, images[:64])
+    net = read_tflite(path)
+    q = quantize_images(net, images.numpy())
+    mine = run(net, q)
+    assert np.abs(mine.astype(int) - run_lite(path, q)).max() <= 1  # its linear layer rounds once
+    micro, found = open_micro(path), []
+    for image in q[:, None]:
+        micro.set_input(image, 0)
+        micro.invoke()
+        found.append(micro.get_output(0)[0].copy())
+    assert np.array_equal(mine, np.stack(found))
+    if has_compiler("gcc"):
+        export_c(net, tmp_path)
+        assert np.array_equal(run_c(compile_c(tmp_path), q, mine.shape[1]), mine)

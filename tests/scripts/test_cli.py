@@ -115,7 +115,7 @@ def test_help_explains_the_options_of_the_stage(command: Command) -> None:
         (["schedule.batch_sise=4"], 2, ["schedule.batch_sise is not an option", "did you mean schedule.batch_size="]),
         (["sede=4"], 2, ["sede is not an option", "did you mean seed="]),
         (["data.path=here"], 2, ["data.path", "belongs to", "data=parquet"]),
-        (["data=digitz"], 2, ["data=digitz is not known", "cifar10, digits, folder, parquet"]),
+        (["data=digitz"], 2, ["data=digitz is not known", "cifar10, digits, folder, imagenet, parquet"]),
         (["device=[phone,none]"], 2, ["device=none is not known", "phone, server, stm32f746"]),
         (["experiment=none_such"], 2, ["experiment=none_such is not known", "digits"]),
         (["data=3"], 2, ["name of one of its choices"]),
