@@ -53,12 +53,14 @@ def found(folder: Path) -> list[dict[str, Any]]:
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in (0, 1)]
 
 
+@pytest.mark.slow
 def test_two_processes_have_the_gradient_of_the_whole_batch(found: list[dict[str, Any]]) -> None:
     for values in found:
         assert values["none"] < 1e-5
         assert 1e-5 < values["fp16"] < 2e-3, "half precision has 11 bits"
 
 
+@pytest.mark.slow
 def test_parameters_that_no_network_used_stay_without_a_gradient(found: list[dict[str, Any]]) -> None:
     alone = worker.net()
     x, y = worker.images()
@@ -69,12 +71,14 @@ def test_parameters_that_no_network_used_stay_without_a_gradient(found: list[dic
     assert [values["used"] for values in found] == [used, used]
 
 
+@pytest.mark.slow
 def test_what_powersgd_does_not_send_it_remembers(found: list[dict[str, Any]]) -> None:
     for values in found:
         assert values["powersgd sent"] > 0.01, "two columns are not the whole gradient"
         assert values["powersgd sent and held"] < 1e-5
 
 
+@pytest.mark.slow
 def test_both_processes_hold_the_same_weights_and_a_resumed_run_ends_as_an_uninterrupted_one(
     found: list[dict[str, Any]],
 ) -> None:
@@ -83,12 +87,14 @@ def test_both_processes_hold_the_same_weights_and_a_resumed_run_ends_as_an_unint
         assert values["resumed"] == 0
 
 
+@pytest.mark.slow
 def test_processes_talk(found: list[dict[str, Any]]) -> None:
     assert [values["told"] for values in found] == [0, 0]
     assert [values["merged"] for values in found] == [["1", "0"], ["1", "0"]]
     assert [values["sum"] for values in found] == [3.0, 3.0]
 
 
+@pytest.mark.slow
 def test_one_process_goes_on_where_two_stopped(folder: Path) -> None:
     run = Trainer(worker.SPACE, digits(), worker.SCHEDULE, folder / "half", watch=worker.WATCH, save_seconds=0.0)
     steps: list[int] = []
@@ -157,7 +163,8 @@ def test_an_overflow_skips_the_step_and_halves_the_scale() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
-@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("backend", ["eager", "inductor"])
+@pytest.mark.slow
 def test_compiled_blocks_have_the_same_gradient(backend: str) -> None:
     net = worker.net()
     compile_blocks(net, backend=backend)
