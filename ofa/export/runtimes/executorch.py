@@ -63,12 +63,16 @@ class ExecuTorch:
         Its Python runtime has no call for the number of threads and takes all cores the process may run on when it
         first runs, so `threads` narrows those.
         """
-        method = _method(path)
-        restrict(threads)
+        restrict(threads)  # first, as the pool is made anew with what a loaded method would still hold
+        program, method = _method(path)
 
         def call(images: NDArray[np.float32]) -> Logits:
-            parts = [method.execute([laid_out(torch.from_numpy(images[i : i + 1]))])[0] for i in range(len(images))]
-            return np.concatenate([part.numpy() for part in parts])
+            assert program is not None, "kept alive: a method does not keep the program that it reads"
+            parts = []
+            for i in range(len(images)):
+                given = laid_out(torch.from_numpy(images[i : i + 1]).clone())
+                parts.append(method.execute([given])[0].clone().numpy())  # the next call writes over its output
+            return np.concatenate(parts)
 
         return call
 
@@ -106,7 +110,8 @@ def _quantized(net: nn.Module, images: Tensor) -> nn.Module:
     return quantize(net, images.split(64), rules.XNNPACKQuantizer().set_global(config), dynamic=False)
 
 
-def _method(path: Path) -> Any:
+def _method(path: Path) -> tuple[Any, Any]:
+    """The program of a file and its forward method."""
     runtime = extra("executorch.runtime", EXTRA)
     content = require_file(path).read_bytes()
     try:
@@ -115,7 +120,7 @@ def _method(path: Path) -> Any:
         with quiet(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             program = runtime.Runtime.get().load_program(path, verification=runtime.Verification.InternalConsistency)
-            return program.load_method("forward")
+            return program, program.load_method("forward")
     except Exception as error:  # RuntimeError, and what the bindings make of a bad flatbuffer
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{path} is no usable ExecuTorch program ({reason}); export it again") from None
