@@ -88,6 +88,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=float, default=5, help="of each student")
     parser.add_argument("--teacher-epochs", type=float, default=10)
     parser.add_argument("--seeds", type=int, default=3, help="students of each method, at least 2")
+    parser.add_argument("--methods", nargs="*", default=list(methods()), help="labels and others (without: all)")
     parser.add_argument("--out", help="a JSON file of all scores")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -101,8 +102,9 @@ def main() -> None:
     print(f"{options.images} images of {SIDE} pixels; teachers: {taught}", flush=True)
     print("method         top-1, %         gain over labels   CPU s")
     results: dict[str, list[float]] = {}
-    for name, distill in methods().items():
-        learn, start, scores = replace(settings, epochs=options.epochs, distill=distill), time.process_time(), []
+    for name in dict.fromkeys(["labels", *options.methods]):
+        learn = replace(settings, epochs=options.epochs, distill=methods()[name])
+        start, scores = time.process_time(), []
         for seed in range(options.seeds):
             peer: list[nn.Module] = [fresh(50 + seed)]
             teachers = {"labels": [], "ensemble": nets, "mutual": peer}.get(name, nets[:1])
