@@ -10,16 +10,23 @@ command line or a YAML file is wrong, 130 interrupted.  OFA_DEBUG=1 shows the tr
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
+# `python scripts/search.py` puts this folder first on the path, where search.py would hide the package `search`.  Here
+# and not in __init__.py, which never runs where another package has left a folder `scripts` in site-packages.
+_HERE = Path(__file__).resolve().parent
+sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != _HERE]
+
+# ruff: noqa: E402
 import argparse
 import functools
 import importlib.metadata
 import inspect
 import os
 import signal
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, NoReturn
 
 from hydra import version
