@@ -101,7 +101,7 @@ def _options() -> list[str]:
 
 
 def _ours() -> bool:
-    return Path(sys.argv[0]).stem.removeprefix("ofa-").rstrip("_") in (*STAGES, "run", "import", "compress")
+    return Path(sys.argv[0]).stem.removeprefix("ofa-").rstrip("_") in (*STAGES, "run", "import", "compress", "distill")
 
 
 def _program(stage: str) -> list[str]:

@@ -72,7 +72,7 @@ class Aoti:
 
         def call(images: NDArray[np.float32]) -> Logits:
             with torch.inference_mode():
-                return model(torch.from_numpy(images)).numpy()
+                return model(laid_out(torch.from_numpy(images))).numpy()  # compiled for these strides
 
         return call
 
