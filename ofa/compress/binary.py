@@ -20,7 +20,7 @@ from ofa.compress.chain import Work
 from ofa.compress.kmeans import bake
 from ofa.compress.layers import Layer, listed, put, weight_layers
 from ofa.errors import UserError
-from ofa.finetune import Finetuning, finetune
+from ofa.finetune import Finetuning
 
 THRESHOLD = 0.7  # of ternary weights, times their mean magnitude (Li et al. 2016, eq. 6)
 
@@ -82,16 +82,7 @@ class Binary:
             bearer: nn.Module = _xnor(layer, name) if self.kind == "xnor" else layer
             put(net, name, bearer)
             parametrize.register_parametrization(bearer, "weight", Levels(self.kind))
-        trained = finetune(
-            net,
-            work.data,
-            self.finetuning,
-            resolution=work.resolution,
-            teacher=work.teacher,
-            after_step=clip_weights,
-            seed=work.seed,
-            report=work.report,
-        )
+        trained = work.finetune(net, self.finetuning, clip_weights)
         layers = weight_layers(bake(trained))
         for name in bearers if self.kind in ("scaled", "xnor") else ():
             layers[name].register_buffer("weight_scale", layers[name].weight.detach().flatten(1).abs().amax(1))

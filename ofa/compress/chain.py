@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from torch import nn
 
 if TYPE_CHECKING:
     from ofa.data import ImageData
+    from ofa.finetune import Finetuning
+
+Net = TypeVar("Net", bound=nn.Module)
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +28,21 @@ class Work:
     seed: int = 0
     teacher: nn.Module | None = None
     report: Callable[[dict[str, Any]], None] = lambda values: None
+
+    def finetune(self, net: Net, settings: Finetuning, after_step: Callable[[Net], None] = lambda net: None) -> Net:
+        """A trained copy of `net`, as `ofa.finetune.finetune` makes it, with this work's data, teacher and seed."""
+        from ofa.finetune import finetune
+
+        return finetune(
+            net,
+            self.data,
+            settings,
+            resolution=self.resolution,
+            teacher=self.teacher,
+            after_step=after_step,
+            seed=self.seed,
+            report=self.report,
+        )
 
 
 class Step(Protocol):

@@ -19,7 +19,7 @@ from torch.nn.utils import parametrize
 from ofa.compress.chain import Work
 from ofa.compress.layers import Layer, weight_layers
 from ofa.errors import UserError
-from ofa.finetune import Finetuning, finetune
+from ofa.finetune import Finetuning
 
 STARTS = ("linear", "density", "random")
 FLOAT = 32  # bits that leave a layer as it is
@@ -57,15 +57,7 @@ class KMeans:
             if bits != FLOAT:
                 share(layer, bits, self.start, seed=work.seed)
         if self.finetuning is not None:
-            net = finetune(
-                net,
-                work.data,
-                self.finetuning,
-                resolution=work.resolution,
-                teacher=work.teacher,
-                seed=work.seed,
-                report=work.report,
-            )
+            net = work.finetune(net, self.finetuning)
         return bake(net).eval()
 
 

@@ -22,7 +22,7 @@ from ofa.compress.kmeans import FLOAT, bake, bits_for, check_bits
 from ofa.compress.layers import Layer, device_of, weight_layers
 from ofa.compress.ranges import METHODS, WEIGHT_METHODS, check_method, limits, weight_limits
 from ofa.errors import UserError
-from ofa.finetune import Finetuning, finetune
+from ofa.finetune import Finetuning
 
 ROUNDINGS = ("nearest", "adaptive")
 BATCH = 64
@@ -77,15 +77,7 @@ class Linear:
         quantized = quantize_linear(net, self, (x.to(device) for x in batches), seed=work.seed)
         if self.finetuning is None:
             return quantized
-        trained = finetune(
-            _trainable(quantized, self),
-            work.data,
-            self.finetuning,
-            resolution=work.resolution,
-            teacher=work.teacher,
-            seed=work.seed,
-            report=work.report,
-        )
+        trained = work.finetune(_trainable(quantized, self), self.finetuning)
         return _untrainable(trained)
 
 

@@ -19,7 +19,7 @@ from ofa.compress.sparsity import check_pattern, hold_zeros, n_of_m, zero_smalle
 from ofa.compress.targets import Target, amount, check_target
 from ofa.errors import UserError
 from ofa.evaluate import accuracy
-from ofa.finetune import Finetuning, finetune
+from ofa.finetune import Finetuning
 
 ALLOCATIONS = ("magnitude", "sensitivity", "uniform")
 EVERY = 10  # optimizer steps between two prunings of a gradual schedule
@@ -167,13 +167,4 @@ def finetuned(
     net: nn.Module, work: Work, finetuning: Finetuning, after_step: Callable[[nn.Module], None] | None = None
 ) -> nn.Module:
     """A fine-tuned copy, with the work's teacher, seed and report; without `after_step`, zeros of `net` stay zero."""
-    return finetune(
-        net,
-        work.data,
-        finetuning,
-        resolution=work.resolution,
-        teacher=work.teacher,
-        after_step=after_step or hold_zeros(net),
-        seed=work.seed,
-        report=work.report,
-    )
+    return work.finetune(net, finetuning, after_step or hold_zeros(net))

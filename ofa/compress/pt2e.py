@@ -25,7 +25,7 @@ from ofa.errors import UserError
 from ofa.export.runtime import inference, laid_out
 from ofa.extras import extra
 from ofa.files import atomic_write
-from ofa.finetune import Finetuning, finetune
+from ofa.finetune import Finetuning
 
 EXTRA = "quant"
 PT2E = "torchao.quantization.pt2e"
@@ -60,15 +60,7 @@ class Pt2e:
             return quantize(net, batches, quantizer(reduce_range=self.reduce_range))
         example = next(iter(batches))[:2]
         rules = quantizer(qat=True, reduce_range=self.reduce_range)
-        trained = finetune(
-            Trainable(prepare(net, example, rules, qat=True)),
-            work.data,
-            self.finetuning,
-            resolution=work.resolution,
-            teacher=work.teacher,
-            seed=work.seed,
-            report=work.report,
-        )
+        trained = work.finetune(Trainable(prepare(net, example, rules, qat=True)), self.finetuning)
         return convert(trained.graph)
 
 
