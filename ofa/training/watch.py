@@ -6,6 +6,7 @@ import resource
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -67,6 +68,18 @@ def collapsed(val: Mapping[str, float], log: Iterable[Mapping[str, Any]], classe
 
 def memory(device: torch.device) -> dict[str, int]:
     """Most memory that this process has held so far, in bytes: "peak_rss_bytes", on a GPU also "gpu_memory_bytes"."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    found = {"peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
+    found = {"peak_rss_bytes": peak_rss()}
     return found | ({"gpu_memory_bytes": torch.cuda.max_memory_allocated(device)} if device.type == "cuda" else {})
+
+
+def peak_rss() -> int:
+    """Most memory that this process has held so far, in bytes.
+
+    From Linux's own count where there is one: that of getrusage starts at the peak of the parent process.
+    """
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.exists() else []
+    for line in lines:
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

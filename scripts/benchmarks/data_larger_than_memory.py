@@ -29,6 +29,7 @@ from PIL import Image
 
 from ofa.data import ImageData, imagenet, parquet
 from ofa.files import versions
+from ofa.training.watch import peak_rss
 
 WORDNET = [f"n0{1440764 + 7 * i}" for i in range(10)]
 LIMIT = 1e8
@@ -94,7 +95,7 @@ def measure(mode: str, folder: Path, workers: int) -> dict[str, float]:
 
 
 def _peak() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return peak_rss() / 2**20
 
 
 def main() -> None:

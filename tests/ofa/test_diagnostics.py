@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -296,3 +297,11 @@ def test_wandb_keeps_one_curve_for_a_run_that_is_started_again(tmp_path: Path, m
             log(EPOCH)
         ids.append(json.loads((tmp_path / "wandb.json").read_text())["id"])
     assert ids[0] == ids[1] and list((tmp_path / "wandb").glob("offline-run-*"))
+
+
+def test_memory_is_this_process_and_not_its_parent_s() -> None:
+    line = "from ofa.training.watch import peak_rss as p; a = p(); x = bytearray(300_000_000); print(a, p())"
+    filled = b"x" * 1_500_000_000
+    before, after = map(int, subprocess.check_output([sys.executable, "-c", line], text=True).split())
+    assert before < len(filled) < before + len(filled), "the parent holds more than the child ever did"
+    assert after >= before + 250_000_000
