@@ -13,7 +13,7 @@ from ofa.compress.pt2e import Pt2e, count_nodes, export_onnx, prepare, quantizer
 from ofa.data import digits
 from ofa.errors import UserError
 from ofa.export.onnx import compare, load_onnx, run_onnx, run_torch
-from ofa.finetune import Finetuning
+from ofa.finetune import Finetuning, finetune
 from tests.ofa.nets import random_net
 
 pytest.importorskip("torchao")
@@ -70,12 +70,12 @@ def test_options_are_checked() -> None:
 
 @pytest.mark.slow
 def test_training_with_rounding_in_place_converts(tmp_path: Path) -> None:
-    net = random_net()
+    net = finetune(random_net(), digits(), Finetuning(epochs=4, lr=0.1))  # rounding is learned from a trained network
     before = {name: value.clone() for name, value in net.state_dict().items()}
-    step = Pt2e("qat", finetuning=Finetuning(epochs=1, lr=0.01))
+    step = Pt2e("qat", finetuning=Finetuning(epochs=1, lr=0.005))
     trained = step(net, Work(digits(), 16))
     assert count_nodes(trained)["layers"] == LAYERS  # type: ignore[arg-type]
     assert all(torch.equal(before[name], value) for name, value in net.state_dict().items()), "the net is left as it is"
     x, y = next(digits().batches("test", 300, 16, rng=None))
-    assert (trained(x).argmax(1) == y).float().mean() > 0.5
+    assert (trained(x).argmax(1) == y).float().mean() > 0.85
     assert export_onnx(trained, tmp_path / "net.onnx", (1, 16, 16))["QuantizeLinear"] > 0
