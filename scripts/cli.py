@@ -10,6 +10,7 @@ command line or a YAML file is wrong, 130 interrupted.  OFA_DEBUG=1 shows the tr
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -18,12 +19,15 @@ from pathlib import Path
 _HERE = Path(__file__).resolve().parent
 sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != _HERE]
 
+# OpenMP's threads spin while they wait for one another, which takes several times as long where another process wants
+# one of their cores.  It is read once, when PyTorch loads.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 # ruff: noqa: E402
 import argparse
 import functools
 import importlib.metadata
 import inspect
-import os
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
