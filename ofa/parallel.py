@@ -105,11 +105,22 @@ def processes(device: str | None) -> Iterator[tuple[World, str]]:
             raise UserError(f"{world.local_rank + 1} processes on {gpus} GPUs; start torchrun --nproc-per-node {gpus}")
         device = f"cuda:{world.local_rank}"
         torch.cuda.set_device(device)
-    dist.init_process_group("gloo" if device == "cpu" else "cpu:gloo,cuda:nccl", timeout=PATIENCE)
+    backend = "gloo" if device == "cpu" else "cpu:gloo,cuda:nccl"
+    dist.init_process_group(backend, store=_store(world), rank=world.rank, world_size=size, timeout=PATIENCE)
     try:
         yield world, device
     finally:
         dist.destroy_process_group()
+
+
+def _store(world: World) -> dist.Store:
+    """Where the processes find one another: torchrun's store, a part of it for each start.
+
+    torchrun keeps one store over its restarts: in one part a process would take a dead peer's address for the new one.
+    """
+    store, _, _ = next(dist.rendezvous("env://", world.rank, world.size, timeout=PATIENCE))
+    start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return dist.PrefixStore(f"start {start} of {world.size}", store)
 
 
 @dataclass(frozen=True, slots=True)
