@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from ofa.distill import Outputs, observe
 from ofa.drop import Drop
 from ofa.errors import UserError
 from ofa.evaluate import specialise
@@ -30,11 +31,11 @@ from ofa.training.attention import Learn, learn_score
 from ofa.training.average import Average
 from ofa.training.checkpoint import read_checkpoint, write_checkpoint
 from ofa.training.gradients import Add, Gradients, Scale, compile_blocks
-from ofa.training.losses import net_loss, regularized
+from ofa.training.losses import net_loss, reads_features, regularized, teaching
 from ofa.training.optimizer import clip, make_optimizer, reset_momentum
 from ofa.training.rollback import DivergedError, Rollbacks, Safety, check_finite, check_weights, note_rollback
 from ofa.training.state import restore, state_tensors, trim_log
-from ofa.training.teacher import load_teacher, taken
+from ofa.training.teacher import Teacher, load_teacher, taken
 from ofa.training.watch import Watch, collapsed, memory
 from ofa.weights import load_tensors, load_weights, save_tensors
 
@@ -99,7 +100,9 @@ class Trainer:
         self.ends = np.cumsum(schedule.steps(self.steps_per_epoch))
         self.spaces = [phase.space(space) for phase in schedule.phases]
         self.average = None if average is None else Average(self.supernet, average)
-        self.teacher: nn.Module | None = None
+        self.distill = teaching(schedule, compiled=scale.compile)
+        self.features = reads_features(self.distill)
+        self.teacher: Teacher | None = None
         self.score: Score | None = None
         self.rollbacks = Rollbacks()
         self.step, self.loss_sum, self.loss_steps, self.seconds = 0, 0.0, 0, 0.0
@@ -187,19 +190,22 @@ class Trainer:
     def _losses(self, phase: Phase, archs: list[Arch], x: Tensor, y: Tensor, add: Add) -> Tensor:
         """Add the loss of each of `archs`; returns that of the first, which a sandwich makes the largest."""
         share = 1 / len(archs) if self.schedule.gradient == "mean" else 1.0
-        soft, losses = None, []
+        teacher, losses = None, []
         if self.teacher is not None:
             with torch.no_grad():
-                soft = self.teacher(x)
+                teacher = self.teacher(x)
         for i, arch in enumerate(archs):
             regular = regularized(self.schedule, phase, i)
-            logits = self.supernet(x, arch, self._drop(i) if regular else None)
-            loss = net_loss(phase, logits, y, soft, self.schedule.label_smoothing if regular else 0.0)
+            own = self._outputs(x, arch, self._drop(i) if regular else None)
+            loss = net_loss(self.distill, own, y, teacher, self.schedule.label_smoothing if regular else 0.0)
             add(loss * share)
             if i == 0 and phase.teacher == "inplace":
-                soft = logits.detach()
+                teacher = own.detached()
             losses.append(loss.detach())
         return losses[0]
+
+    def _outputs(self, x: Tensor, arch: Arch, drop: Drop | None) -> Outputs:
+        return observe(self.supernet, x, arch, drop) if self.features else Outputs(self.supernet(x, arch, drop))
 
     def _drop(self, net: int) -> Drop | None:
         """What the pass of one net of this step leaves out."""
@@ -227,7 +233,7 @@ class Trainer:
     def _prepare(self, index: int) -> None:
         """Load or make what a phase's steps need besides the weights."""
         phase = self.schedule.phases[index]
-        self.teacher = load_teacher(self.folder, phase, self.space, self.device)
+        self.teacher = load_teacher(self.folder, phase, self.space, self.device, features=self.features)
         self.score = None
         if phase.prefer != "none":
             for turn in (self.world.first, not self.world.first):  # the first measures, the others read

@@ -73,7 +73,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 EVERYTHING: dict[str, object] = {"dropout": 0.2, "drop_path": 0.2, "clip_value": 1.0, "gradient": "sum"}
-ATTENTIVE = Phase("attentive", 0.15, 0.05, prefer="worst", candidates=3, measured=10, sort_channels=True, loss="alpha")
+ATTENTIVE = Phase("attentive", 0.15, 0.05, prefer="worst", candidates=3, measured=10, sort_channels=True)
 
 
 @pytest.mark.parametrize("everything", [False, True])
