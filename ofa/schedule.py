@@ -85,8 +85,9 @@ class Schedule:
     epochs: of all phases together (None: as the phases say); each phase keeps its share.  curve: of the rate in each
     phase, "cosine", "triangular", or "exponential": times `decay` every `decay_epochs` epochs (of the phase as it is
     written), constant once below `floor` of it (Yu et al. 2020, sec. 3.1).  warmup: share of a phase in which the rate
-    rises linearly (for "triangular" the position of its peak).  lr is for `batch_size` images.  gradient: "mean" or
-    "sum" over the nets of a step.  clip_norm: of the gradient, clip_value: of each of its entries; None: unlimited.
+    rises linearly (for "triangular" the position of its peak).  lr_batch_size: images that the phases' lr is for; with
+    another batch_size it is scaled in proportion (Goyal et al. 2017, sec. 2.1; None: taken as it is).  gradient: "mean"
+    or "sum" over the nets of a step.  clip_norm: of the gradient, clip_value: of each of its entries; None: unlimited.
     dropout: share of the classifier's inputs set to 0, drop_path: share of images that skip a block with a shortcut;
     regularize: whether these and label smoothing are for "all" nets or the "largest" alone.
     distill: how a net learns from its teacher, where its phase has one (None: from its soft labels alone).
@@ -94,6 +95,7 @@ class Schedule:
 
     phases: tuple[Phase, ...]
     batch_size: int = 128
+    lr_batch_size: int | None = None
     epochs: float | None = None
     curve: str = "cosine"
     warmup: float = 0.1
@@ -121,7 +123,7 @@ class Schedule:
             raise UserError(f"phases {names} must be at least one, each with a name of its own")
         if self.batch_size < 2:
             raise UserError(f"batch_size {self.batch_size} is too small for batch norm; give at least 2 images")
-        for name in ("epochs", "decay", "decay_epochs", "floor", "clip_norm", "clip_value"):
+        for name in ("lr_batch_size", "epochs", "decay", "decay_epochs", "floor", "clip_norm", "clip_value"):
             if getattr(self, name) is not None:
                 positive(name, getattr(self, name))
         for name in ("warmup", "momentum", "label_smoothing", "dropout", "drop_path", "weight_decay"):
@@ -139,12 +141,13 @@ class Schedule:
     def rate(self, phase: Phase, done: float) -> float:
         """Learning rate when a share `done` (0 to 1) of a phase has run."""
         warmup = self.warmup if phase.warmup is None else phase.warmup
+        lr = phase.lr * self.batch_size / (self.lr_batch_size or self.batch_size)
         if done < warmup:
-            return phase.lr * (0.05 + 0.95 * done / warmup)
+            return lr * (0.05 + 0.95 * done / warmup)
         left = (1 - done) / (1 - warmup)
         if self.curve == "exponential":
-            return phase.lr * max(self.floor, self.decay ** (phase.epochs * (done - warmup) / self.decay_epochs))
-        return phase.lr * (left if self.curve == "triangular" else (1 - math.cos(math.pi * left)) / 2)
+            return lr * max(self.floor, self.decay ** (phase.epochs * (done - warmup) / self.decay_epochs))
+        return lr * (left if self.curve == "triangular" else (1 - math.cos(math.pi * left)) / 2)
 
 
 def positive(name: str, value: float) -> None:

@@ -316,7 +316,9 @@ def test_losses_without_regressors_train_a_supernets_subnet() -> None:
     assert supernet.units[0].conv.weight.grad.abs().sum() > 0
     narrow = Outputs(torch.zeros(2, 10), (torch.zeros(2, 3, 4, 4),))
     wide = Outputs(torch.zeros(2, 10), (torch.ones(2, 5, 4, 4),))
-    assert Distillation({"hints": 1.0})(widened(narrow, wide), wide) == pytest.approx(0.5 * 3 / 5), "2 channels cost nothing"
+    assert Distillation({"hints": 1.0})(widened(narrow, wide), wide) == pytest.approx(0.5 * 3 / 5), (
+        "2 channels cost nothing"
+    )
     with pytest.raises(UserError, match="the student has 3, the teacher 5; use attention"):
         Distillation({"hints": 1.0})(narrow, narrow._replace(maps=(torch.zeros(2, 5, 4, 4),)))
 

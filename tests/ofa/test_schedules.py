@@ -111,6 +111,13 @@ def test_one_number_of_epochs_scales_a_schedule(name: str) -> None:
     np.testing.assert_allclose(first, second, atol=1e-3)
 
 
+def test_another_batch_size_scales_the_published_rates() -> None:
+    half = load("bignas", "schedule.batch_size=1024")
+    assert half.rate(half.phases[0], 0.5) == pytest.approx(load("bignas").rate(half.phases[0], 0.5) / 2)
+    with pytest.raises(UserError, match="lr_batch_size is 0; give a finite number above 0"):
+        replace(half, lr_batch_size=0)
+
+
 def test_once_for_alls_phases_are_the_papers() -> None:
     phases = load("once_for_all").phases
     assert [(p.epochs, p.lr, p.random_nets) for p in phases[1:]] == [
