@@ -24,12 +24,13 @@ from ofa.schedule import Phase, Schedule
 from ofa.space import Space, load_space
 from ofa.spec import Unit
 from ofa.supernet import Supernet
-from ofa.train import Trainer, load_supernet
+from ofa.train import Trainer
 from ofa.training.average import Average
 from ofa.training.loggers import open_loggers, scalars
 from ofa.training.profiling import profiled
 from ofa.training.ranking import rank_correlation
 from ofa.training.rollback import Safety
+from ofa.training.trained import load_supernet
 from ofa.training.watch import Watch
 
 WATCH = Watch(random_nets=0, images=100, calibration=100)

@@ -18,7 +18,8 @@ from ofa.sampling import draw
 from ofa.schedule import Phase, Schedule
 from ofa.space import Space, load_space
 from ofa.supernet import Supernet
-from ofa.train import Trainer, load_supernet
+from ofa.train import Trainer
+from ofa.training.trained import load_supernet
 from ofa.training.watch import Watch, collapsed
 from ofa.weights import load_tensors, save_tensors
 from predictors import Macs
