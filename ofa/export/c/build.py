@@ -61,6 +61,14 @@ def compile_c(folder: str | Path, *, flags: Sequence[str] = ("-O2",), compiler: 
     return program
 
 
+def library(folder: str | Path, target: Path, *, flags: Sequence[str] = ("-O2",), compiler: str = "gcc") -> None:
+    """Build an exported folder as a shared library for this machine; raises as `compile_c` does."""
+    names = [str(Path(folder, name)) for name in SOURCES]
+    made = target.with_name(f".{target.name}.new")  # a library that is open keeps its own file
+    _compile([find(compiler), *CHECKS, *flags, "-shared", "-fPIC", "-o", str(made), *names])
+    made.replace(target)
+
+
 def run_c(program: str | Path, images: Int8, outputs: int) -> Int8:
     """Logits (N, outputs) of quantized images (N, H, W, C) from a compiled example; raises RuntimeError if it fails."""
     given = np.ascontiguousarray(images).tobytes()
