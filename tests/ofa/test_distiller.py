@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torchvision.models import get_model
 
 from ofa import distill
-from ofa.data import ImageData, digits
+from ofa.data import ImageData
 from ofa.distill import Distillation, Distiller, Outputs, observe, stage_ends
 from ofa.distill.elastic import widened
 from ofa.distill.settings import LOSSES, ON_LOGITS
@@ -26,11 +26,6 @@ from ofa.supernet import Supernet
 from tests.ofa.nets import RESNET, SPEC, random_net
 
 SHORT = Finetuning(epochs=0.1, batch_size=16, lr=0.01)  # 7 steps
-
-
-@pytest.fixture(scope="module")
-def data() -> ImageData:
-    return digits()
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_module
 
-from ofa.data import ImageData, digits
+from ofa.data import ImageData
 from ofa.distill import Distillation
 from ofa.errors import UserError
 from ofa.files import read_jsonl
@@ -35,16 +35,6 @@ def load(name: str, *overrides: str) -> Schedule:
     with initialize_config_module("conf", version_base="1.3"):
         schedule: Schedule = make(compose("config", [f"schedule={name}", *overrides]).schedule)
     return schedule
-
-
-@pytest.fixture(scope="module")
-def data() -> ImageData:
-    return digits()
-
-
-@pytest.fixture(scope="module")
-def space() -> Space:
-    return load_space("digits_mbv3")
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from ofa.data import Augment, ImageData, digits
+from ofa.data import Augment, ImageData
 from ofa.distill import label_loss, soft_label_loss
 from ofa.errors import UserError
 from ofa.files import read_jsonl
@@ -28,16 +28,6 @@ WATCH = Watch(random_nets=1, images=60, calibration=60)
 FULL = Phase("full", 0.1, 0.05, rule="largest", keep={"kernel": 1, "depth": 1, "expand": 1, "width": 1})
 REST = Phase("rest", 0.15, 0.05, sort_channels=True)
 FIXED = Phase("fixed", 0.1, 0.05, rule="random", random_nets=2, teacher="previous")
-
-
-@pytest.fixture(scope="module")
-def data() -> ImageData:
-    return digits()
-
-
-@pytest.fixture(scope="module")
-def space() -> Space:
-    return load_space("digits_mbv3")
 
 
 def schedule(**changes: object) -> Schedule:
