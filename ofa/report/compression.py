@@ -8,7 +8,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from ofa.report.figures import MARKERS, SERIES, SURFACE, chart
+from ofa.report.figures import MARKERS, SERIES, chart
 from ofa.report.load import Chain, Run
 from ofa.report.markup import Html, el, join
 from ofa.report.summary import label, show
@@ -82,8 +82,8 @@ def front(figure: Figure, name: str, chains: Sequence[Chain]) -> str:
     axes = figure.subplots()
     for i, chain in enumerate(chains):
         x, y = [step["file_bytes"] / 1e3 for step in chain.steps], [100 * step["accuracy"] for step in chain.steps]
-        style = {"color": SERIES[i % len(SERIES)], "marker": MARKERS[i % len(MARKERS)], "markeredgecolor": SURFACE}
-        axes.plot(x, y, markersize=6, **style)
+        style: dict[str, Any] = {"color": SERIES[i % len(SERIES)], "marker": MARKERS[i % len(MARKERS)], "markersize": 6}
+        axes.plot(x, y, **style)
         for j in range(1 if i else 0, len(x)):  # all chains begin at the same network
             axes.annotate(chain.steps[j]["step"], (x[j], y[j]), (5, 5), textcoords="offset points", fontsize=8)
     axes.set_xscale("log")
