@@ -25,22 +25,14 @@ def draw(
     `space` is the phase's own.  score: ranks candidates where the phase prefers some.  A net drawn twice is trained
     once.
     """
-    parts = _turn(phase, space, rng, score, resolution) if phase.rule == "turns" else []
-    parts += [space.largest()] if phase.rule in ("largest", "sandwich") else []
+    parts = [space.largest()] if phase.rule in ("largest", "sandwich") else []
     parts += [space.smallest()] if phase.rule == "sandwich" else []
     if isinstance(phase.arch, Arch):
         parts = [space.encode([phase.arch])]
-    elif phase.rule in ("sandwich", "random"):
+    elif phase.rule != "largest":
         parts += [_random(phase, space, rng, score, resolution) for _ in range(phase.random_nets)]
     archs = space.decode(np.concatenate(parts)) if parts else []
     return list(dict.fromkeys(replace(arch, resolution=resolution) for arch in archs))
-
-
-def _turn(phase: Phase, space: Space, rng: np.random.Generator, score: Score | None, resolution: int) -> list[Genes]:
-    """One net of a sandwich, each as likely: the largest, the smallest or one of the random ones: one of (1, G)."""
-    turn = int(rng.integers(2 + phase.random_nets))
-    ends = [space.largest(), space.smallest()]
-    return [ends[turn] if turn < len(ends) else _random(phase, space, rng, score, resolution)]
 
 
 def _random(phase: Phase, space: Space, rng: np.random.Generator, score: Score | None, resolution: int) -> Genes:

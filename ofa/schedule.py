@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from ofa.errors import UserError
 from ofa.space import DIMENSIONS, Arch, Space, record
 
-RULES = ("largest", "sandwich", "turns", "random", "fixed")
+RULES = ("largest", "sandwich", "random", "fixed")
 TEACHERS = ("none", "inplace", "previous", "full")
 LOSSES = ("soft_labels", "alpha")
 PREFERENCES = ("none", "best", "worst")
@@ -23,8 +23,8 @@ class Phase:
 
     keep: choices kept of each dimension, as `Space.restrict` takes them (`{kernel: 1}`: only the largest kernel).
     rule: "largest" trains the largest net alone; "sandwich" the largest, the smallest and `random_nets` random ones
-    (Yu et al. 2020, BigNAS, sec. 3.1); "turns" one net of such a sandwich, drawn anew each step, so that a step costs
-    about a fourth; "random" `random_nets` random ones (Cai et al. 2020, sec. 3.3); "fixed" one architecture, `arch`.
+    (Yu et al. 2020, BigNAS, sec. 3.1); "random" `random_nets` random ones (Cai et al. 2020, sec. 3.3); "fixed"
+    one architecture, `arch`.
     couple: dimensions whose choice follows the stage's depth, deeper is wider (Sahni et al. 2021, CompOFA, sec. 3).
     prefer: "best" takes for each random net the best of `candidates` nets of about equal MACs, "worst" the worst, as a
     predictor ranks them that learned from `measured` nets as the phase began (Wang et al. 2021, AttentiveNAS, sec. 4).

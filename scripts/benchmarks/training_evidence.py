@@ -41,7 +41,6 @@ from ofa.training.watch import Watch
 
 SOURCES = {"cifar10": cifar10, "parquet": parquet, "folder": folder}
 ONE_PHASE: dict[str, dict[str, Any]] = {
-    "turns": {"rule": "turns", "random_nets": 2},
     "flat_cost": {"rule": "random"},
     "flat_epochs": {"rule": "random"},
     "sandwich_labels": {"rule": "sandwich", "labels": 1.0},
@@ -232,7 +231,7 @@ def table(lines: list[dict[str, Any]]) -> str:
     return "\n".join(text)
 
 
-PAIRS = [("turns", other) for other in ARMS[1:]] + [("sandwich", "shrinking"), ("shrinking", "flat_epochs")]
+PAIRS = [("flat_cost", other) for other in ARMS[1:]] + [("sandwich", "shrinking"), ("shrinking", "flat_epochs")]
 
 
 def _values(trained: dict[tuple[str, int], dict[str, Any]], name: str) -> NDArray[np.float64]:
@@ -334,7 +333,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     parser.add_argument("--subnets", type=int, default=50, help="random subnets measured in each run")
     parser.add_argument("--nets", type=int, default=5, help="architectures trained alone")
-    parser.add_argument("--source", choices=ARMS, default="turns", help="arm whose seed 0 they inherit from")
+    parser.add_argument("--source", choices=ARMS, default="flat_cost", help="arm whose seed 0 they inherit from")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--lr", type=float, default=0.1)
     parser.add_argument("--rounds", type=int, default=30, help="timed steps of each kind")

@@ -114,19 +114,6 @@ def test_coupled_nets_are_compofas_pairs(space: Space) -> None:
     assert len(published.decode(free)[0].expand) and any(len(set(arch.expand)) > 1 for arch in published.decode(free))
 
 
-def test_the_nets_of_a_sandwich_take_turns_one_a_step_each_as_often(space: Space) -> None:
-    ends = [replace(space.decode(genes)[0], resolution=16) for genes in (space.largest(), space.smallest())]
-    shares = {}
-    for rule in ("turns", "random"):
-        phase = Phase("p", 1, 0.1, rule=rule, random_nets=2 if rule == "turns" else 1, teacher="inplace")
-        assert phase.teacher == "none"  # there is no larger net in the step
-        drawn = [draw(phase, space, np.random.default_rng((0, 2, i)), resolution=16) for i in range(600)]
-        assert {len(archs) for archs in drawn} == {1}
-        shares[rule] = [np.mean([archs[0] == end for archs in drawn]) for end in ends]
-    assert shares["turns"] == pytest.approx([0.25, 0.25], abs=0.07)  # 4 standard deviations of 600 draws
-    assert max(shares["random"]) < 0.02
-
-
 def test_alike_nets_have_the_nearest_macs_of_the_pool(space: Space) -> None:
     pool = space.sample(300, np.random.default_rng(0))
     macs = layer_macs(layer_table(space, pool)).sum(1)
