@@ -72,7 +72,6 @@ class Evolution:
         # The population is in order, best first: the lower index of two wins a tournament.
         mothers, fathers = below(self._rng, len(self._genes), 2, 2, n).min(axis=0)
         fathers = np.where(self._rng.random(n) < self.crossover, fathers, mothers)
-        children = mutate(
-            self.space, cross(*self._full.take([mothers, fathers], axis=0), self._rng), self._chance, self._rng
-        )
+        first, second = self._full.take([mothers, fathers], axis=0)
+        children = mutate(self.space, cross(first, second, self._rng), self._chance, self._rng)
         return self._ancestry.express(repair(self.space, children, self.violation, self._rng))

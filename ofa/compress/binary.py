@@ -8,14 +8,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from ofa.compress.affine import per_channel
+from ofa.compress.affine import per_channel, straight
 from ofa.compress.chain import Work
 from ofa.compress.kmeans import bake
 from ofa.compress.layers import Layer, listed, put, weight_layers
@@ -113,20 +112,7 @@ class Levels(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         """(C, ...) to the same."""
-        levels = KINDS[self.kind](weight.detach())
-        return _StraightThrough.apply(weight, levels)
-
-
-class _StraightThrough(torch.autograd.Function):
-    """The levels, exactly, with the gradient of the weight."""
-
-    @staticmethod
-    def forward(ctx: Any, weight: Tensor, levels: Tensor) -> Tensor:
-        return levels.clone()
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return gradient, None
+        return straight(weight, KINDS[self.kind](weight.detach()))
 
 
 @torch.no_grad()

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from ofa.compress.affine import straight
 from ofa.compress.chain import Work
 from ofa.compress.layers import Layer, weight_layers
 from ofa.errors import UserError
@@ -35,12 +36,15 @@ class KMeans:
     layers: other bits for layers that match a pattern, such as {"units.0.*": 8}; 32 leaves them as they are; the first
     pattern that matches counts.  start: where Lloyd's algorithm begins: spread evenly from the least to the largest
     weight, by density, or at random weights.  finetuning: how the codebooks are trained (None: not at all); a gradient
-    of an entry is the sum over the weights that share it (fig. 3).  Biases and batch norm stay float.
+    of an entry is the sum over the weights that share it (fig. 3).  reassign: after each step every weight goes to the
+    entry nearest to where training has moved it, straight through the codebook; else it stays with the entry that
+    rounding gave it, as in the paper.  Biases and batch norm stay float.
     """
 
     bits: int = 4
     layers: Mapping[str, int] = field(default_factory=dict)
     start: str = "linear"
+    reassign: bool = True
     finetuning: Finetuning | None = None
 
     def __post_init__(self) -> None:
@@ -57,7 +61,7 @@ class KMeans:
             if bits != FLOAT:
                 share(layer, bits, self.start, seed=work.seed)
         if self.finetuning is not None:
-            net = work.finetune(net, self.finetuning)
+            net = work.finetune(net, self.finetuning, reassign if self.reassign else lambda net: None)
         return bake(net).eval()
 
 
@@ -80,12 +84,8 @@ def share(layer: Layer, bits: int, start: str = "linear", *, seed: int = 0) -> N
     weight = layer.weight.detach()
     entries, indices = codebook(weight.double().cpu().numpy().ravel(), 1 << bits, start, seed=seed)
     zero = int(np.flatnonzero(entries == 0)[0]) if (weight == 0).any() else None
-    module = Shared(
-        torch.from_numpy(entries).to(weight), torch.from_numpy(indices).to(weight.device).view(weight.shape), zero
-    )
-    del layer.weight
-    layer.register_parameter("weight", nn.Parameter(module.initial()))
-    parametrize.register_parametrization(layer, "weight", module, unsafe=True)
+    shared = Shared(torch.from_numpy(indices).to(weight.device).view(weight.shape), len(entries), zero)
+    parametrize.register_parametrization(layer, "weight", shared)
 
 
 def codebook(weights: Floats, k: int, start: str = "linear", *, seed: int = 0) -> tuple[Floats, NDArray[np.int64]]:
@@ -133,33 +133,47 @@ def _start(weights: Floats, k: int, start: str, seed: int) -> Floats:
 
 
 class Shared(nn.Module):
-    """A weight as the trained entries of a codebook.
+    """A weight as entries of a codebook, each the mean of the trained weights that share it.
 
-    An entry is held times the square root of how many weights share it: a step of SGD then moves it by the mean of
-    what its weights would have moved by, so that the learning rate of ordinary weights suits it, whatever its cluster.
+    The gradient of a weight's entry passes to the weight, so that a step of SGD moves an entry by the mean of what its
+    weights move by: the learning rate of ordinary weights suits it, whatever its cluster.  indices: of the shape of the
+    weight, below `k`; zero: the entry of pruned weights, which stays 0.
     """
 
-    def __init__(self, entries: Tensor, indices: Tensor, zero: int | None) -> None:
+    def __init__(self, indices: Tensor, k: int, zero: int | None) -> None:
         super().__init__()
-        roots = torch.bincount(indices.flatten(), minlength=len(entries)).clamp_min(1).sqrt()
         self.register_buffer("indices", indices)
-        self.register_buffer("roots", roots.to(entries))
-        free = torch.ones_like(entries)
-        if zero is not None:
-            free[zero] = 0
-        self.register_buffer("free", free)
         self.indices: Tensor
-        self.roots: Tensor
-        self.free: Tensor
-        self._entries = entries
+        self.k, self.zero = k, zero
 
-    def initial(self) -> Tensor:
-        """The trained values at first (k,)."""
-        return self._entries * self.roots
+    def entries(self, weight: Tensor) -> Tensor:
+        """The codebook (k,); an entry that nothing shares is not a number."""
+        indices = self.indices.flatten()
+        sums = torch.bincount(indices, weight.detach().flatten().double(), self.k)
+        found = (sums / torch.bincount(indices, minlength=self.k)).to(weight.dtype)
+        return found if self.zero is None else found.index_fill(0, indices.new_tensor([self.zero]), 0)
 
-    def forward(self, values: Tensor) -> Tensor:
-        """Trained values (k,) to the layer's weight; the entry of pruned weights stays 0."""
-        return (values * self.free / self.roots)[self.indices]
+    def forward(self, weight: Tensor) -> Tensor:
+        """A trained weight to one of the same shape, of at most k values."""
+        return straight(weight, self.entries(weight)[self.indices])
+
+    def assign(self, weight: Tensor) -> None:
+        """Move each weight that is not pruned to the entry nearest to it, in place: one round of Lloyd's algorithm."""
+        entries = self.entries(weight.detach())
+        known = [i for i in entries.argsort().tolist() if i != self.zero and not entries[i].isnan()]
+        if not known:
+            return
+        order = self.indices.new_tensor(known)
+        centers = entries[order]
+        nearest = order[torch.bucketize(weight.detach().contiguous(), (centers[1:] + centers[:-1]) / 2)]
+        self.indices = nearest if self.zero is None else torch.where(self.indices == self.zero, self.zero, nearest)
+
+
+def reassign(net: nn.Module) -> None:
+    """For `finetune(after_step=...)`: one round of assignment of the weights of all codebooks, in place."""
+    for module in net.modules():
+        if isinstance(module, parametrize.ParametrizationList) and isinstance(module[0], Shared):
+            module[0].assign(module.original)
 
 
 def bake(net: nn.Module) -> nn.Module:

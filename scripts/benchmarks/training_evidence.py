@@ -36,7 +36,8 @@ from ofa.schedule import Phase, Schedule
 from ofa.space import Arch, Space, load_space
 from ofa.supernet import Supernet
 from ofa.table import layer_macs, layer_table
-from ofa.train import Trainer, load_supernet
+from ofa.train import Trainer
+from ofa.training.trained import load_supernet
 from ofa.training.watch import Watch
 
 SOURCES = {"cifar10": cifar10, "parquet": parquet, "folder": folder}

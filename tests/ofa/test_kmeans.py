@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -67,20 +68,52 @@ def test_an_entry_moves_by_the_mean_of_what_its_weights_would_move_by() -> None:
     gradient = torch.tensor([[0.1, 0.5, 1.0], [2.0, 3.0, 6.0]])
     optimizer = torch.optim.SGD(layer.parameters(), 0.1)
     (layer.weight * gradient).sum().backward()
-    summed = layer.parametrizations.weight.original.grad * torch.tensor([2.0, 4.0]).sqrt()
-    torch.testing.assert_close(summed, torch.tensor([0.6, 12.0]))  # fig. 3: the sum over the weights of a cluster
+    entries = torch.tensor([1.0, 3.0])
+    summed = torch.bincount(torch.tensor([0, 0, 1, 1, 1, 1]), layer.parametrizations.weight.original.grad.flatten())
+    torch.testing.assert_close(summed.float(), torch.tensor([0.6, 12.0]))  # fig. 3: the sum over a cluster
+    assert torch.equal(layer.weight.unique(), entries)
     optimizer.step()
     expected = torch.tensor([[1 - 0.03, 1 - 0.03, 3 - 0.3], [3 - 0.3] * 3])
     torch.testing.assert_close(layer.weight, expected)
     torch.testing.assert_close(bake(copy.deepcopy(layer)).weight, expected)
 
 
-def test_the_entry_of_pruned_weights_is_not_trained() -> None:
-    shared = Shared(torch.tensor([-1.0, 0.0, 2.0]), torch.tensor([[0, 1], [1, 2]]), zero=1)
-    values = (shared.initial() + 5).requires_grad_()
-    weight = shared(values)
-    weight.sum().backward()
-    assert weight[0, 1] == weight[1, 0] == 0 and values.grad[1] == 0 and values.grad[0] == 1
+def test_the_entry_of_pruned_weights_is_not_trained_and_takes_no_other_weight() -> None:
+    shared = Shared(torch.tensor([[0, 1], [1, 2]]), 3, zero=1)
+    weight = torch.tensor([[-1.0, 5.0], [5.0, 0.1]], requires_grad=True)  # pruned ones have been trained away from 0
+    torch.testing.assert_close(shared(weight), torch.tensor([[-1.0, 0.0], [0.0, 0.1]]))
+    shared.assign(weight)
+    assert shared.indices.tolist() == [[0, 1], [1, 2]]
+
+
+def test_weights_that_training_moved_go_to_the_nearest_entry() -> None:
+    shared = Shared(torch.tensor([0, 0, 0, 1, 1]), 2, zero=None)
+    weight = torch.tensor([0.0, 0.0, 4.5, 3.0, 5.0])  # means 1.5 and 4: the third is nearer to the second
+    torch.testing.assert_close(shared(weight), torch.tensor([1.5, 1.5, 1.5, 4.0, 4.0]))
+    shared.assign(weight)
+    assert shared.indices.tolist() == [0, 0, 1, 1, 1]
+    torch.testing.assert_close(shared(weight), torch.tensor([0.0, 0.0, 12.5 / 3, 12.5 / 3, 12.5 / 3]))
+
+
+def test_entries_that_nothing_shares_are_left_out_and_order_does_not_matter() -> None:
+    shared = Shared(torch.tensor([2, 2, 0, 0]), 3, zero=None)  # entry 1 is empty, entry 0 above entry 2
+    weight = torch.tensor([1.0, 6.0, 7.0, 9.0])  # means 3.5 and 8: 6 is nearer to 8
+    shared.assign(weight)
+    assert shared.indices.tolist() == [2, 0, 0, 0]
+
+
+@pytest.mark.parametrize("renewed", [True, False])
+def test_training_renews_assignments_only_if_asked(renewed: bool, work: Work) -> None:
+    start = KMeans(2)(random_net(), work)
+    trained = KMeans(2, reassign=renewed, finetuning=replace(BRIEF, lr=0.1))(random_net(), work)
+    pairs = [
+        (a.weight, b.weight)
+        for a, b in zip(weight_layers(start).values(), weight_layers(trained).values(), strict=True)
+    ]
+    same = [torch.equal(a.unique(return_inverse=True)[1], b.unique(return_inverse=True)[1]) for a, b in pairs]
+    assert all(len(b.unique()) <= 4 for _, b in pairs)
+    assert not any(torch.equal(a, b) for a, b in pairs), "all codebooks were trained"
+    assert all(same) != renewed
 
 
 def test_a_network_has_at_most_the_values_asked_for_after_training_and_a_small_file(work: Work) -> None:
