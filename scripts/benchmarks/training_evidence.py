@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from ofa.data import ImageData, Split, cifar10, digits, folder, parquet
+from ofa.distill import Distillation
 from ofa.errors import UserError
 from ofa.evaluate import accuracy, specialise
 from ofa.files import append_jsonl, read_jsonl, versions
@@ -44,10 +45,11 @@ SOURCES = {"cifar10": cifar10, "parquet": parquet, "folder": folder}
 ONE_PHASE: dict[str, dict[str, Any]] = {
     "flat_cost": {"rule": "random"},
     "flat_epochs": {"rule": "random"},
-    "sandwich_labels": {"rule": "sandwich", "labels": 1.0},
+    "sandwich_labels": {"rule": "sandwich"},
     "sandwich": {"rule": "sandwich", "random_nets": 2},
 }
 ARMS = (*ONE_PHASE, "shrinking", "shrinking_sandwich")
+TAUGHT = {name: Distillation({"soft_labels": 1.0}, labels=1.0) for name in ("sandwich_labels", "shrinking")}
 WATCH = Watch(random_nets=0, images=500, calibration=512)
 QUIET = 200  # drawn steps over which the cost of a phase is averaged
 
@@ -89,16 +91,16 @@ def arm(name: str, scale: Scale, steps_per_epoch: int) -> Schedule:
 def _written(name: str, scale: Scale) -> Schedule:
     """An arm's phases with their shares of the epochs; the rate after the first phase of several is half of it."""
     phases = [Phase("all", 10, scale.lr, **ONE_PHASE[name])] if name in ONE_PHASE else _shrinking(name, scale.lr)
-    return Schedule(tuple(phases), scale.batch, weight_decay=5e-4, clip_norm=5.0)
+    return Schedule(tuple(phases), scale.batch, weight_decay=5e-4, clip_norm=5.0, distill=TAUGHT.get(name))
 
 
 def _shrinking(name: str, lr: float) -> list[Phase]:
     """Progressive shrinking: by once-for-all's rule, or with a sandwich of three nets in each step."""
-    rule: dict[str, Any] = {"rule": "random", "teacher": "full", "labels": 1.0}
+    rule: dict[str, Any] = {"rule": "random", "teacher": "full"}
     if name == "shrinking_sandwich":
         rule = {"rule": "sandwich", "teacher": "inplace", "random_nets": 1}
     small = {"kernel": 1, "depth": 1, "expand": 1, "op": 1, "width": 1}
-    opened = ({"depth": 1, "expand": 1, "width": 1}, {"expand": 1, "width": 1}, {})
+    opened: tuple[dict[str, int], ...] = ({"depth": 1, "expand": 1, "width": 1}, {"expand": 1, "width": 1}, {})
     phases = [Phase("full", 4, lr, rule="largest", keep=small)]
     for phase, keep, nets in zip(("kernel", "depth", "expand"), opened, (1, 2, 4), strict=True):
         options = {"random_nets": nets} | rule
