@@ -25,12 +25,18 @@ COPIED = (dict, OrderedDict, set)  # what a module keeps its children, tensors a
 
 @contextmanager
 def _no_collection() -> Iterator[None]:
-    """Python's garbage collector at rest: the thousands of tables of a new net would wake it, a sixth of the time."""
+    """Python's garbage collector at rest: the thousands of tables of a new net would wake it, a sixth of the time.
+
+    At the end they count as old, or it would go through all of them at the next allocation.
+    """
     collecting = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
+        if not gc.get_freeze_count():
+            gc.freeze()
+            gc.unfreeze()
         if collecting:
             gc.enable()
 

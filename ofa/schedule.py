@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from ofa.errors import UserError
 from ofa.space import DIMENSIONS, Arch, Space, record
 
+if TYPE_CHECKING:
+    from ofa.distill import Distillation
+
 RULES = ("largest", "sandwich", "random", "fixed")
 TEACHERS = ("none", "inplace", "previous", "full")
-LOSSES = ("soft_labels", "alpha")
 PREFERENCES = ("none", "best", "worst")
 COUPLED = ("kernel", "expand")
 CURVES = ("cosine", "triangular", "exponential")
@@ -30,8 +33,7 @@ class Phase:
     predictor ranks them that learned from `measured` nets as the phase began (Wang et al. 2021, AttentiveNAS, sec. 4).
     teacher: "inplace" distils the others from the largest net of the same step, "previous" from a frozen copy of the
     largest net as this phase found it, "full" as the second phase found it, "none" trains on labels alone.
-    loss: of soft labels, "soft_labels" or "alpha" (Wang et al. 2021, AlphaNet).  labels: weight of the labels' own loss
-    beside it.  warmup: share of the phase in which the rate rises (None: the schedule's).
+    warmup: share of the phase in which the rate rises (None: the schedule's).
     """
 
     name: str
@@ -40,8 +42,6 @@ class Phase:
     rule: str = "sandwich"
     random_nets: int = 1
     teacher: str = "inplace"
-    loss: str = "soft_labels"
-    labels: float = 0.0
     keep: Mapping[str, int | Sequence[float]] = field(default_factory=dict)
     couple: tuple[str, ...] = ()
     arch: Arch | Mapping[str, object] | None = None
@@ -53,7 +53,7 @@ class Phase:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "couple", tuple(self.couple))
-        for name, known in {"rule": RULES, "teacher": TEACHERS, "loss": LOSSES, "prefer": PREFERENCES}.items():
+        for name, known in {"rule": RULES, "teacher": TEACHERS, "prefer": PREFERENCES}.items():
             _one_of(f"phase {self.name}: {name}", getattr(self, name), known)
         for name in ("epochs", "lr"):
             positive(f"phase {self.name}: {name}", getattr(self, name))
@@ -62,10 +62,8 @@ class Phase:
         if (self.rule == "fixed") != (self.arch is not None):
             raise UserError(f"phase {self.name}: rule fixed needs an arch, and only it has one")
         counts = (self.random_nets, self.candidates - 1, self.measured - 10)
-        if min(counts) < 0 or not 0 <= self.labels < math.inf:
-            raise UserError(
-                f"phase {self.name}: random_nets must be at least 0, candidates 1, measured 10 and labels 0 or more"
-            )
+        if min(counts) < 0:
+            raise UserError(f"phase {self.name}: random_nets must be at least 0, candidates 1 and measured 10")
         if self.rule != "sandwich" and self.teacher == "inplace":
             object.__setattr__(self, "teacher", "none")
         if unknown := set(self.keep) - set(DIMENSIONS):
@@ -87,14 +85,17 @@ class Schedule:
     epochs: of all phases together (None: as the phases say); each phase keeps its share.  curve: of the rate in each
     phase, "cosine", "triangular", or "exponential": times `decay` every `decay_epochs` epochs (of the phase as it is
     written), constant once below `floor` of it (Yu et al. 2020, sec. 3.1).  warmup: share of a phase in which the rate
-    rises linearly (for "triangular" the position of its peak).  lr is for `batch_size` images.  gradient: "mean" or
-    "sum" over the nets of a step.  clip_norm: of the gradient, clip_value: of each of its entries; None: unlimited.
+    rises linearly (for "triangular" the position of its peak).  lr_batch_size: images that the phases' lr is for; with
+    another batch_size it is scaled in proportion (Goyal et al. 2017, sec. 2.1; None: taken as it is).  gradient: "mean"
+    or "sum" over the nets of a step.  clip_norm: of the gradient, clip_value: of each of its entries; None: unlimited.
     dropout: share of the classifier's inputs set to 0, drop_path: share of images that skip a block with a shortcut;
     regularize: whether these and label smoothing are for "all" nets or the "largest" alone.
+    distill: how a net learns from its teacher, where its phase has one (None: from its soft labels alone).
     """
 
     phases: tuple[Phase, ...]
     batch_size: int = 128
+    lr_batch_size: int | None = None
     epochs: float | None = None
     curve: str = "cosine"
     warmup: float = 0.1
@@ -110,6 +111,7 @@ class Schedule:
     gradient: str = "mean"
     clip_norm: float | None = None
     clip_value: float | None = None
+    distill: Distillation | None = None
 
     def __post_init__(self) -> None:
         phases = tuple(p if isinstance(p, Phase) else record(Phase, p) for p in self.phases)
@@ -121,7 +123,7 @@ class Schedule:
             raise UserError(f"phases {names} must be at least one, each with a name of its own")
         if self.batch_size < 2:
             raise UserError(f"batch_size {self.batch_size} is too small for batch norm; give at least 2 images")
-        for name in ("epochs", "decay", "decay_epochs", "floor", "clip_norm", "clip_value"):
+        for name in ("lr_batch_size", "epochs", "decay", "decay_epochs", "floor", "clip_norm", "clip_value"):
             if getattr(self, name) is not None:
                 positive(name, getattr(self, name))
         for name in ("warmup", "momentum", "label_smoothing", "dropout", "drop_path", "weight_decay"):
@@ -139,12 +141,13 @@ class Schedule:
     def rate(self, phase: Phase, done: float) -> float:
         """Learning rate when a share `done` (0 to 1) of a phase has run."""
         warmup = self.warmup if phase.warmup is None else phase.warmup
+        lr = phase.lr * self.batch_size / (self.lr_batch_size or self.batch_size)
         if done < warmup:
-            return phase.lr * (0.05 + 0.95 * done / warmup)
+            return lr * (0.05 + 0.95 * done / warmup)
         left = (1 - done) / (1 - warmup)
         if self.curve == "exponential":
-            return phase.lr * max(self.floor, self.decay ** (phase.epochs * (done - warmup) / self.decay_epochs))
-        return phase.lr * (left if self.curve == "triangular" else (1 - math.cos(math.pi * left)) / 2)
+            return lr * max(self.floor, self.decay ** (phase.epochs * (done - warmup) / self.decay_epochs))
+        return lr * (left if self.curve == "triangular" else (1 - math.cos(math.pi * left)) / 2)
 
 
 def positive(name: str, value: float) -> None:

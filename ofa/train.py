@@ -9,41 +9,38 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ofa.drop import Drop
 from ofa.errors import UserError
 from ofa.evaluate import specialise
 from ofa.files import append_jsonl, read_jsonl
 from ofa.kernels import keep_memory
-from ofa.sampling import Score, draw
-from ofa.schedule import Phase, Schedule
-from ofa.space import Arch, Space
+from ofa.sampling import Score
+from ofa.schedule import Schedule
+from ofa.space import Space
 from ofa.supernet import Supernet
 from ofa.training.attention import Learn, learn_score
 from ofa.training.average import Average
 from ofa.training.checkpoint import read_checkpoint, write_checkpoint
-from ofa.training.gradients import Add, Gradients, Scale, compile_blocks
-from ofa.training.losses import net_loss, regularized
-from ofa.training.optimizer import clip, make_optimizer, reset_momentum
-from ofa.training.rollback import DivergedError, Rollbacks, Safety, check_finite, check_weights, note_rollback
+from ofa.training.gradients import Gradients, Scale, compile_blocks
+from ofa.training.optimizer import make_optimizer, reset_momentum
+from ofa.training.rollback import DivergedError, Rollbacks, Safety, check_weights, note_rollback
 from ofa.training.state import restore, state_tensors, trim_log
-from ofa.training.teacher import load_teacher, taken
+from ofa.training.step import Step
+from ofa.training.teacher import Teacher, load_teacher, taken
+from ofa.training.trained import AVERAGE, SUPERNET, start_from
 from ofa.training.watch import Watch, collapsed, memory
-from ofa.weights import load_tensors, load_weights, save_tensors
+from ofa.weights import save_tensors
 
 if TYPE_CHECKING:
     from ofa.data import ImageData
 
 Report = Callable[[dict[str, Any]], None]
-SUPERNET, AVERAGE = "supernet.safetensors", "average.safetensors"
-WEIGHTS = {"last": SUPERNET, "average": AVERAGE}  # which of a run's weights a later stage uses
 
 
 class Trainer:
@@ -99,7 +96,8 @@ class Trainer:
         self.ends = np.cumsum(schedule.steps(self.steps_per_epoch))
         self.spaces = [phase.space(space) for phase in schedule.phases]
         self.average = None if average is None else Average(self.supernet, average)
-        self.teacher: nn.Module | None = None
+        self.taught = Step(self.supernet, self.optimizer, self.gradients, schedule, data.augment, seed)
+        self.teacher: Teacher | None = None
         self.score: Score | None = None
         self.rollbacks = Rollbacks()
         self.step, self.loss_sum, self.loss_steps, self.seconds = 0, 0.0, 0, 0.0
@@ -164,48 +162,15 @@ class Trainer:
 
     def _train_step(self, phase: int, x: Tensor, y: Tensor) -> None:
         record = self.schedule.phases[phase]
-        rng = np.random.default_rng((self.seed, 2, self.step))
-        archs = draw(record, self.spaces[phase], rng, resolution=x.shape[-1], score=self.score)
-        x, y = x.to(self.device), y.to(self.device)
-        if self.data.augment.mixes:
-            x, y = self.data.augment.mixed(x, y, self.space.classes, np.random.default_rng((self.seed, 6, self.step)))
         start = self._start(phase)
         rate = self.schedule.rate(record, (self.step - start) / (self.ends[phase] - start))
         rate *= self.rollbacks.factor(record.name)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.supernet.train()
-        loss = self.gradients.of(partial(self._losses, record, archs), x, y)
-        check_finite(loss, self.step, record.name, rate)
-        self.gradients.apply(self.optimizer, lambda net: clip(net, self.schedule))
+        loss = self.taught(record, self.spaces[phase], self.step, rate, x, y, self.teacher, self.score)
         if self.average is not None:
             self.average.update(self.supernet)
         self.step += 1
         self.loss_sum, self.loss_steps = self.loss_sum + loss, self.loss_steps + 1
         self.report({"step": self.step, "steps": int(self.ends[-1]), "phase": record.name, "loss": loss, "lr": rate})
-
-    def _losses(self, phase: Phase, archs: list[Arch], x: Tensor, y: Tensor, add: Add) -> Tensor:
-        """Add the loss of each of `archs`; returns that of the first, which a sandwich makes the largest."""
-        share = 1 / len(archs) if self.schedule.gradient == "mean" else 1.0
-        soft, losses = None, []
-        if self.teacher is not None:
-            with torch.no_grad():
-                soft = self.teacher(x)
-        for i, arch in enumerate(archs):
-            regular = regularized(self.schedule, phase, i)
-            logits = self.supernet(x, arch, self._drop(i) if regular else None)
-            loss = net_loss(phase, logits, y, soft, self.schedule.label_smoothing if regular else 0.0)
-            add(loss * share)
-            if i == 0 and phase.teacher == "inplace":
-                soft = logits.detach()
-            losses.append(loss.detach())
-        return losses[0]
-
-    def _drop(self, net: int) -> Drop | None:
-        """What the pass of one net of this step leaves out."""
-        path, features = self.schedule.drop_path, self.schedule.dropout
-        rng = np.random.default_rng((self.seed, 4, self.step, net))
-        return Drop(path, features, rng) if path or features else None
 
     def _enter(self, index: int) -> None:
         """What happens once, before the first step of a phase."""
@@ -227,7 +192,7 @@ class Trainer:
     def _prepare(self, index: int) -> None:
         """Load or make what a phase's steps need besides the weights."""
         phase = self.schedule.phases[index]
-        self.teacher = load_teacher(self.folder, phase, self.space, self.device)
+        self.teacher = load_teacher(self.folder, phase, self.space, self.device, features=self.taught.features)
         self.score = None
         if phase.prefer != "none":
             for turn in (self.world.first, not self.world.first):  # the first measures, the others read
@@ -343,27 +308,3 @@ class Trainer:
         whole = int(self.ends[-1]) if self.step == self.ends[-1] else self.step // self.steps_per_epoch
         if self.world.first:
             trim_log(self.folder / "log.jsonl", whole)
-
-
-def start_from(supernet: Supernet, path: str | Path) -> None:
-    """Load the weights of a supernet file, in place.
-
-    A first or last layer whose shape differs (other channels or classes) keeps its fresh weights; raises UserError for
-    any other difference.
-    """
-    own, (tensors, _) = supernet.state_dict(), load_tensors(path)
-    ends = ("units.0.", f"units.{len(supernet.units) - 1}.")
-    fresh = {n: own[n] for n, t in tensors.items() if n in own and n.startswith(ends) and t.shape != own[n].shape}
-    load_weights(supernet, tensors | fresh, path)
-
-
-def load_supernet(folder: Path, space: Space, *, weights: str = "last") -> Supernet:
-    """The trained supernet of a training folder, in evaluation mode; weights: the "last" ones, or their "average"."""
-    if weights not in WEIGHTS:
-        raise UserError(f"weights {weights!r} are not known; choose from {', '.join(WEIGHTS)}")
-    supernet = Supernet(space)
-    path = folder / WEIGHTS[weights]
-    if weights == "average" and not path.exists():
-        raise UserError(f"{path} does not exist; train with train.average=0.999, or use the last weights")
-    load_weights(supernet, load_tensors(path)[0], path)
-    return supernet.eval()

@@ -71,7 +71,9 @@ def owners(name: str) -> list[str]:
 def explanation(name: str, chosen: Sequence[Any] = ()) -> str:
     """The comment beside an option, or beside the record it is in; in the files called `chosen` first."""
     found = sorted((source for source in sources() if name in source.comments), key=lambda s: s.name not in chosen)
-    record = name.rpartition(".")[0]
+    record, part = name.rpartition(".")[0], name.partition(".")[2]
+    if not found and part.partition(".")[0] in groups():  # a choice in a place of another: schedule.distill
+        return explanation(part, chosen)
     if not found and "." in record:
         return explanation(record, chosen)
     return found[0].comments[name] if found else ""

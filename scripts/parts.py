@@ -46,7 +46,7 @@ def load_parts(cfg: DictConfig) -> tuple[ImageData, Space]:
 
 def trained(cfg: DictConfig, space: Space) -> Supernet:
     """The supernet that ofa-train wrote, with the weights that measure.weights names."""
-    from ofa.train import load_supernet
+    from ofa.training.trained import load_supernet
 
     return load_supernet(Path(cfg.run, "train"), space, weights=cfg.measure.weights)
 

@@ -15,7 +15,7 @@ from ofa.space import Genes, Space
 from search.agents import TRIES, Ancestry, Fresh
 from search.pareto import best_first
 from search.repair import Violation, repair
-from search.variation import check_chances, cross, draw_all, mutate
+from search.variation import below, check_chances, cross, draw_all, mutate
 
 
 @dataclass(eq=False)
@@ -62,7 +62,7 @@ class Evolution:
         cost = np.concatenate([self._cost, cost])
         violation = np.concatenate([self._violation, violation])
         kept = best_first(cost, violation)[: self.population]
-        self._genes, self._cost, self._violation = genes[kept], cost[kept], violation[kept]
+        self._genes, self._cost, self._violation = genes.take(kept, axis=0), cost[kept], violation[kept]
         self._full = self._ancestry.recall(self._genes)
 
     def _random(self, n: int) -> Genes:
@@ -70,9 +70,8 @@ class Evolution:
 
     def _offspring(self, n: int) -> Genes:
         # The population is in order, best first: the lower index of two wins a tournament.
-        mothers, fathers = self._rng.integers(len(self._genes), size=(2, 2, n)).min(axis=0)
+        mothers, fathers = below(self._rng, len(self._genes), 2, 2, n).min(axis=0)
         fathers = np.where(self._rng.random(n) < self.crossover, fathers, mothers)
-        children = mutate(
-            self.space, cross(self._full[mothers], self._full[fathers], self._rng), self._chance, self._rng
-        )
+        first, second = self._full.take([mothers, fathers], axis=0)
+        children = mutate(self.space, cross(first, second, self._rng), self._chance, self._rng)
         return self._ancestry.express(repair(self.space, children, self.violation, self._rng))

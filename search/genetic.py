@@ -16,7 +16,7 @@ from ofa.space import Genes, Space
 from search.agents import TRIES, Ancestry, Fresh, keys
 from search.pareto import best_first
 from search.repair import Violation, repair
-from search.variation import check_chances, cross, draw_all, places_of, redraw
+from search.variation import below, check_chances, cross, draw_all, places_of, redraw
 
 
 @dataclass(eq=False)
@@ -75,16 +75,16 @@ class Genetic:
         last = range(len(genes) - 1, -1, -1)
         first = np.sort(list(dict(zip(keys(genes[::-1]), last, strict=True)).values()))
         kept = first[best_first(cost[first], violation[first])[: self._kept]]
-        self._genes, self._cost, self._violation = genes[kept], cost[kept], violation[kept]
+        self._genes, self._cost, self._violation = genes.take(kept, axis=0), cost[kept], violation[kept]
         self._full = self._ancestry.recall(self._genes)
 
     def _random(self, n: int) -> Genes:
         return self._ancestry.express(draw_all(self.space, n, self._rng))
 
     def _children(self, n: int) -> Genes:
-        mothers, fathers = self._full[self._rng.integers(len(self._full), size=(2, n))]
+        mothers, fathers = self._full.take(below(self._rng, len(self._full), 2, n), axis=0)
         mutants = round(self.mutants * n)
         changed = redraw(self.space, mothers[:mutants], self.mutation, self._rng, self._places)
         children = np.concatenate([changed, cross(mothers[mutants:], fathers[mutants:], self._rng)])
-        children = repair(self.space, children[self._rng.permutation(n)], self.violation, self._rng)
+        children = repair(self.space, children.take(self._rng.permutation(n), axis=0), self.violation, self._rng)
         return self._ancestry.express(children)

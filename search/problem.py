@@ -58,16 +58,17 @@ class Problem:
                 raise UserError(f"objective {name}={sign} has no direction; 1 minimises, -1 maximises")
         self.objectives = {known_name(name, self.predictors): int(sign) for name, sign in self.objectives.items()}
         self.bounds: dict[str, float] = parse_limits(self.limits, self.predictors)
-        self._memo: dict[bytes, tuple[float, ...]] = {}
+        self._rows: dict[bytes, int] = {}  # the memo: where `_table` has the values of a network
+        self._table = np.empty((0, len(self.predictors)))
 
     def evaluate(self, genes: Genes) -> Evaluation:
         """Evaluate networks (N, G); each predictor sees only those that were never evaluated before, in one call."""
         keyed = keys(genes)
-        new = list({key: i for i, key in enumerate(keyed) if key not in self._memo}.values())
+        new = list({key: i for i, key in enumerate(keyed) if key not in self._rows}.values())
         if new:
             self.remember(genes[new], self._everything(genes[new]))
-        table = np.array(list(map(self._memo.__getitem__, keyed))).reshape(len(genes), len(self.predictors))
-        values = dict(zip(self.predictors, table.T, strict=True))
+        rows = np.fromiter(map(self._rows.__getitem__, keyed), np.int64, len(keyed))
+        values = dict(zip(self.predictors, self._table.take(rows, axis=0).T, strict=True))
         return Evaluation(genes, values, self.cost(values), self.violation(values))
 
     def _everything(self, genes: Genes) -> Values:
@@ -84,8 +85,10 @@ class Problem:
 
     def remember(self, genes: Genes, values: Mapping[str, NDArray[Any]]) -> None:
         """Put known values (N,) of every predictor into the memo."""
-        rows = np.stack([values[name] for name in self.predictors], axis=1).tolist()
-        self._memo.update(zip(keys(genes), map(tuple, rows), strict=True))
+        rows = [self._rows.setdefault(key, len(self._rows)) for key in keys(genes)]
+        if len(self._rows) > len(self._table):  # twice as long, so that growing costs little on the whole
+            self._table = np.concatenate([self._table, np.empty((len(self._rows), len(self.predictors)))])
+        self._table[rows] = np.stack([values[name] for name in self.predictors], axis=1)
 
     def predict(self, genes: Genes, names: Iterable[str]) -> Values:
         """Values (N,) of the named predictors, without the memo."""

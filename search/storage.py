@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -57,4 +58,5 @@ def _proxy(url: str) -> BaseStorage:
     from optuna.storages import GrpcStorageProxy
 
     where = urlsplit(url)
-    return GrpcStorageProxy(host=where.hostname or "localhost", port=where.port or 13000)
+    with warnings.catch_warnings(action="ignore", category=optuna.exceptions.ExperimentalWarning):
+        return GrpcStorageProxy(host=where.hostname or "localhost", port=where.port or 13000)

@@ -5,6 +5,8 @@ Chances are drawn as 16-bit integers, four to a random word: their error is belo
 
 from __future__ import annotations
 
+from math import prod
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -14,6 +16,16 @@ from ofa.space import OF_BLOCKS, Genes, Space
 WORD = 1 << 16
 
 
+def words(rng: np.random.Generator, *shape: int) -> NDArray[np.uint16]:
+    """Uniform 16-bit integers; four times as fast as `rng.integers`, which draws them one by one."""
+    return rng.bit_generator.random_raw(-(-prod(shape) // 4)).view(np.uint16)[: prod(shape)].reshape(shape)
+
+
+def below(rng: np.random.Generator, bound: int | NDArray[np.int64], *shape: int) -> NDArray[np.int64]:
+    """Integers from 0 to `bound` - 1, one bound for all or one for each of the last dimension."""
+    return (words(rng, *shape) * np.asarray(bound, dtype=np.uint32) >> 16).astype(np.int64)
+
+
 def draw(space: Space, n: int, rng: np.random.Generator) -> Genes:
     """n random networks, every gene uniform: canonical genes (n, G)."""
     return space.canonical(draw_all(space, n, rng))
@@ -21,21 +33,18 @@ def draw(space: Space, n: int, rng: np.random.Generator) -> Genes:
 
 def draw_all(space: Space, n: int, rng: np.random.Generator) -> Genes:
     """The same with genes for skipped blocks too: (n, G), not canonical."""
-    words = rng.integers(WORD, size=(n, len(space.counts)), dtype=np.uint16)
-    return ((words * space.counts.astype(np.uint32)) >> 16).astype(np.int8)
+    return (words(rng, n, len(space.counts)) * space.counts.astype(np.uint32) >> 16).astype(np.int8)
 
 
 def mutate(space: Space, genes: Genes, chance: float | NDArray[np.float64], rng: np.random.Generator) -> Genes:
     """Change each gene to another of its choices with a chance, one for all or (G,): genes (N, G), not canonical."""
-    words = rng.integers(WORD, size=genes.shape, dtype=np.uint16)
-    hit = np.flatnonzero(words < np.rint(np.multiply(chance, WORD)).astype(np.int64))
+    hit = np.flatnonzero(words(rng, *genes.shape) < np.rint(np.multiply(chance, WORD)).astype(np.uint32))
     return _changed(space, genes, hit, rng)
 
 
 def redraw(space: Space, genes: Genes, chance: float, rng: np.random.Generator, places: NDArray[np.int64]) -> Genes:
     """Draw each place anew with a chance, all its genes together: genes (N, G), not canonical; see `places_of`."""
-    words = rng.integers(WORD, size=(len(genes), int(places.max()) + 1), dtype=np.uint16)
-    hit = (words < np.rint(chance * WORD)).take(places, axis=1)
+    hit = (words(rng, len(genes), int(places.max()) + 1) < round(chance * WORD)).take(places, axis=1)
     return np.where(hit, draw_all(space, len(genes), rng), genes)
 
 
@@ -56,7 +65,7 @@ def mutate_one(space: Space, genes: Genes, rng: np.random.Generator) -> Genes:
 def cross(mothers: Genes, fathers: Genes, rng: np.random.Generator) -> Genes:
     """Children that have each gene from either parent with equal chance: (N, G), not canonical."""
     n, g = mothers.shape
-    bits = rng.integers(256, size=(n, -(-g // 8)), dtype=np.uint8)
+    bits = words(rng, n, -(-g // 16)).view(np.uint8)
     return np.where(np.unpackbits(bits, axis=1, count=g).view(bool), fathers, mothers)
 
 

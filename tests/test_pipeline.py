@@ -21,7 +21,7 @@ from ofa.export.card import load_card, rebuild
 from ofa.export.onnx import load_onnx, run_onnx, run_torch
 from ofa.space import load_space
 from ofa.supernet import Supernet
-from ofa.train import load_supernet
+from ofa.training.trained import load_supernet
 from ofa.weights import load_tensors, load_weights
 from tests.ofa.test_published import theirs
 

@@ -22,13 +22,18 @@ class Outputs(NamedTuple):
     """What a network says about images, and what it saw on the way.
 
     logits: (N, K).  maps: of the tapped layers.  embedding: the classifier's input, (N, D).  fitted: of a student, its
-    maps after learned 1x1 convolutions to the teacher's channels (None: there are none).
+    maps with as many channels as the teacher's (None: as they are).
     """
 
     logits: Tensor
     maps: tuple[Tensor, ...] = ()
     embedding: Tensor | None = None
     fitted: tuple[Tensor, ...] | None = None
+
+    def detached(self) -> Outputs:
+        """The same as constants, for a teacher that is not to learn."""
+        maps = tuple(each.detach() for each in self.maps)
+        return Outputs(self.logits.detach(), maps, None if self.embedding is None else self.embedding.detach())
 
 
 class _Call(NamedTuple):

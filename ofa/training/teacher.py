@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor
 
+from ofa.distill.elastic import stage_units
+from ofa.distill.taps import Outputs, Tap
 from ofa.inference import fast
 from ofa.schedule import Phase, Schedule
 from ofa.space import Space
@@ -26,12 +29,23 @@ def _file(folder: Path, phase: Phase) -> Path:
     return folder / f"teacher-{phase.name if phase.teacher == 'previous' else 'full'}.safetensors"
 
 
-def load_teacher(folder: Path, phase: Phase, space: Space, device: torch.device) -> nn.Module | None:
-    """The frozen teacher of a phase, in evaluation mode; None where it has none."""
+Teacher = Callable[[Tensor], Outputs]
+
+
+def load_teacher(
+    folder: Path, phase: Phase, space: Space, device: torch.device, *, features: bool = False
+) -> Teacher | None:
+    """The frozen teacher of a phase, in evaluation mode; None where it has none.
+
+    features: whether its outputs hold the maps of its stages and the classifier's input besides logits.
+    """
     if phase.teacher not in ("previous", "full"):
         return None
     path = _file(folder, phase)
     net = build(space, space.decode(space.largest())[0])
     load_weights(net, load_tensors(path)[0], path)
     net = net.to(device).eval()
-    return fast(net) if device.type == "cpu" else net
+    if features:
+        return Tap(net, stage_units(net.spec.units), embedding=True)
+    quick = fast(net) if device.type == "cpu" else net
+    return lambda x: Outputs(quick(x))

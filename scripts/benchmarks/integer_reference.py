@@ -1,13 +1,16 @@
 """The integer-only reference on 1,000 real images, beside LiteRT's three sets of kernels and TensorFlow Lite Micro.
 
     pip install "ofa-nas[tflite]"
-    python scripts/benchmarks/integer_reference.py [--images 1000] [--nets digits proxyless]
+    python scripts/benchmarks/integer_reference.py [--images 1000] [--nets digits proxyless] [--card <card>]
 
 digits: a small MobileNetV3-like net (squeeze-excite, hard-swish), trained here for `--epochs` epochs, on scikit-learn's
 digits.  proxyless: MCUNet's published ImageNet weights, on CIFAR-10's test images at 112 px (folder of real data,
-OFA_DATA).  Each goes through LiteRT's converter and quantizer (per channel, `--ranges` over 128 training images) to one
-int8 file, which everything runs.  Printed: differences of 8-bit logits, the largest, the share that is not 0 and that
-above 1, and of the first class; then how well the file, and the network quantized by `from_net`, follow PyTorch.
+OFA_DATA).  --card: a trained network of this project instead, on its own test images.  Each goes through LiteRT's
+converter and quantizer (per channel, `--ranges` over 128 training images) to one int8 file, which everything runs.
+Printed: differences of 8-bit logits, the largest, the share that is not 0 and that above 1, and of the first class;
+then how well the file, and the network quantized by `from_net`, follow PyTorch; last the C files of both, built with
+-Wall -Wextra -Werror under address and undefined-behaviour sanitizers and run on the same images, and their `.text`,
+`.data`, `.bss` on two cores (where arm-none-eabi-gcc is installed).
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -28,18 +32,22 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from ofa.data import ImageData, cifar10, digits
+from ofa.export.c import export_c
+from ofa.export.c.build import SANITIZERS, compile_c, has_compiler, measure, run_c
+from ofa.export.card import load_card, rebuild
 from ofa.export.onnx import compare, run_torch
 from ofa.export.runtimes.litert import CALIBRATIONS, LiteRT
 from ofa.export.runtimes.tflm import open_micro
 from ofa.files import versions, write_json
 from ofa.finetune import Finetuning, finetune
 from ofa.integer.convert import from_net
-from ofa.integer.net import Int8
+from ofa.integer.net import Int8, IntegerNet
 from ofa.integer.run import quantize_images, run, run_float
 from ofa.integer.tflite import read_tflite
 from ofa.published import load_network
 from ofa.spec import NetSpec, Unit
 from ofa.static import StaticNet, build_spec
+from scripts.benchmarks.runtimes import data_of
 
 DATA = Path(os.environ.get("OFA_DATA", Path(__file__).parents[3] / "shared/data"))
 KERNELS = {
@@ -48,6 +56,7 @@ KERNELS = {
     "LiteRT XNNPACK": "BUILTIN",
 }
 MICRO = "TFLite Micro"
+CORES = ("cortex-m7", "cortex-m0plus")
 SMALL = (
     Unit("conv", 1, 16, 3, 1, act="h_swish"),
     Unit("mbconv", 16, 16, 3, 1, 16, 0, "relu", expand=False, shortcut=True),
@@ -75,6 +84,11 @@ def published_net(epochs: int) -> tuple[StaticNet, ImageData]:
 
 
 NETS: dict[str, Callable[[int], tuple[StaticNet, ImageData]]] = {"digits": small_net, "proxyless": published_net}
+
+
+def carded_net(card: Path) -> tuple[StaticNet, ImageData]:
+    """A trained network of this project, and what it was trained on."""
+    return rebuild(card), data_of(load_card(card))
 
 
 def images_of(data: ImageData, split: str, resolution: int, n: int) -> torch.Tensor:
@@ -113,9 +127,8 @@ def run_micro(path: Path, images: Int8) -> Int8:
     return np.stack(found)
 
 
-def report(name: str, n: int, epochs: int, ranges: str) -> dict[str, Any]:
+def report(name: str, net: StaticNet, data: ImageData, n: int, ranges: str) -> dict[str, Any]:
     """All comparisons of one network."""
-    net, data = NETS[name](epochs)
     side = net.spec.resolution
     calibration, images = images_of(data, "train", side, 128), images_of(data, "test", side, n)
     with tempfile.TemporaryDirectory() as folder:
@@ -137,7 +150,18 @@ def report(name: str, n: int, epochs: int, ranges: str) -> dict[str, Any]:
     floats = {kernels: (values.astype(np.float32) - y.zero) * np.float32(y.scale) for kernels, values in logits.items()}
     floats["from_net, numpy"] = run_float(own, images.numpy())
     found["parity"] = {kernels: _parity(compare(values, reference)) for kernels, values in floats.items()}
+    again = quantize_images(own, images.numpy())
+    found["c"] = {"from the .tflite": in_c(integer, q, mine), "from_net": in_c(own, again, run(own, again))}
     return found
+
+
+def in_c(net: IntegerNet, q: Int8, wanted: Int8) -> dict[str, Any]:
+    """Whether sanitized C gives the reference's bits on quantized images, arena and sections by core."""
+    with tempfile.TemporaryDirectory() as folder:
+        arena = export_c(net, folder).arena_bytes
+        given = run_c(compile_c(folder, flags=("-O1", *SANITIZERS)), q, wanted.shape[1])
+        sizes = {core: asdict(measure(folder, core=core)) for core in CORES} if has_compiler() else {}
+    return {"equal": bool((given == wanted).all()), "n": len(q), "arena": arena, "sizes": sizes}
 
 
 def _difference(a: Int8, b: Int8) -> dict[str, float]:
@@ -162,10 +186,12 @@ def main() -> None:
     parser.add_argument("--nets", nargs="+", default=list(NETS), choices=list(NETS))
     parser.add_argument("--ranges", default="minmax", choices=CALIBRATIONS, help="of LiteRT's quantizer")
     parser.add_argument("--out", type=Path, help="JSON file of the result")
+    parser.add_argument("--card", type=Path, help="card of a trained network, in place of --nets")
     args = parser.parse_args()
     results = []
-    for name in args.nets:
-        results.append(report(name, args.images, args.epochs, args.ranges))
+    for name in ["card"] if args.card else args.nets:
+        net, data = carded_net(args.card) if args.card else NETS[name](args.epochs)
+        results.append(report(name, net, data, args.images, args.ranges))
         print(f"{name}, {args.images} images, {args.ranges}, reference {results[-1]['seconds']:.1f} s", flush=True)
         for pair, row in results[-1]["pairs"].items():
             print(
@@ -174,6 +200,11 @@ def main() -> None:
             )
         for kernels, row in results[-1]["parity"].items():
             print(f"  {kernels:40} against PyTorch {row['sqnr_db']:.2f} dB, same class {row['agreement']:.2%}")
+        for source, row in results[-1]["c"].items():
+            answer = "equal" if row["equal"] else "DIFFERENT"
+            print(f"  C {source:38} {answer} bits on {row['n']} images, sanitized; arena {row['arena']}")
+            for core, s in row["sizes"].items():
+                print(f"    {core}: .text {s['text']}, .data {s['data']}, .bss {s['bss']}, stack {s['stack']}")
     print(json.dumps(versions()))
     if args.out:
         write_json(args.out, {"results": results, "versions": versions()})

@@ -22,23 +22,13 @@ from ofa.compress.compression import Compression
 from ofa.compress.criteria import CRITERIA, Groups, channel_groups
 from ofa.compress.prune import Pruning, macs, prune
 from ofa.compress.quantize import Quantization, check_quantized, quantize
-from ofa.data import ImageData, digits
+from ofa.data import ImageData
 from ofa.errors import UserError
 from ofa.export.onnx import export, run_onnx, run_torch, verify
 from ofa.finetune import Finetuning, finetune
 from ofa.spec import Unit
 from ofa.static import StaticNet
 from tests.ofa.nets import RESNET, SPEC, random_net
-
-
-@pytest.fixture(scope="module")
-def data() -> ImageData:
-    return digits()
-
-
-@pytest.fixture(scope="module")
-def images(data: ImageData) -> Tensor:
-    return next(data.batches("test", 128, 16, rng=None))[0]
 
 
 @pytest.fixture(scope="module")

@@ -18,11 +18,6 @@ from ofa.errors import UserError
 
 
 @pytest.fixture(scope="module")
-def data() -> ImageData:
-    return digits()
-
-
-@pytest.fixture(scope="module")
 def colour(data: ImageData) -> ImageData:
     """Three digits as the channels of one image, so that channels and mirror images can be told apart."""
     x = data.train.images

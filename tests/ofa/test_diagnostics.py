@@ -15,7 +15,7 @@ import torch
 from scipy.stats import kendalltau
 from torch import Tensor, nn
 
-from ofa.data import ImageData, digits
+from ofa.data import ImageData
 from ofa.drop import Drop
 from ofa.errors import UserError
 from ofa.files import read_jsonl
@@ -24,26 +24,17 @@ from ofa.schedule import Phase, Schedule
 from ofa.space import Space, load_space
 from ofa.spec import Unit
 from ofa.supernet import Supernet
-from ofa.train import Trainer, load_supernet
+from ofa.train import Trainer
 from ofa.training.average import Average
 from ofa.training.loggers import open_loggers, scalars
 from ofa.training.profiling import profiled
 from ofa.training.ranking import rank_correlation
 from ofa.training.rollback import Safety
+from ofa.training.trained import load_supernet
 from ofa.training.watch import Watch
 
 WATCH = Watch(random_nets=0, images=100, calibration=100)
 ONE = {"resolution": [12], "width": [0.5], "depth": 1, "expand": 1, "kernel": 1}
-
-
-@pytest.fixture(scope="module")
-def data() -> ImageData:
-    return digits()
-
-
-@pytest.fixture(scope="module")
-def space() -> Space:
-    return load_space("digits_mbv3")
 
 
 def spoiled(folder: Path, data: ImageData, space: Space, attempts: int) -> tuple[Trainer, list[dict[str, Any]]]:

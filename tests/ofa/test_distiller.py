@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torchvision.models import get_model
 
 from ofa import distill
-from ofa.data import ImageData, digits
+from ofa.data import ImageData
 from ofa.distill import Distillation, Distiller, Outputs, observe, stage_ends
+from ofa.distill.elastic import widened
 from ofa.distill.settings import LOSSES, ON_LOGITS
 from ofa.distill.taps import Tap, match
 from ofa.errors import UserError
@@ -25,11 +26,6 @@ from ofa.supernet import Supernet
 from tests.ofa.nets import RESNET, SPEC, random_net
 
 SHORT = Finetuning(epochs=0.1, batch_size=16, lr=0.01)  # 7 steps
-
-
-@pytest.fixture(scope="module")
-def data() -> ImageData:
-    return digits()
 
 
 @pytest.fixture
@@ -314,6 +310,10 @@ def test_losses_without_regressors_train_a_supernets_subnet() -> None:
     settings(observe(supernet, x, replace(small, resolution=side)), teacher).backward()
     assert supernet.units[0].conv.weight.grad.abs().sum() > 0
     narrow = Outputs(torch.zeros(2, 10), (torch.zeros(2, 3, 4, 4),))
+    wide = Outputs(torch.zeros(2, 10), (torch.ones(2, 5, 4, 4),))
+    assert Distillation({"hints": 1.0})(widened(narrow, wide), wide) == pytest.approx(0.5 * 3 / 5), (
+        "2 channels cost nothing"
+    )
     with pytest.raises(UserError, match="the student has 3, the teacher 5; use attention"):
         Distillation({"hints": 1.0})(narrow, narrow._replace(maps=(torch.zeros(2, 5, 4, 4),)))
 

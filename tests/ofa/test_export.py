@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ofa.data import ImageData, digits
+from ofa.data import ImageData
 from ofa.errors import UserError
 from ofa.export.card import Card, Metric, load_card, rebuild, save_card, save_net
 from ofa.export.graph import OPSET, onnx_model
@@ -32,16 +32,6 @@ from ofa.export.onnx import (
 from ofa.space import load_space
 from ofa.static import StaticNet, build
 from tests.ofa.nets import RESNET, SPEC, random_net
-
-
-@pytest.fixture(scope="module")
-def data() -> ImageData:
-    return digits()
-
-
-@pytest.fixture(scope="module")
-def images(data: ImageData) -> Tensor:
-    return next(data.batches("test", 128, 16, rng=None))[0]
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ofa.data import ImageData, digits
+from ofa.data import ImageData
 from ofa.errors import UserError
 from ofa.finetune import Finetuning, finetune
 from ofa.ondevice.memory import Plan, Update, layers, memory
@@ -33,11 +33,6 @@ PLANS: dict[str, Plan] = {
     "first layer": {"units.0": Update(bias=False, channels=(0,))},
     "everything": whole(random_net()),
 }
-
-
-@pytest.fixture(scope="module")
-def data() -> ImageData:
-    return digits()
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from omegaconf import OmegaConf
+from hydra import compose, initialize_config_module
 
-from ofa.data import ImageData, digits
+from ofa.data import ImageData
+from ofa.distill import Distillation
 from ofa.errors import UserError
 from ofa.files import read_jsonl
 from ofa.sampling import alike, couple, draw
@@ -18,28 +19,22 @@ from ofa.schedule import Phase, Schedule
 from ofa.space import Space, load_space
 from ofa.table import layer_macs, layer_table
 from ofa.train import Trainer
+from ofa.training.gradients import Scale
 from ofa.training.watch import Watch
 from ofa.weights import load_tensors
 from predictors import Macs
+from scripts.cli import make
 
 FOLDER = Path(__file__).parents[2] / "conf/schedule"
 FILES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
 WATCH = Watch(random_nets=0, images=30, calibration=30)
+LABELS = Distillation({}, labels=1.0)
 
 
-def load(name: str) -> Schedule:
-    values = OmegaConf.to_container(OmegaConf.load(FOLDER / f"{name}.yaml"))
-    return Schedule(**{key: value for key, value in values.items() if key != "_target_"})  # type: ignore[union-attr]
-
-
-@pytest.fixture(scope="module")
-def data() -> ImageData:
-    return digits()
-
-
-@pytest.fixture(scope="module")
-def space() -> Space:
-    return load_space("digits_mbv3")
+def load(name: str, *overrides: str) -> Schedule:
+    with initialize_config_module("conf", version_base="1.3"):
+        schedule: Schedule = make(compose("config", [f"schedule={name}", *overrides]).schedule)
+    return schedule
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -64,12 +59,53 @@ def test_schedule_trains_two_steps_or_one_a_phase_and_moves_the_weights(
     assert np.isfinite(read_jsonl(tmp_path / "log.jsonl")[-1]["loss"])
 
 
+DISTIL = sorted(path.stem for path in (FOLDER.parent / "distill").glob("*.yaml") if path.stem != "mutual")
+
+
+@pytest.mark.parametrize("teacher", ["inplace", "full"])
+@pytest.mark.parametrize("name", DISTIL)
+def test_a_supernet_learns_by_every_way_to_distil(
+    name: str, teacher: str, tmp_path: Path, data: ImageData, space: Space
+) -> None:
+    rule = "sandwich" if teacher == "inplace" else "random"
+    phases = (Phase("first", 1, 0.05, rule="largest"), Phase("then", 1, 0.05, rule=rule, teacher=teacher))
+    epoch = data.size("train") // 32
+    choice = load("digits", f"distill@schedule.distill={name}").distill
+    assert choice is not None
+
+    def trained(distill: Distillation) -> dict[str, torch.Tensor]:
+        schedule = Schedule(phases, batch_size=32, epochs=2 / epoch, distill=distill)
+        folder = tmp_path / ("taught" if distill.losses else "labels")
+        return Trainer(space, data, schedule, folder, watch=WATCH).run().state_dict()
+
+    weights, labels = trained(choice), trained(LABELS)
+    assert all(tensor.isfinite().all() for tensor in weights.values())
+    assert any(not torch.equal(weights[key], labels[key]) for key in weights), "the teacher must count"
+
+
+def test_what_a_supernet_cannot_learn_from_is_named(tmp_path: Path, data: ImageData, space: Space) -> None:
+    phases = (Phase("only", 0.1, 0.05),)
+    for distill in (Distillation({"kl": 1.0}, mutual=True), Distillation({"hints": 1.0}, layers=[("a", "b")])):
+        with pytest.raises(UserError, match="leave mutual and layers out"):
+            Trainer(space, data, Schedule(phases, distill=distill), tmp_path, watch=WATCH)
+    with pytest.raises(UserError, match="attention reads what compiled blocks hide; use a loss on logits"):
+        schedule = Schedule(phases, distill=Distillation({"attention": 1.0}))
+        Trainer(space, data, schedule, tmp_path, watch=WATCH, scale=Scale(compile=True))
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_one_number_of_epochs_scales_a_schedule(name: str) -> None:
     whole, short = load(name), replace(load(name), epochs=60)
     assert sum(short.steps(1000)) == pytest.approx(60_000, abs=len(whole.phases))
     first, second = (np.array(s.steps(1000)) / sum(s.steps(1000)) for s in (whole, short))
     np.testing.assert_allclose(first, second, atol=1e-3)
+
+
+def test_another_batch_size_scales_the_published_rates() -> None:
+    half = load("bignas", "schedule.batch_size=1024")
+    assert half.rate(half.phases[0], 0.5) == pytest.approx(load("bignas").rate(half.phases[0], 0.5) / 2)
+    with pytest.raises(UserError, match="lr_batch_size is 0; give a finite number above 0"):
+        replace(half, lr_batch_size=0)
 
 
 def test_once_for_alls_phases_are_the_papers() -> None:
@@ -172,8 +208,8 @@ def test_every_later_phase_learns_from_the_full_net_as_the_first_left_it(
     small = {"kernel": 1, "depth": 1, "expand": 1, "width": 1}
     phases = (
         Phase("full", 0.05, 0.05, rule="largest", keep=small),
-        Phase("one", 0.05, 0.05, rule="random", teacher="full", labels=1.0, keep=small),
-        Phase("two", 0.05, 0.05, rule="random", teacher="full", labels=1.0, sort_channels=True),
+        Phase("one", 0.05, 0.05, rule="random", teacher="full", keep=small),
+        Phase("two", 0.05, 0.05, rule="random", teacher="full", sort_channels=True),
     )
     run = Trainer(space, data, Schedule(phases, batch_size=32), tmp_path, watch=WATCH, save_seconds=0.0)
     states: list[dict[str, torch.Tensor]] = []

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from ofa.data import Augment, ImageData, digits
+from ofa.data import Augment, ImageData
 from ofa.distill import label_loss, soft_label_loss
 from ofa.errors import UserError
 from ofa.files import read_jsonl
@@ -18,7 +18,8 @@ from ofa.sampling import draw
 from ofa.schedule import Phase, Schedule
 from ofa.space import Space, load_space
 from ofa.supernet import Supernet
-from ofa.train import Trainer, load_supernet
+from ofa.train import Trainer
+from ofa.training.trained import load_supernet
 from ofa.training.watch import Watch, collapsed
 from ofa.weights import load_tensors, save_tensors
 from predictors import Macs
@@ -27,16 +28,6 @@ WATCH = Watch(random_nets=1, images=60, calibration=60)
 FULL = Phase("full", 0.1, 0.05, rule="largest", keep={"kernel": 1, "depth": 1, "expand": 1, "width": 1})
 REST = Phase("rest", 0.15, 0.05, sort_channels=True)
 FIXED = Phase("fixed", 0.1, 0.05, rule="random", random_nets=2, teacher="previous")
-
-
-@pytest.fixture(scope="module")
-def data() -> ImageData:
-    return digits()
-
-
-@pytest.fixture(scope="module")
-def space() -> Space:
-    return load_space("digits_mbv3")
 
 
 def schedule(**changes: object) -> Schedule:
@@ -73,7 +64,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 EVERYTHING: dict[str, object] = {"dropout": 0.2, "drop_path": 0.2, "clip_value": 1.0, "gradient": "sum"}
-ATTENTIVE = Phase("attentive", 0.15, 0.05, prefer="worst", candidates=3, measured=10, sort_channels=True, loss="alpha")
+ATTENTIVE = Phase("attentive", 0.15, 0.05, prefer="worst", candidates=3, measured=10, sort_channels=True)
 
 
 @pytest.mark.parametrize("everything", [False, True])

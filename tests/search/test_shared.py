@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -95,6 +96,39 @@ def postgresql() -> Iterator[str]:
 
 def test_a_database_is_shared_by_two_processes_one_of_which_is_killed(postgresql: str, tmp_path: Path) -> None:
     lose_one(postgresql, tmp_path)
+
+
+PROXY = """
+import sys
+from optuna.storages import RDBStorage, run_grpc_proxy_server
+run_grpc_proxy_server(RDBStorage(sys.argv[1]), port=int(sys.argv[2]))
+"""
+
+
+@pytest.fixture
+def proxy(tmp_path: Path) -> Iterator[str]:
+    """A gRPC proxy of this test alone, before an SQLite file."""
+    pytest.importorskip("grpc", reason="gRPC is not installed (pip install ofa-nas[grpc])")
+    with socket.create_server(("localhost", 0)) as free:
+        port = free.getsockname()[1]
+    server = subprocess.Popen([sys.executable, "-c", PROXY, f"sqlite:///{tmp_path}/study.db", str(port)])
+    try:
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                socket.create_connection(("localhost", port), timeout=1).close()
+                break
+            except OSError:
+                assert server.poll() is None and time.monotonic() < deadline, "the proxy does not start"
+                time.sleep(0.1)
+        yield f"grpc://localhost:{port}"
+    finally:
+        server.kill()
+        server.wait()
+
+
+def test_a_grpc_proxy_is_shared_by_two_processes_one_of_which_is_killed(proxy: str, tmp_path: Path) -> None:
+    lose_one(proxy, tmp_path)
 
 
 def test_an_agent_keeps_its_study_in_a_journal_and_begins_it_anew(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -18,7 +19,8 @@ from ofa.integer.net import Int8
 SOURCES = ("net.c", "kernels.c")  # what goes onto a board; main.c is an example
 CHECKS = ("-std=c99", "-Wall", "-Wextra", "-Werror")
 SANITIZERS = ("-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
-CORTEX_M7 = ("-Os", "-mcpu=cortex-m7", "-mthumb")
+SMALL = ("-Os", "-mthumb")  # for a microcontroller's flash
+CORE = "cortex-m7"
 ARM = "arm-none-eabi-gcc"
 
 
@@ -59,6 +61,14 @@ def compile_c(folder: str | Path, *, flags: Sequence[str] = ("-O2",), compiler: 
     return program
 
 
+def library(folder: str | Path, target: Path, *, flags: Sequence[str] = ("-O2",), compiler: str = "gcc") -> None:
+    """Build an exported folder as a shared library for this machine; raises as `compile_c` does."""
+    names = [str(Path(folder, name)) for name in SOURCES]
+    made = target.with_name(f".{target.name}.new")  # a library that is open keeps its own file
+    _compile([find(compiler), *CHECKS, *flags, "-shared", "-fPIC", "-o", str(made), *names])
+    made.replace(target)
+
+
 def run_c(program: str | Path, images: Int8, outputs: int) -> Int8:
     """Logits (N, outputs) of quantized images (N, H, W, C) from a compiled example; raises RuntimeError if it fails."""
     given = np.ascontiguousarray(images).tobytes()
@@ -68,9 +78,14 @@ def run_c(program: str | Path, images: Int8, outputs: int) -> Int8:
     return np.frombuffer(answer.stdout, np.int8).reshape(len(images), outputs)
 
 
-def measure(folder: str | Path, *, flags: Sequence[str] = CORTEX_M7, compiler: str = ARM) -> Sizes:
-    """Compile what goes onto a board and read its sizes; raises UserError where the compiler is absent."""
-    program = find(compiler)
+def measure(folder: str | Path, *, core: str = CORE, compiler: str = ARM) -> Sizes:
+    """Compile what goes onto a board and read its sizes.  core: the processor, as the compiler's -mcpu names it.
+
+    Raises UserError where the compiler is absent or does not know the core.
+    """
+    program, flags = find(compiler), (*SMALL, f"-mcpu={core}")
+    if not _knows(program, flags):
+        raise UserError(f"core {core!r} is not one that {compiler} builds for; give its name, such as {CORE}")
     with tempfile.TemporaryDirectory() as place:
         for name in SOURCES:
             target = Path(place, name).with_suffix(".o")
@@ -104,6 +119,11 @@ def find(compiler: str) -> str:
         package = "gcc-arm-none-eabi" if compiler == ARM else "gcc"
         raise UserError(f"there is no {compiler} on this machine; install it (Debian: apt install {package})")
     return path
+
+
+def _knows(program: str, flags: Sequence[str]) -> bool:
+    line = [program, *flags, "-E", "-x", "c", os.devnull]
+    return subprocess.run(line, capture_output=True, check=False).returncode == 0
 
 
 def _compile(line: list[str]) -> None:

@@ -1,6 +1,9 @@
 // Runs an AOTInductor package (.pt2) without Python: float32 images from a file, logits to a file.
 //
-//   run net.float.pt2 images.bin C H W logits.bin
+//   run net.float.pt2 images.bin C H W logits.bin [repeats]
+//
+// repeats: then run the first image so often, and print the milliseconds of each.
+#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <fstream>
@@ -11,8 +14,8 @@
 #include <torch/torch.h>
 
 int main(int count, char** values) {
-  if (count != 7) {
-    std::fprintf(stderr, "usage: %s net.pt2 images.bin C H W logits.bin\n", values[0]);
+  if (count != 7 && count != 8) {
+    std::fprintf(stderr, "usage: %s net.pt2 images.bin C H W logits.bin [repeats]\n", values[0]);
     return 2;
   }
   std::ifstream file(values[2], std::ios::binary);
@@ -32,6 +35,13 @@ int main(int count, char** values) {
     const auto logits = loader.run({images})[0].contiguous();
     std::ofstream out(values[6], std::ios::binary);
     out.write(static_cast<const char*>(logits.data_ptr()), static_cast<std::streamsize>(logits.nbytes()));
+    const auto first = images.slice(0, 0, 1).contiguous();
+    for (int i = count == 8 ? std::atoi(values[7]) : 0; i > 0; i--) {
+      const auto start = std::chrono::steady_clock::now();
+      loader.run({first});
+      const std::chrono::duration<double, std::milli> taken = std::chrono::steady_clock::now() - start;
+      std::printf("%.6f\n", taken.count());
+    }
     return out ? 0 : 1;
   } catch (const std::exception& error) {
     std::fprintf(stderr, "%s: %s\n", values[1], error.what());

@@ -37,12 +37,12 @@ class Aoti:
 
     def export(self, net: nn.Module, path: Path, images: Tensor) -> None:
         """Compile with the C++ compiler that Inductor finds; raises UserError where that cannot be done."""
-        from torch._inductor import aoti_compile_and_package
+        from torch._inductor import aoti_compile_and_package, config
 
         shape_of(images)
         example = laid_out(images[:1].repeat(2, 1, 1, 1))  # one image would be taken for a constant
         path.parent.mkdir(parents=True, exist_ok=True)
-        with quiet():
+        with quiet(), config.patch({"cpp.dynamic_threads": True}):  # else the threads of now are compiled in
             try:
                 batch = {0: torch.export.Dim("batch", min=1)}
                 program = torch.export.export(inference(net), (example,), dynamic_shapes=(batch,))

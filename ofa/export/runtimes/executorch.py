@@ -21,6 +21,7 @@ from ofa.files import atomic_write
 EXTRA = "executorch"
 IDENTIFIER = b"ET"  # bytes 4 and 5 of a file
 XNNPACK = "executorch.backends.xnnpack"
+_pool: list[int] = []  # threads of this process' pool, once they are set
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +64,7 @@ class ExecuTorch:
         Its Python runtime has no call for the number of threads and takes all cores the process may run on when it
         first runs, so `threads` narrows those.
         """
-        restrict(threads)  # first, as the pool is made anew with what a loaded method would still hold
+        restrict(threads)  # first, as a loaded method holds the pool
         program, method = _method(path)
 
         def call(images: NDArray[np.float32]) -> Logits:
@@ -90,15 +91,24 @@ class ExecuTorch:
 
 
 def restrict(threads: int) -> None:
-    """Let ExecuTorch's pool have so many threads, where its runtime offers it; raises UserError below 1."""
+    """Let ExecuTorch's pool have so many threads, where its runtime offers it.
+
+    The pool is one for the process, and loaded methods hold it, so it is set once.  Raises UserError below 1 and where
+    the process has run with another number.
+    """
     if threads < 1:
         raise UserError(f"threads {threads} must be at least 1")
+    if _pool:
+        if _pool[0] != threads:
+            raise UserError(f"ExecuTorch has {_pool[0]} threads in this process; start another one for {threads}")
+        return
     library = extra("executorch.extension.pybindings.portable_lib", EXTRA)
     setter = getattr(library, "_unsafe_reset_threadpool", None) or getattr(
         getattr(library, "_C", None), "_unsafe_reset_threadpool", None
     )
     if setter is not None:
         setter(threads)
+    _pool.append(threads)
 
 
 def _quantized(net: nn.Module, images: Tensor) -> nn.Module:

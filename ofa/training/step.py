@@ -1,0 +1,102 @@
+"""One step of training a supernet: which nets, how they are taught, and what the optimizer makes of it."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ofa.data import Augment
+from ofa.distill import Outputs, observe
+from ofa.drop import Drop
+from ofa.sampling import Score, draw
+from ofa.schedule import Phase, Schedule
+from ofa.space import Arch, Space
+from ofa.supernet import Supernet
+from ofa.training.gradients import Add, Gradients
+from ofa.training.losses import net_loss, reads_features, regularized, teaching
+from ofa.training.optimizer import clip
+from ofa.training.rollback import check_finite
+from ofa.training.teacher import Teacher
+
+
+class Step:
+    """Trains a supernet on a batch, in place, on several architectures drawn for the step.
+
+    features: whether teachers have to show more than logits.  Raises UserError for a way to distil that a supernet
+    cannot use.
+    """
+
+    def __init__(
+        self,
+        supernet: Supernet,
+        optimizer: torch.optim.Optimizer,
+        gradients: Gradients,
+        schedule: Schedule,
+        augment: Augment,
+        seed: int,
+    ) -> None:
+        self.supernet, self.optimizer, self.gradients = supernet, optimizer, gradients
+        self.schedule, self.augment, self.seed = schedule, augment, seed
+        self.distill = teaching(schedule, compiled=gradients.scale.compile)
+        self.features = reads_features(self.distill)
+
+    def __call__(
+        self,
+        phase: Phase,
+        space: Space,
+        step: int,
+        lr: float,
+        x: Tensor,
+        y: Tensor,
+        teacher: Teacher | None,
+        score: Score | None,
+    ) -> float:
+        """The loss of images (N, C, H, W) with labels (N,), from which the supernet has learned.
+
+        space: what the phase trains of the whole.  teacher: a frozen one.  score: ranks nets, where the phase prefers
+        some.  Raises DivergedError where the loss is not finite.
+        """
+        archs = draw(phase, space, self._random(2, step), resolution=x.shape[-1], score=score)
+        x, y = x.to(self.gradients.device), y.to(self.gradients.device)
+        if self.augment.mixes:
+            x, y = self.augment.mixed(x, y, self.supernet.space.classes, self._random(6, step))
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.supernet.train()
+        loss = self.gradients.of(partial(self._losses, phase, archs, step, teacher), x, y)
+        check_finite(loss, step, phase.name, lr)
+        self.gradients.apply(self.optimizer, lambda net: clip(net, self.schedule))
+        return loss
+
+    def _random(self, *place: int) -> np.random.Generator:
+        return np.random.default_rng((self.seed, *place))
+
+    def _losses(
+        self, phase: Phase, archs: list[Arch], step: int, frozen: Teacher | None, x: Tensor, y: Tensor, add: Add
+    ) -> Tensor:
+        """Add the loss of each of `archs`; returns that of the first, which a sandwich makes the largest."""
+        share = 1 / len(archs) if self.schedule.gradient == "mean" else 1.0
+        teacher, losses = None, []
+        if frozen is not None:
+            with torch.no_grad():
+                teacher = frozen(x)
+        for i, arch in enumerate(archs):
+            regular = regularized(self.schedule, phase, i)
+            own = self._outputs(x, arch, self._drop(step, i) if regular else None)
+            loss = net_loss(self.distill, own, y, teacher, self.schedule.label_smoothing if regular else 0.0)
+            add(loss * share)
+            if i == 0 and phase.teacher == "inplace":
+                teacher = own.detached()
+            losses.append(loss.detach())
+        return losses[0]
+
+    def _outputs(self, x: Tensor, arch: Arch, drop: Drop | None) -> Outputs:
+        return observe(self.supernet, x, arch, drop) if self.features else Outputs(self.supernet(x, arch, drop))
+
+    def _drop(self, step: int, net: int) -> Drop | None:
+        """What the pass of one net of a step leaves out."""
+        path, features = self.schedule.drop_path, self.schedule.dropout
+        return Drop(path, features, self._random(4, step, net)) if path or features else None
