@@ -12,10 +12,11 @@ from numpy.typing import ArrayLike, NDArray
 from ofa.errors import UserError
 from ofa.files import read_json, write_json
 from ofa.space import Genes, Space, load_space
+from predictors.averaged import AveragedGP
+from predictors.calibration import Calibration, error_ratio
 from predictors.features import Features, OneHot
 from predictors.models import Model, make_model
 from predictors.scores import score
-from predictors.warped import WarpedGP
 
 Float = NDArray[np.float64]
 FOLDS = 5
@@ -63,20 +64,19 @@ class Accuracy:
             name: score(mean, self._accuracy, ("kendall_tau", "rmse")) for name, (mean, _) in held_out.items()
         }
         self.chosen = _choose({name: (mean - self._accuracy) ** 2 for name, (mean, _) in held_out.items()})
-        mean, std = held_out[self.chosen]
-        self._calibration = float(np.sqrt(np.mean(((self._accuracy - mean) / std) ** 2)))
         self._fitted = fitted[self.chosen]
+        self._calibration = self._calibrate(self.chosen, held_out[self.chosen])
         return self
 
     def predict(self, genes: Genes) -> tuple[Float, Float]:
-        """Mean and standard deviation, (N,) each; the deviations match the errors of the cross-validation."""
+        """Mean and standard deviation, (N,) each; the deviations are those of `predictors.calibration`."""
         if self.chosen is None:
             raise UserError("this accuracy predictor has learned nothing yet; call fit(genes, accuracy) first")
         self.space.validate(genes)
         if not len(genes):
             return np.empty(0), np.empty(0)
         mean, std = self._fitted.predict(self._features[self.chosen](genes))
-        return mean, std * self._calibration
+        return mean, self._calibration(mean, std)
 
     def __call__(self, genes: Genes) -> Float:
         """Expected accuracy of each architecture, (N,)."""
@@ -112,7 +112,7 @@ class Accuracy:
         return Accuracy.from_dict(read_json(path))
 
     def _make(self, name: str) -> Model:
-        return make_model(name, [group.columns for group in self._features[name].groups], self.seed)
+        return make_model(name, self._features[name].groups, self.seed)
 
     def _out_of_fold(self, name: str, features: Float, fitted: _Scaled) -> tuple[Float, Float]:
         """Mean and standard deviation of every sample, predicted by a model that did not see it."""
@@ -123,6 +123,17 @@ class Accuracy:
             model = _Scaled(self._make(name)).fit(features[train], self._accuracy[train], like=fitted)
             mean[test], std[test] = model.predict(features[test])
         return mean, std
+
+    def _calibrate(self, name: str, held_out: tuple[Float, Float]) -> Calibration:
+        """From the errors of the folds, and from those of a fit on the worse half tested on the better half."""
+        within, order = error_ratio(self._accuracy, *held_out), np.argsort(self._accuracy, kind="stable")
+        worse, better = order[: len(order) // 2], order[len(order) // 2 :]
+        beyond = within
+        if len(worse) >= FEWEST:
+            features = self._features[name](self._genes)
+            model = _Scaled(self._make(name)).fit(features[worse], self._accuracy[worse], like=self._fitted)
+            beyond = max(within, error_ratio(self._accuracy[better], *model.predict(features[better])))
+        return Calibration(within, beyond, float(self._accuracy.max()))
 
     def _check(self) -> None:
         self.space.validate(self._genes)
@@ -146,7 +157,7 @@ class _Scaled:
         self.x_mean, self.x_std = x.mean(axis=0), _positive(x.std(axis=0))
         self.y_mean, self.y_std = y.mean(), _positive(y.std())
         x, y = (x - self.x_mean) / self.x_std, (y - self.y_mean) / self.y_std
-        if like and isinstance(like.model, WarpedGP):
+        if like and isinstance(like.model, AveragedGP):
             self.model = like.model.refit(x, y)
         else:
             self.model.fit(x, y)

@@ -12,14 +12,19 @@ from ofa.space import DIMENSIONS, Genes, Space
 from predictors.costs import Macs, Params
 
 Float = NDArray[np.float64]
+SLOPES = {"depth": -4.0, "kernel": -4.0, "expand": -4.0, "log kernels": -2.0, "log expands": -2.0}
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Features that belong together: a name and their columns."""
+    """Features that belong together: a name, their columns, and the logarithm of how much they matter on their own.
+
+    slope: 0, or less where other groups hold the bulk of their effect, as the sums of a stage do for its blocks.
+    """
 
     name: str
     columns: slice
+    slope: float = 0.0
 
 
 class Features:
@@ -61,7 +66,9 @@ class Features:
         sizes |= {"log kernels": blocks, "log kernel sums": stages, "log expands": blocks, "log expand sums": stages}
         ends = np.cumsum([0, *sizes.values(), stages])
         return tuple(
-            Group(name, slice(int(a), int(b))) for name, a, b in zip([*sizes, "depths"], ends, ends[1:], strict=False)
+            Group(name, slice(int(a), int(b)), SLOPES.get(name, 0.0))
+            for name, a, b in zip([*sizes, "depths"], ends, ends[1:], strict=False)
+            if a < b
         )
 
 

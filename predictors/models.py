@@ -15,7 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ofa.errors import UserError
-from predictors.warped import Warp, WarpedGP
+from predictors.averaged import AveragedGP
+from predictors.features import Group
+from predictors.warp import Warp
 
 Float = NDArray[np.float64]
 ROOM = 2.0  # of the warp before models that do not choose their own
@@ -55,14 +57,14 @@ class Ensemble:
 
 
 class Warped:
-    """A model that learns -log(top - y) instead of y: accuracy saturates, see `predictors.warped.Warp`."""
+    """A model that learns -log(top - y) instead of y: accuracy saturates, see `predictors.warp.Warp`."""
 
     def __init__(self, model: Model) -> None:
         self.model = model
 
     def fit(self, x: Float, y: Float) -> Warped:
         """Learn from features (N, F) and targets (N,)."""
-        self.warp = Warp.above(y, ROOM)
+        self.warp = Warp.below(float(y.max() + ROOM * (y.std() or 1.0)), y)
         self.model.fit(x, self.warp(y))
         return self
 
@@ -107,17 +109,17 @@ def _batches(n: int) -> Sequence[tuple[int, int]]:
     return list(pairwise([*range(0, n, ROWS), n]))
 
 
-def _gp(groups: Sequence[slice], seed: int) -> Model:
-    return WarpedGP(groups)
+def _gp(groups: Sequence[Group], seed: int) -> Model:
+    return AveragedGP([group.columns for group in groups], [group.slope for group in groups])
 
 
-def _ridge(groups: Sequence[slice], seed: int) -> Model:
+def _ridge(groups: Sequence[Group], seed: int) -> Model:
     from sklearn.linear_model import RidgeCV
 
     return Warped(Ensemble([RidgeCV(alphas=np.logspace(-3, 4, 22))]))
 
 
-def _svr(groups: Sequence[slice], seed: int) -> Model:
+def _svr(groups: Sequence[Group], seed: int) -> Model:
     from sklearn.model_selection import GridSearchCV, KFold
     from sklearn.svm import SVR
 
@@ -127,25 +129,25 @@ def _svr(groups: Sequence[slice], seed: int) -> Model:
     return Warped(Ensemble([search]))
 
 
-def _boosting(groups: Sequence[slice], seed: int) -> Model:
+def _boosting(groups: Sequence[Group], seed: int) -> Model:
     from sklearn.ensemble import GradientBoostingRegressor
 
     options = {"n_estimators": 150, "learning_rate": 0.1, "max_depth": 3, "subsample": 0.7, "max_features": 0.3}
     return Warped(Ensemble([GradientBoostingRegressor(**options, random_state=seed)]))
 
 
-def _mlp(groups: Sequence[slice], seed: int) -> Model:
+def _mlp(groups: Sequence[Group], seed: int) -> Model:
     from sklearn.neural_network import MLPRegressor
 
     options = {"hidden_layer_sizes": (128, 128), "alpha": 0.1, "learning_rate_init": 3e-3, "max_iter": 150}
     return Warped(Ensemble([MLPRegressor(**options, random_state=1000 * seed + i) for i in range(5)]))
 
 
-def _ofa_mlp(groups: Sequence[slice], seed: int) -> Model:
+def _ofa_mlp(groups: Sequence[Group], seed: int) -> Model:
     return Warped(Network(seed))
 
 
-MODELS: dict[str, Callable[[Sequence[slice], int], Model]] = {
+MODELS: dict[str, Callable[[Sequence[Group], int], Model]] = {
     "gp": _gp,
     "ridge": _ridge,
     "svr": _svr,
@@ -155,7 +157,7 @@ MODELS: dict[str, Callable[[Sequence[slice], int], Model]] = {
 }
 
 
-def make_model(name: str, groups: Sequence[slice], seed: int) -> Model:
+def make_model(name: str, groups: Sequence[Group], seed: int) -> Model:
     """An unfitted model by name; `groups` are the columns of features that belong together."""
     if name not in MODELS:
         raise UserError(f"accuracy model {name!r} is not known; choose from auto, {', '.join(MODELS)}")

@@ -39,7 +39,7 @@ def main(cfg: DictConfig) -> None:
             "network=runs/digits/specialize/stm32f746/float.json step=[magnitude,kmeans]"
         )
     chain = "-".join(cfg.step)
-    with open_stage(cfg, f"compress/{_name(cfg.network)}/{chain}", READS) as stage:
+    with open_stage(cfg, f"compress/{folder_name(cfg.network)}/{chain}", READS) as stage:
         if not stage.done:
             data = load_data(cfg)
             net, resolution = _network(cfg, data)
@@ -108,7 +108,7 @@ def _network(cfg: DictConfig, data: ImageData) -> tuple[nn.Module, int]:
     return net, net.spec.resolution if isinstance(net, StaticNet) else data.side
 
 
-def _name(network: str) -> str:
+def folder_name(network: str) -> str:
     """A folder's name for a network: specialize/phone/float.json becomes phone-float."""
     path = Path(str(network).partition("@")[0].replace(":", "-"))
     return "-".join(part for part in (path.parent.name, path.stem) if part)

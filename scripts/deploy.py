@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 
 from scripts.cli import make
+from scripts.onnx_files import SHIPPED
 from scripts.stage import plain
 
 if TYPE_CHECKING:
@@ -38,14 +39,14 @@ def deploy(
     from ofa.export.budget import is_met, prove
     from ofa.export.card import rebuild
 
-    net = rebuild(folder / "pruned.json")
+    net = rebuild(folder / f"{SHIPPED}.json")
     side, settings = net.spec.resolution, make(cfg.compress).quantization
     ranges = torch.cat(list(data.calibration("val", settings.images, side)))
     found = {name: _run(cfg, name, net, ranges, folder, data) for name in cfg.runtime}
     for name, row in found.items():
         print(f"{device}: {name} {row['sqnr_db']:.1f} dB, {row['file_bytes']:,} bytes in {row['file']}{_latency(row)}")
-    names = list(plain(cfg.device[device]).get("runtimes", []))
-    proofs, missing = prove(names, net, ranges, limits, shipped, folder)
+    board = plain(cfg.device[device])
+    proofs, missing = prove(board.get("runtimes", []), net, ranges, limits, shipped, folder, core=board.get("core"))
     for line in [line for proof in proofs for line in proof.lines()] + missing:
         print(f"{device}: {line}")
     met = is_met(proofs, budget)

@@ -82,7 +82,9 @@ def note(run: str | Path, **values: Any) -> None:
 
 
 def next_command(stage: str) -> str | None:
-    """The shell line that runs the stage after `stage` with the same options; None after the last."""
+    """The shell line that runs the stage after `stage` with the same options; None after the last and for network=."""
+    if stage == "export" and any(argument.startswith("network=") for argument in sys.argv[1:]):
+        return None
     stage = "train" if stage == "import" else stage  # which it takes the place of
     if stage not in STAGES[:-1]:
         return None

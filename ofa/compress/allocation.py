@@ -66,6 +66,21 @@ def uniform(layers: Mapping[str, Layer], zeros: int) -> dict[str, float]:
     return dict.fromkeys(layers, zeros / total)
 
 
+def erdos_renyi(layers: Mapping[str, Layer], zeros: int) -> dict[str, float]:
+    """Layers of few weights for their sides stay denser: density is in proportion to the sides' sum over their product.
+
+    The kernel's sides count too (Evci et al. 2020, sec. 3, "ERK"); a layer whose share would be above 1 stays whole.
+    """
+    weights = np.array([layer.weight.numel() for layer in layers.values()])
+    sides = np.array([sum(layer.weight.shape) for layer in layers.values()])
+    kept, low, high = weights.sum() - zeros, 0.0, float(weights.max())
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (low, middle) if np.minimum(weights, middle * sides).sum() >= kept else (middle, high)
+    densities = np.minimum(1.0, high * sides / weights)
+    return dict(zip(layers, (1 - densities).tolist(), strict=True))
+
+
 def by_magnitude(layers: Mapping[str, Layer], zeros: int) -> dict[str, float]:
     """Each layer's share of the `zeros` smallest magnitudes of all layers together."""
     values = torch.cat([layer.weight.detach().abs().flatten() for layer in layers.values()])

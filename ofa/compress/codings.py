@@ -1,4 +1,5 @@
-"""The shortest exact form of one tensor: dense, a codebook, scaled whole numbers, each also without its zeros.
+"""The shortest exact form of one tensor: dense, in half precision where that is exact, a codebook, scaled whole
+numbers, each also without its zeros (but for half precision).
 
 n values, k entries of a codebook, e stored entries of a sparse tensor.
 """
@@ -23,8 +24,8 @@ Floats = NDArray[np.float32]
 class Coded:
     """One tensor's values as bytes, and what must be known to read them.
 
-    coding: "dense", "codebook" or "scaled", after "sparse " where zeros are left out, before " huffman" where a stream
-    is in Huffman codes.  about: JSON.
+    coding: "dense", "half", "codebook" or "scaled", after "sparse " where zeros are left out, before " huffman" where a
+    stream is in Huffman codes.  about: JSON.
     """
 
     coding: str
@@ -69,6 +70,8 @@ def values_of(coded: Coded, shape: tuple[int, ...], scale: Floats | None = None)
         parts = parts[1:]
     if parts[0] == "dense":
         values = np.frombuffer(data, dtype="<f4")
+    elif parts[0] == "half":
+        values = np.frombuffer(data, dtype="<f2").astype(np.float32)
     else:
         table = np.frombuffer(data[: about["table"]], dtype="<f4")
         symbols = decode(_take(about["symbols"], data[about["table"] :])[0])
@@ -83,6 +86,10 @@ def values_of(coded: Coded, shape: tuple[int, ...], scale: Floats | None = None)
 def _forms(flat: Floats, shape: tuple[int, ...], scale: Floats | None) -> Iterator[tuple[int, Callable[[], Coded]]]:
     """Each form that fits: its size in bytes, and what makes it."""
     forms = [form for form in (_codebook(flat), _scaled(flat, shape, scale)) if form]
+    with np.errstate(over="ignore"):
+        half = flat.astype("<f2")
+    if half.astype(np.float32).tobytes() == flat.tobytes():
+        yield half.nbytes, lambda: Coded("half", {}, half.tobytes())
     nonzero = np.flatnonzero(flat)
     few = len(nonzero) < 0.75 * len(flat)
     for form in forms:

@@ -17,9 +17,11 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from ofa.compress.affine import straight
+from ofa.compress.allocation import sensitivity
 from ofa.compress.chain import Work
 from ofa.compress.layers import Layer, weight_layers
 from ofa.errors import UserError
+from ofa.evaluate import accuracy
 from ofa.finetune import Finetuning
 
 STARTS = ("linear", "density", "random")
@@ -63,6 +65,23 @@ class KMeans:
         if self.finetuning is not None:
             net = work.finetune(net, self.finetuning, reassign if self.reassign else lambda net: None)
         return bake(net).eval()
+
+
+def sensitive_layers(
+    net: nn.Module, work: Work, bits: int, *, loss: float = 0.01, images: int | None = 1000, start: str = "linear"
+) -> list[str]:
+    """Layers whose codebook of so many bits alone costs more than `loss` of the accuracy on `images` validation images.
+
+    More bits for these alone: `KMeans(2, dict.fromkeys(found, 4))`.
+    """
+
+    def rounded(weight: Tensor, level: float) -> Tensor:
+        entries, indices = codebook(weight.double().cpu().numpy().ravel(), 1 << int(level), start, seed=work.seed)
+        return torch.from_numpy(entries[indices]).to(weight).view(weight.shape)
+
+    whole = accuracy(net, work.data, "val", resolution=work.resolution, limit=images)
+    rows = sensitivity(net, work, levels=(bits,), change=rounded, images=images)
+    return [row.layer for row in rows if whole - row.accuracy > loss]
 
 
 def check_bits(bits: float, least: int, most: int) -> None:

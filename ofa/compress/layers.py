@@ -117,7 +117,12 @@ class Altered(nn.Module):
         super().__init__()
         self.units = units
 
-    forward = StaticNet.forward
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (N, C, R, R) to logits (N, K)."""
+        for unit in self.units:
+            first = unit[0] if isinstance(unit, nn.Sequential) else unit  # a linear layer may be a chain of them
+            x = unit(x.flatten(1) if isinstance(first, nn.Linear) else x)
+        return x
 
 
 def opened(net: nn.Module) -> nn.Module:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from ofa.compress.allocation import by_magnitude, by_sensitivity, sensitivity, uniform, zeros_for
+from ofa.compress.allocation import by_magnitude, by_sensitivity, erdos_renyi, sensitivity, uniform, zeros_for
 from ofa.compress.chain import Work
 from ofa.compress.layers import BYTES, Layer, listed, weight_layers
 from ofa.compress.sparsity import check_pattern, hold_zeros, n_of_m, zero_smallest
@@ -21,7 +21,8 @@ from ofa.errors import UserError
 from ofa.evaluate import accuracy
 from ofa.finetune import Finetuning
 
-ALLOCATIONS = ("magnitude", "sensitivity", "uniform")
+SHARED = {"magnitude": by_magnitude, "uniform": uniform, "erdos_renyi": erdos_renyi}
+ALLOCATIONS = (*SHARED, "sensitivity")
 EVERY = 10  # optimizer steps between two prunings of a gradual schedule
 
 
@@ -31,10 +32,10 @@ class Magnitude:
 
     size: of the parameters that are not zero, as a share of all, or in bytes of float32 ("150KB").  allocation: how
     many weights each layer loses: the smallest of all layers together (magnitude), as many as cost each layer alone the
-    same accuracy (sensitivity, measured on `images` validation images), or the same share (uniform).  rounds: prune and
-    fine-tune so often, the size falling by the same factor each time.  gradual: share of the fine-tuning during which
-    sparsity rises to its end by a cubic (Zhu & Gupta 2017, eq. 1); 0 zeroes all weights at once.  keep: patterns of the
-    layers that are left as they are.
+    same accuracy (sensitivity, measured on `images` validation images), the same share (uniform), or fewer the smaller
+    the layer (erdos_renyi).  rounds: prune and fine-tune so often, the size falling by the same factor each time.
+    gradual: share of the fine-tuning during which sparsity rises to its end by a cubic (Zhu & Gupta 2017, eq. 1); 0
+    zeroes all weights at once.  keep: patterns of the layers that are left as they are.
     """
 
     size: Target = 0.25
@@ -72,7 +73,7 @@ class Magnitude:
             rows = sensitivity(net, work, keep=self.keep, images=self.images)
             whole = accuracy(net, work.data, "val", resolution=work.resolution, limit=self.images)
             return by_sensitivity(rows, whole, zeros)
-        return (by_magnitude if self.allocation == "magnitude" else uniform)(layers, zeros)
+        return SHARED[self.allocation](layers, zeros)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,10 +2,10 @@
 
     magic "OFAP", version, length of the header, header (zlib of JSON), the tensors' bytes, CRC-32 of all before it
 
-Each float32 tensor has the shortest of these forms: dense; a codebook and an index for each value; whole numbers times
-the scale in the buffer `<name>_scale`; each of them also sparse, with relative indices; indices, numbers and relative
-indices of a fixed width or in Huffman codes (Han et al. 2016, "Deep Compression", sec. 2 to 4).  Other types are kept
-as they are.
+Each float32 tensor has the shortest of these forms: dense; half precision where that is exact; a codebook and an index
+for each value; whole numbers times the scale in the buffer `<name>_scale`; each but half precision also sparse, with
+relative indices; indices, numbers and relative indices of a fixed width or in Huffman codes (Han et al. 2016, "Deep
+Compression", sec. 2 to 4).  Other types are kept as they are.
 """
 
 from __future__ import annotations

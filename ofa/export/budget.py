@@ -18,6 +18,7 @@ from ofa.errors import UserError
 from ofa.export import flatbuffer
 
 CLOSE = 0.1  # share by which a measured arena may differ from the predicted peak without a word
+Limits = Mapping[str, float]
 SRAM, FLASH = "peak_memory_bytes", "weight_bytes"
 
 
@@ -68,7 +69,7 @@ class Proof:
 
 
 def prove_tflm(
-    net: nn.Module, images: Tensor, limits: Mapping[str, float], exact: Mapping[str, float], folder: Path
+    net: nn.Module, images: Tensor, limits: Limits, exact: Limits, folder: Path, core: str | None = None
 ) -> Proof:
     """Export to TensorFlow Lite Micro and measure.  exact: costs that are known, such as macs; the predicted peak."""
     from ofa.export.runtimes.tflm import Tflm, arena
@@ -85,11 +86,14 @@ def prove_tflm(
 
 
 def prove_c(
-    net: nn.Module, images: Tensor, limits: Mapping[str, float], exact: Mapping[str, float], folder: Path
+    net: nn.Module, images: Tensor, limits: Limits, exact: Limits, folder: Path, core: str | None = None
 ) -> Proof:
-    """Export as plain C; flash and SRAM of the compiled sections where there is a compiler, else of the plan."""
+    """Export as plain C; flash and SRAM of the compiled sections where there is a compiler, else of the plan.
+
+    core: what it compiles for (None: a Cortex-M7).
+    """
     from ofa.export.c import export_c
-    from ofa.export.c.build import has_compiler, measure
+    from ofa.export.c.build import CORE, has_compiler, measure
     from ofa.integer.convert import from_net
 
     report = export_c(from_net(net, images.split(64)), folder / "c")
@@ -98,18 +102,20 @@ def prove_c(
         FLASH: (report.weight_bytes, "constants of the C sources; install arm-none-eabi-gcc to have the code too"),
     }
     if has_compiler():
-        sizes = measure(folder / "c")
+        sizes = measure(folder / "c", core=core or CORE)
+        compiled = f"compiled for {core or CORE}, {sizes.compiler}"
         measured = {
-            SRAM: (sizes.sram_bytes, f".data, .bss and stack, {sizes.compiler}"),
-            FLASH: (sizes.flash_bytes, f".text with constants and .data, {sizes.compiler}"),
+            SRAM: (sizes.sram_bytes, f".data, .bss and stack, {compiled}"),
+            FLASH: (sizes.flash_bytes, f".text with constants and .data, {compiled}"),
         }
-    share = report.arena_bytes / exact[SRAM] - 1
-    note = f"arena {report.arena_bytes:,} bytes, {share:+.0%} of the predicted {exact[SRAM]:,.0f}"
-    note += f"; no plan can go below {report.bound_bytes:,}, alive where {report.fullest} is written"
-    return Proof("c", _rows(limits, measured, exact), (note,) if abs(share) > CLOSE else ())
+    note, far = beside(report.arena_bytes, exact[SRAM])
+    if far:
+        note += ", which counts input and output of a depthwise convolution; the C writes it in place"
+        note += f"; no plan can go below {report.bound_bytes:,}, alive where {report.fullest} is written"
+    return Proof("c", _rows(limits, measured, exact), (note,))
 
 
-Prove = Callable[[nn.Module, Tensor, Mapping[str, float], Mapping[str, float], Path], Proof]
+Prove = Callable[[nn.Module, Tensor, Limits, Limits, Path, str | None], Proof]
 MICRO: dict[str, tuple[Prove, str, str]] = {  # what measures, the module it needs, how to get that
     "tflm": (prove_tflm, "tflite_micro", 'pip install "ofa-nas[tflite]" for the arena of TensorFlow Lite Micro'),
     "c": (prove_c, "ofa.export.c", "this installation has no C export"),
@@ -120,13 +126,16 @@ def prove(
     names: list[str],
     net: nn.Module,
     images: Tensor,
-    limits: Mapping[str, float],
-    exact: Mapping[str, float],
+    limits: Limits,
+    exact: Limits,
     folder: Path,
+    *,
+    core: str | None = None,
 ) -> tuple[list[Proof], list[str]]:
     """A proof for each named runtime that is installed, and for the others a line on how to have it.
 
-    Raises UserError for an unknown name.
+    core: the device's processor, as arm-none-eabi-gcc names it (None: a Cortex-M7).  Raises UserError for an unknown
+    name.
     """
     proofs, missing = [], []
     for name in names:
@@ -134,29 +143,32 @@ def prove(
             raise UserError(f"device runtime {name!r} is not known; choose from {', '.join(MICRO)}")
         measure, module, remedy = MICRO[name]
         if _has(module):
-            proofs.append(measure(net, images, limits, exact, folder))
+            proofs.append(measure(net, images, limits, exact, folder, core))
         else:
             missing.append(f"{name}: not measured; {remedy}")
     return proofs, missing
 
 
 def explain(predicted: float, tensors: int, tables: int, fullest: flatbuffer.Peak) -> list[str]:
-    """Why an arena is not the predicted peak, in numbers; nothing where they are within `CLOSE`."""
-    share = (tensors + tables) / predicted - 1
-    if abs(share) <= CLOSE:
-        return []
+    """The arena beside the predicted peak, and, where they are not within `CLOSE`, why, in numbers."""
+    note, far = beside(tensors + tables, predicted)
+    if not far:
+        return [note]
     alive = ", ".join(f"{size:,}" for size in fullest.alive[:4])
     return [
-        (
-            f"arena {tensors + tables:,} bytes, {share:+.0%} of the predicted {predicted:,.0f}, which counts the "
-            "input, output and held shortcut of convolutions alone"
-        ),
+        f"{note}, which counts the input, output and held shortcut of convolutions alone",
         f"of it {tables:,} are the interpreter's own tables, with pointers of 64 bits on this machine",
         (
             f"{fullest.bytes:,} are tensors alive at once at operator {fullest.index} ({fullest.operator}): {alive}; "
             f"{tensors - fullest.bytes:,} more lie idle between tensors, where the planner found no better place"
         ),
     ]
+
+
+def beside(arena: float, predicted: float) -> tuple[str, bool]:
+    """An arena beside the predicted peak, and whether they are too far apart to leave it at that."""
+    share = arena / predicted - 1
+    return f"arena {arena:,.0f} bytes, {share:+.0%} of the predicted {predicted:,.0f}", abs(share) > CLOSE
 
 
 def require(device: str, proofs: list[Proof], rows: list[dict[str, Any]], *, force: bool) -> None:
@@ -176,9 +188,7 @@ def is_met(proofs: list[Proof], rows: list[dict[str, Any]]) -> bool:
     return any(proof.met for proof in proofs) if proofs else all(row["met"] for row in rows)
 
 
-def _rows(
-    limits: Mapping[str, float], measured: Mapping[str, tuple[float, str]], exact: Mapping[str, float]
-) -> tuple[Row, ...]:
+def _rows(limits: Limits, measured: Mapping[str, tuple[float, str]], exact: Limits) -> tuple[Row, ...]:
     rows = []
     for name, most in limits.items():
         known = "exact" if name == "macs" else "of the ONNX file, on this machine"

@@ -1,6 +1,6 @@
 """Charts as inline SVG that takes its colours from the page, so that they follow light, dark and print.
 
-A chart is a function that draws on a figure and returns a description for screen readers; `_chart` makes it return SVG.
+A chart is a function that draws on a figure and returns a description for screen readers; `chart` makes it return SVG.
 Matplotlib draws with the marker colours INK, SERIES, ..., which `_svg` replaces by the page's CSS variables.
 """
 
@@ -67,7 +67,7 @@ _STYLE: Any = {
 }
 
 
-def _chart(width: float, height: float) -> Callable[[Callable[Concatenate[Figure, P], str]], Callable[P, Html]]:
+def chart(width: float, height: float) -> Callable[[Callable[Concatenate[Figure, P], str]], Callable[P, Html]]:
     """Make a function that draws on a figure of so many inches return the figure's SVG, in the report's style."""
 
     def decorate(draw: Callable[Concatenate[Figure, P], str]) -> Callable[P, Html]:
@@ -82,7 +82,7 @@ def _chart(width: float, height: float) -> Callable[[Callable[Concatenate[Figure
     return decorate
 
 
-@_chart(11.5, 4.8)
+@chart(11.5, 4.8)
 def training(figure: Figure, log: Sequence[dict[str, Any]]) -> str:
     """Accuracy of the logged nets, and the loss below, against the epoch; the phases as bands."""
     epochs = [line["epoch"] for line in log]
@@ -102,7 +102,7 @@ def training(figure: Figure, log: Sequence[dict[str, Any]]) -> str:
     return "Accuracy and loss against the epoch"
 
 
-@_chart(5.4, 3.6)
+@chart(5.4, 3.6)
 def fronts(figure: Figure, device: Device, x: str, *, y: str, series: Sequence[str]) -> str:
     """What the agents tried and found for one device, the limit on `x` and the chosen net as a star."""
     (fx, ux), (fy, uy) = (scale(name, tried(device, [name])[name].max()) for name in (x, y))
@@ -151,7 +151,7 @@ def limit_inside(device: Device, metric: str) -> bool:
     return metric in device.limits and bool(device.limits[metric] <= 1.25 * tried(device, [metric])[metric].max())
 
 
-@_chart(5.4, 3.0)
+@chart(5.4, 3.0)
 def hypervolume(figure: Figure, device: Device, series: Sequence[str]) -> str:
     """Hypervolume of each agent's front against the evaluations spent."""
     axes, best, low = figure.subplots(), best_hypervolume(device), 100.0
@@ -172,7 +172,7 @@ def best_hypervolume(device: Device) -> float:
     return max(search.result.get("hypervolume", 0.0) for search in device.searches) or 1.0
 
 
-@_chart(3.6, 3.2)
+@chart(3.6, 3.2)
 def agreement(figure: Figure, pairs: pd.DataFrame, metric: str) -> str:
     """Predicted against measured values of held-out nets; the line is where both are equal."""
     values = pairs[["measured", "predicted"]].to_numpy(float)
@@ -190,7 +190,7 @@ def agreement(figure: Figure, pairs: pd.DataFrame, metric: str) -> str:
     return f"Predicted against measured {label(metric)}"
 
 
-@_chart(3.6, 3.2)
+@chart(3.6, 3.2)
 def learning_curve(figure: Figure, curve: Sequence[dict[str, Any]]) -> str:
     """Kendall tau on held-out nets against the number of measured nets in the fit."""
     axes = figure.subplots()

@@ -24,6 +24,9 @@ Accuracies are fractions 0..1, sizes bytes, times as their names say.  Optional 
                          {"accuracy", "macs", "params", "peak_memory_bytes", "file_bytes", "latency_ms",
                           "latency_spread_ms" (90th minus 10th percentile), "parity_max_abs"}}, "predicted", "met",
                          "budget": [{"limit", "value", "max", "met"}], ["shipped": the model that the budget is of]}
+    compress/<network>/<chain>/table.json    {"network", "steps": [{"step", "accuracy", "macs", "sparse_macs",
+                         "bit_operations", "file_bytes", "peak_memory_bytes", "latency_ms" (null: not measured)}]}
+    compress/<network>/<chain>/sensitivity.json   [{"layer", "weights", "level": share of zeros, "accuracy"}]
 """
 
 from __future__ import annotations
@@ -77,6 +80,20 @@ class Device:
 
 
 @dataclass(frozen=True, slots=True)
+class Chain:
+    """A network after each step of one `ofa-compress`, the network itself first, and what its layers bear."""
+
+    network: str
+    steps: tuple[dict[str, Any], ...]
+    sensitivity: list[dict[str, Any]]
+
+    @property
+    def title(self) -> str:
+        """The steps in order: "magnitude, kmeans"."""
+        return ", ".join(step["step"] for step in self.steps[1:])
+
+
+@dataclass(frozen=True, slots=True)
 class Run:
     """Everything that the report shows."""
 
@@ -88,6 +105,7 @@ class Run:
     fit: dict[str, Any]
     predictions: pd.DataFrame
     devices: tuple[Device, ...]
+    chains: tuple[Chain, ...]
     done: frozenset[str]
 
     @property
@@ -126,8 +144,15 @@ def load_run(folder: str | Path) -> Run:
         fit=fit,
         predictions=_parquet(folder / "fit/predictions.parquet", ["kind", "predicted", "measured"]),
         devices=tuple(sorted(devices, key=lambda device: (device.limits.get("macs", float("inf")), device.name))),
+        chains=tuple(_chain(path.parent) for path in sorted(folder.glob("compress/*/*/table.json"))),
         done=_done(folder, devices),
     )
+
+
+def _chain(folder: Path) -> Chain:
+    scan = folder / "sensitivity.json"
+    steps = _json(folder / "table.json")["steps"]
+    return Chain(folder.parent.name, tuple(steps), read_json(scan) if scan.exists() else [])
 
 
 def _timings(seconds: dict[str, float], log: list[dict[str, Any]]) -> dict[str, float]:

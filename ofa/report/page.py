@@ -41,7 +41,7 @@ def page(run: Run) -> str:
         el("style", Html(Path(__file__).with_name("style.css").read_text())),
     )
     sections = [(section, section.html(run)) for section in SECTIONS]
-    absent = [section for section, content in sections if content is None]
+    absent = [section for section, content in sections if content is None and section.stage]
     main = el("main", _header(run), *(content for _, content in sections), _absent(run, absent), _reproduce(run))
     return "<!DOCTYPE html>\n" + el("html", head, el("body", main), lang="en") + "\n"
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from ofa.export.latency import open_session
 from ofa.extras import extra
 from ofa.serve.batching import Batcher
-from ofa.serve.images import RefusedError, check, read
+from ofa.serve.images import RefusedError, check, prepare, read
 from ofa.serve.settings import Served, Settings
 
 TOP = 5
@@ -33,6 +33,7 @@ def create() -> Any:
 def application(settings: Settings) -> Any:
     """The FastAPI application that serves one network."""
     fastapi, responses = extra("fastapi", "serve"), extra("fastapi.responses", "serve")
+    routing = extra("starlette.routing", "serve")
     served, metrics = Served.find(settings.model), Metrics()
     batcher = Batcher(network(served, settings, metrics), batch=settings.batch, waiting=settings.waiting)
 
@@ -50,7 +51,8 @@ def application(settings: Settings) -> Any:
     async def health() -> dict[str, Any]:
         return {"status": "ok", "model": served.file.name, "sha256": served.digest}
 
-    app.post("/predict")(_annotated(metrics.watched(answer), request=fastapi.Request))
+    # a plain route: FastAPI's own reads types and dependencies again for each request, a quarter of its time
+    app.router.routes.append(routing.Route("/predict", metrics.watched(answer), methods=["POST"]))
     app.get("/health")(health)
     app.get("/metrics")(lambda: responses.Response(metrics.text(), media_type=metrics.media_type))
     return app
@@ -66,7 +68,7 @@ def network(served: Served, settings: Settings, metrics: Metrics) -> Callable[[S
         good = [i for i, x in enumerate(answers) if not isinstance(x, Exception)]
         if good:
             metrics.batch.observe(len(good))
-            logits = session.run(None, {name: np.stack([answers[i] for i in good])})[0]
+            logits = session.run(None, {name: prepare([answers[i] for i in good], served)})[0]
             for i, row in zip(good, softmax(logits), strict=True):
                 answers[i] = row
         return answers
@@ -80,7 +82,7 @@ def softmax(logits: NDArray[np.float32]) -> Probabilities:
     return shifted / shifted.sum(1, keepdims=True)
 
 
-def _read(body: bytes, served: Served) -> NDArray[np.float32] | Exception:
+def _read(body: bytes, served: Served) -> NDArray[np.uint8] | Exception:
     try:
         return read(body, served)
     except RefusedError as error:
@@ -148,9 +150,3 @@ class Metrics:
             registry = self._client.CollectorRegistry()
             extra("prometheus_client.multiprocess", "serve").MultiProcessCollector(registry)
         return self._client.generate_latest(registry)
-
-
-def _annotated(handler: Callable[..., Any], **types: Any) -> Callable[..., Any]:
-    """A handler with the types that FastAPI reads, which are not known before FastAPI is loaded."""
-    handler.__annotations__ = types
-    return handler

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
 
@@ -65,12 +66,16 @@ def check(content: bytes, max_pixels: int) -> None:
         raise RefusedError(413, f"the image has {size[0]} x {size[1]} pixels; at most {max_pixels} are allowed")
 
 
-def read(content: bytes, served: Served) -> NDArray[np.float32]:
-    """An image as the network was tested on it, (C, R, R); raises RefusedError (400) where it is damaged."""
+def read(content: bytes, served: Served) -> NDArray[np.uint8]:
+    """An image of the stored side, (S, S, C); raises RefusedError (400) where it is damaged."""
     form = Form(served.stored_side, MODES[len(served.mean)], None, convert=True)
     try:
-        pixels = decode(Body(content), 0, form)
+        return decode(Body(content), 0, form)
     except UserError as error:
         raise RefusedError(400, str(error)) from None
-    x = torch.from_numpy(np.array(pixels)).permute(2, 0, 1)[None]
-    return normalise(resize(x, served.resolution), served.mean, served.std)[0].contiguous().numpy()
+
+
+def prepare(pixels: Sequence[NDArray[np.uint8]], served: Served) -> NDArray[np.float32]:
+    """Images (N of S, S, C) as the network was tested on them, (N, C, R, R)."""
+    x = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)
+    return normalise(resize(x, served.resolution), served.mean, served.std).contiguous().numpy()

@@ -31,15 +31,16 @@ def timed(
     runtimes: Mapping[str, Runtime], files: Mapping[str, Path], net: nn.Module, image: Float, threads: int, repeats: int
 ) -> dict[str, dict[str, Any]]:
     """Median, percentiles, n of every file and of PyTorch eager on one image (1, C, H, W), measured in turns."""
-    kept = os.environ.get("OMP_NUM_THREADS")
-    os.environ["OMP_NUM_THREADS"] = str(threads)  # what a new process' libraries read as they load
+    kept = dict(os.environ)
+    # read by a new process' libraries as they load; threads that spin while they wait, as OpenMP's do unless told, take
+    # 200 times as long where another process has one of the cores, so every command of this project sets the second
+    os.environ |= {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
     try:
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
             return pool.submit(_time, dict(runtimes), dict(files), net, image, threads, repeats).result()
     finally:
-        os.environ.pop("OMP_NUM_THREADS")
-        if kept is not None:
-            os.environ["OMP_NUM_THREADS"] = kept
+        os.environ.clear()
+        os.environ |= kept
 
 
 def _time(

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from ofa.data import ImageData, Split, cifar10, digits, folder, parquet
+from ofa.distill import Distillation
 from ofa.errors import UserError
 from ofa.evaluate import accuracy, specialise
 from ofa.files import append_jsonl, read_jsonl, versions
@@ -41,7 +42,14 @@ from ofa.training.trained import load_supernet
 from ofa.training.watch import Watch
 
 SOURCES = {"cifar10": cifar10, "parquet": parquet, "folder": folder}
-ARMS = ("shrinking", "flat_epochs", "flat_cost", "sandwich", "shrinking_sandwich")
+ONE_PHASE: dict[str, dict[str, Any]] = {
+    "flat_cost": {"rule": "random"},
+    "flat_epochs": {"rule": "random"},
+    "sandwich_labels": {"rule": "sandwich"},
+    "sandwich": {"rule": "sandwich", "random_nets": 2},
+}
+ARMS = (*ONE_PHASE, "shrinking", "shrinking_sandwich")
+TAUGHT = {name: Distillation({"soft_labels": 1.0}, labels=1.0) for name in ("sandwich_labels", "shrinking")}
 WATCH = Watch(random_nets=0, images=500, calibration=512)
 QUIET = 200  # drawn steps over which the cost of a phase is averaged
 
@@ -82,26 +90,22 @@ def arm(name: str, scale: Scale, steps_per_epoch: int) -> Schedule:
 
 def _written(name: str, scale: Scale) -> Schedule:
     """An arm's phases with their shares of the epochs; the rate after the first phase of several is half of it."""
-    lr, later = scale.lr, scale.lr / 2
-    small = {"kernel": 1, "depth": 1, "expand": 1, "op": 1, "width": 1}
-    rule: dict[str, Any] = {"rule": "random", "teacher": "full", "labels": 1.0}
+    phases = [Phase("all", 10, scale.lr, **ONE_PHASE[name])] if name in ONE_PHASE else _shrinking(name, scale.lr)
+    return Schedule(tuple(phases), scale.batch, weight_decay=5e-4, clip_norm=5.0, distill=TAUGHT.get(name))
+
+
+def _shrinking(name: str, lr: float) -> list[Phase]:
+    """Progressive shrinking: by once-for-all's rule, or with a sandwich of three nets in each step."""
+    rule: dict[str, Any] = {"rule": "random", "teacher": "full"}
     if name == "shrinking_sandwich":
         rule = {"rule": "sandwich", "teacher": "inplace", "random_nets": 1}
-    opened: tuple[dict[str, int], ...] = (
-        {k: v for k, v in small.items() if k not in ("kernel", "op")},
-        {"expand": 1, "width": 1},
-        {},
-    )
-    shrinking = [Phase("full", 4, lr, rule="largest", keep=small)]
+    small = {"kernel": 1, "depth": 1, "expand": 1, "op": 1, "width": 1}
+    opened: tuple[dict[str, int], ...] = ({"depth": 1, "expand": 1, "width": 1}, {"expand": 1, "width": 1}, {})
+    phases = [Phase("full", 4, lr, rule="largest", keep=small)]
     for phase, keep, nets in zip(("kernel", "depth", "expand"), opened, (1, 2, 4), strict=True):
         options = {"random_nets": nets} | rule
-        shrinking.append(Phase(phase, 2, later, keep=keep, sort_channels=phase == "expand", **options))
-    phases = {
-        "flat_epochs": [Phase("all", 10, lr, rule="random", random_nets=1, teacher="none")],
-        "flat_cost": [Phase("all", 10, lr, rule="random", random_nets=1, teacher="none")],
-        "sandwich": [Phase("all", 10, lr, rule="sandwich", random_nets=2, teacher="inplace")],
-    }
-    return Schedule(tuple(phases.get(name, shrinking)), scale.batch, weight_decay=5e-4, clip_norm=5.0)
+        phases.append(Phase(phase, 2, lr / 2, keep=keep, sort_channels=phase == "expand", **options))
+    return phases
 
 
 def phase_cost(phase: Phase, space: Space) -> float:
@@ -127,18 +131,10 @@ def phase_cost(phase: Phase, space: Space) -> float:
 def train(scale: Scale, data: ImageData, name: str, seed: int, work: Path, device: str) -> dict[str, Any]:
     """Train an arm and measure its nets: a line of the result."""
     schedule = arm(name, scale, data.size("train") // scale.batch)
-    started = time.monotonic()
-    run = Trainer(scale.space, data, schedule, work, seed=seed, watch=WATCH, device=device)
-    supernet = run.run()
-    seconds = sum(line["seconds"] for line in read_jsonl(work / "log.jsonl"))
-    found = measure(scale, data, supernet)
-    return found | {
-        "arm": name,
-        "seed": seed,
-        "epochs": schedule.epochs,
-        "train_s": seconds,
-        "wall_s": time.monotonic() - started,
-    }
+    started = _now(device)
+    supernet = Trainer(scale.space, data, schedule, work, seed=seed, watch=WATCH, device=device).run()
+    about = {"arm": name, "seed": seed, "epochs": schedule.epochs, "train_s": _now(device) - started}
+    return measure(scale, data, supernet) | about
 
 
 def measure(scale: Scale, data: ImageData, supernet: Supernet) -> dict[str, Any]:
@@ -238,13 +234,7 @@ def table(lines: list[dict[str, Any]]) -> str:
     return "\n".join(text)
 
 
-PAIRS = (
-    ("shrinking", "flat_epochs"),
-    ("shrinking", "flat_cost"),
-    ("sandwich", "shrinking"),
-    ("shrinking_sandwich", "shrinking"),
-    ("sandwich", "shrinking_sandwich"),
-)
+PAIRS = [("flat_cost", other) for other in ARMS[1:]] + [("sandwich", "shrinking"), ("shrinking", "flat_epochs")]
 
 
 def _values(trained: dict[tuple[str, int], dict[str, Any]], name: str) -> NDArray[np.float64]:
@@ -346,7 +336,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     parser.add_argument("--subnets", type=int, default=50, help="random subnets measured in each run")
     parser.add_argument("--nets", type=int, default=5, help="architectures trained alone")
-    parser.add_argument("--source", choices=ARMS, default="sandwich", help="arm whose seed 0 they inherit from")
+    parser.add_argument("--source", choices=ARMS, default="flat_cost", help="arm whose seed 0 they inherit from")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--lr", type=float, default=0.1)
     parser.add_argument("--rounds", type=int, default=30, help="timed steps of each kind")

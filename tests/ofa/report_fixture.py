@@ -135,6 +135,25 @@ def _export(folder: Path, rng: np.random.Generator) -> None:
             "budget": budget, "met": all(limit["met"] for limit in budget), "shipped": "int8"})  # fmt: skip
 
 
+def compress(folder: Path) -> None:
+    """What two chains of ofa-compress leave in the run folder, the first with a scan of its layers."""
+    first = {"step": "before", "accuracy": 0.9667, "macs": 2_861_234, "sparse_macs": 2_861_234, "file_bytes": 371_234}
+    rest = {"bit_operations": 2_929_903_616, "peak_memory_bytes": 61_440, "latency_ms": 0.812}
+    before = first | rest
+    sparse = before | {"step": "magnitude", "accuracy": 0.9611, "sparse_macs": 915_000, "file_bytes": 120_500}
+    coded = sparse | {"step": "kmeans", "accuracy": 0.9583, "bit_operations": 366_237_952, "file_bytes": 37_123}
+    narrow = before | {"step": "channels", "accuracy": 0.95, "macs": 1_400_000, "latency_ms": None}
+    scan = [
+        {"layer": layer, "weights": n, "level": level, "accuracy": accuracy}
+        for layer, n, scores in (("units.0.conv", 144, (0.9, 0.3)), ("units.<8>", 4800, (0.96, 0.95)))
+        for level, accuracy in zip((0.5, 0.9), scores, strict=True)
+    ]
+    network = folder / "compress/stm32f746-float"
+    write_json(network / "magnitude-kmeans/table.json", {"network": "float.json", "steps": [before, sparse, coded]})
+    write_json(network / "magnitude-kmeans/sensitivity.json", scan)
+    write_json(network / "channels/table.json", {"network": "float.json", "steps": [before, narrow]})
+
+
 def about(device: str) -> dict[str, Any]:
     """A device as its YAML describes it."""
     text = {"stm32f746": "STM32F746 microcontroller: 320 kB SRAM, 1 MB flash", "phone": "A phone-class budget"}

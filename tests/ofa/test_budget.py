@@ -7,12 +7,16 @@ from typing import Any
 
 import pytest
 import torch
+from hydra import compose, initialize_config_module
 
+import scripts.export
 from ofa.data import digits
 from ofa.errors import UserError
 from ofa.export import budget
 from ofa.export.budget import OverBudgetError, Proof, Row, explain, is_met, prove, require
+from ofa.export.c.build import has_compiler
 from ofa.export.flatbuffer import Peak
+from ofa.files import read_json
 from tests.ofa.nets import random_net
 
 FITS = Proof("tflm", (Row("peak_memory_bytes", 90, 100, "measured"),))
@@ -38,7 +42,7 @@ def test_what_exceeds_a_device_is_refused_unless_forced() -> None:
 
 def test_a_difference_above_ten_percent_is_explained_in_numbers() -> None:
     fullest = Peak(900, "PAD", 6, (500, 400))
-    assert explain(1000, 1000, 99, fullest) == []
+    assert explain(1000, 1000, 99, fullest) == ["arena 1,099 bytes, +10% of the predicted 1,000"]
     text = " ".join(explain(1000, 1000, 400, fullest))
     assert "1,400 bytes, +40% of the predicted 1,000" in text
     assert "400 are the interpreter's own tables" in text
@@ -52,6 +56,26 @@ def test_without_the_extra_the_proof_says_which_one_is_missing(monkeypatch: Any,
     assert missing == ['tflm: not measured; pip install "ofa-nas[tflite]" for the arena of TensorFlow Lite Micro']
     with pytest.raises(UserError, match="device runtime 'forth' is not known; choose from tflm, c"):
         prove(["forth"], random_net(), torch.zeros(1, 1, 16, 16), {}, {}, tmp_path)
+
+
+@pytest.mark.skipif(not (has_compiler("gcc") and has_compiler()), reason="there is no arm-none-eabi-gcc")
+def test_a_network_without_a_run_is_proven_and_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    card = ["network=digits_mbv3/smallest", f"run={tmp_path}", "device=stm32l073", "export.images=50"]
+    options = [*card, "export.repeats=5", "compress.quantization.images=32"]
+    with initialize_config_module("conf", version_base="1.3"):
+        fits = compose("config", options)
+        tight = compose("config", [*options, "device.stm32l073.limits.weight_bytes=15KB", "restart=true"])
+        forced = compose("config", [*options, "device.stm32l073.limits.weight_bytes=15KB", "force=true"])
+    scripts.export.main(fits)
+    out = capsys.readouterr().out
+    assert "random ones stand in" in out and "compiled for cortex-m0plus" in out and "budget met" in out
+    result = read_json(tmp_path / "prove/digits_mbv3-smallest/stm32l073/result.json")
+    proof = result["proofs"]["c"]
+    assert proof["met"] and [row["limit"] for row in proof["rows"]] == ["peak_memory_bytes", "weight_bytes", "macs"]
+    assert "accuracy" not in result["models"]["int8"]
+    with pytest.raises(OverBudgetError, match=r"stm32l073: not deployable, c weight_bytes \d+ > 15000; .*force=true"):
+        scripts.export.main(tight)
+    scripts.export.main(forced)
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from ofa.data import digits
 from ofa.errors import UserError
 from ofa.export.onnx import compare, run_torch
 from ofa.export.runtime import run
+from ofa.export.runtimes import executorch
 from ofa.export.runtimes.aoti import SOURCES, Aoti, write_cpp
 from ofa.export.runtimes.executorch import ExecuTorch
 from ofa.finetune import Finetuning, finetune
@@ -37,6 +39,13 @@ def test_a_damaged_file_is_named(runtime: Aoti | ExecuTorch, content: bytes, tmp
         runtime.load(tmp_path / "net.bin")
     with pytest.raises(UserError, match=r"none\.bin does not exist"):
         runtime.load(tmp_path / "none.bin")
+
+
+def test_the_pool_of_a_process_has_one_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(executorch, "_pool", [2])
+    executorch.restrict(2)
+    with pytest.raises(UserError, match="ExecuTorch has 2 threads in this process; start another one for 1"):
+        executorch.restrict(1)
 
 
 def test_the_program_in_cpp_is_written_whole(tmp_path: Path) -> None:
@@ -72,10 +81,19 @@ def test_a_package_gives_equal_logits_from_python_and_from_cpp(images: Tensor, t
     np.testing.assert_allclose(run(Aoti(), file, images[:3], batch=1), again[:3], rtol=1e-4, atol=1e-4)
     write_cpp(tmp_path / "cpp")
     place = Path(torch.__file__).parent
-    subprocess.run(["make", f"TORCH={place}"], cwd=tmp_path / "cpp", check=True, capture_output=True)
+    lines = [["make", f"TORCH={place}"]]
+    if shutil.which("cmake"):
+        lines += [
+            ["cmake", "-B", "build", f"-DTORCH={place}"],
+            ["cmake", "--build", "build"],
+            ["mv", "build/run", "run"],
+        ]
+    for line in lines:
+        subprocess.run(line, cwd=tmp_path / "cpp", check=True, capture_output=True)
     (tmp_path / "images.bin").write_bytes(images.contiguous().numpy().tobytes())
-    line = ["cpp/run", "net.pt2", "images.bin", "1", "16", "16", "logits.bin"]
-    subprocess.run(line, cwd=tmp_path, check=True, capture_output=True)
+    line = ["cpp/run", "net.pt2", "images.bin", "1", "16", "16", "logits.bin", "3"]
+    told = subprocess.run(line, cwd=tmp_path, check=True, capture_output=True, text=True).stdout
+    assert len(told.split()) == 3 and all(float(ms) > 0 for ms in told.split())
     found = np.frombuffer((tmp_path / "logits.bin").read_bytes(), np.float32).reshape(again.shape)
     np.testing.assert_array_equal(found, again)
     line[2] = "cpp/Makefile"

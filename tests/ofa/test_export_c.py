@@ -5,23 +5,27 @@ from __future__ import annotations
 import shutil
 import subprocess
 from dataclasses import replace
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from torch import nn
 
 from ofa.data import digits
 from ofa.errors import UserError
 from ofa.export.c import export_c
 from ofa.export.c.build import ARM, SANITIZERS, compile_c, has_compiler, measure, run_c
+from ofa.export.runtime import run as run_runtime
+from ofa.export.runtimes.c import PlainC
 from ofa.files import read_json
 from ofa.integer.convert import from_net
 from ofa.integer.net import Conv, Int8, IntegerNet
 from ofa.integer.plan import plan
-from ofa.integer.run import quantize_images, run
+from ofa.integer.run import quantize_images, run, run_float
 from ofa.published import read_network
 from ofa.space import load_space
 from ofa.spec import NetSpec, Unit
@@ -96,6 +100,38 @@ def test_flash_and_sram_of_a_cortex_m7(exported: tuple[IntegerNet, Path, Int8, I
     assert sizes.bss == export_c(net, folder).arena_bytes
     assert sizes.sram_bytes - sizes.bss == sizes.stack < 1000
     assert sizes.flash_bytes == sizes.text
+
+
+@pytest.mark.skipif(not has_compiler(ARM), reason=f"there is no {ARM}")
+def test_every_device_that_runs_c_names_a_core_that_is_compiled_for(
+    exported: tuple[IntegerNet, Path, Int8, Int8],
+) -> None:
+    folder, seen = exported[1], {}
+    for entry in (files("conf") / "device").iterdir():
+        board = yaml.safe_load(entry.read_text())
+        if "c" in board.get("runtimes", []):
+            seen[board["name"]] = measure(folder, core=board["core"])
+    assert {"STM32L073", "STM32F746", "STM32H743"} <= set(seen)
+    small, large = seen["STM32L073"], seen["STM32F746"]
+    assert small.bss == large.bss and small.text != large.text
+    with pytest.raises(UserError, match="core 'cortex-q9' is not one that arm-none-eabi-gcc builds for"):
+        measure(folder, core="cortex-q9")
+
+
+def test_as_a_runtime_it_gives_the_references_logits(tmp_path: Path) -> None:
+    images = torch.cat([images for images, _ in digits().batches("test", 50, 16, rng=None, limit=100)])
+    net, file, runtime = random_net(), tmp_path / f"net{PlainC().suffix}", PlainC()
+    runtime.export(net, file, images)
+    want = run_float(from_net(net, images.split(64)), images.numpy())
+    assert np.array_equal(run_runtime(runtime, file, images, batch=30), want)
+    assert runtime.describe(file)["arena_bytes"] == plan(from_net(net, images.split(64))).arena
+    content = file.read_bytes()
+    for damaged in (b"", content[:-1], content[:5000], b"no library" * 10):
+        file.write_bytes(damaged)
+        with pytest.raises(UserError, match="export it again"):
+            runtime.load(file)
+    with pytest.raises(UserError, match="threads 0 must be at least 1"):
+        runtime.load(file, 0)
 
 
 @pytest.mark.parametrize("name", ["digits_mbv3", "mcunet"])

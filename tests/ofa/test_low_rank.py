@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ofa.compress.chain import Work
 from ofa.compress.factors import cp, cp_product, factorized, spatial, svd, tucker
-from ofa.compress.layers import layer_macs
+from ofa.compress.layers import layer_macs, opened, put
 from ofa.compress.low_rank import LowRank, Option, Pixels, choose, layer_options
 from ofa.data import digits
 from ofa.errors import UserError
@@ -147,6 +147,14 @@ def test_a_factorized_network_is_trained_and_the_original_left_alone(work: Work)
     assert isinstance(thin.units[2].depthwise.conv, nn.Conv2d), "depthwise convolutions are left alone"
     assert any(name.endswith("conv.0.weight") for name in thin.state_dict())
     assert all(before[name].equal(value) for name, value in net.state_dict().items())
+
+
+def test_the_classifier_may_be_a_chain_of_two(work: Work) -> None:
+    net, x = random_net(), torch.randn(5, 1, 16, 16)
+    thin = opened(net)
+    put(thin, "units.8", factorized(net.units[8], "svd", (10,)))
+    with torch.inference_mode():
+        torch.testing.assert_close(thin(x), net(x), rtol=1e-3, atol=1e-3)
 
 
 def test_what_cannot_be_factorized_is_answered(work: Work) -> None:

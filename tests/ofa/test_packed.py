@@ -88,6 +88,13 @@ def test_random_weights_stay_dense(tmp_path: Path) -> None:
     assert coding_of({"weight": torch.randn(50, 20)}, tmp_path) == ("dense", 4000)
 
 
+def test_values_of_half_precision_take_two_bytes_and_one_that_is_not_takes_all_four(tmp_path: Path) -> None:
+    weight = torch.randn(50, 30).half().float()
+    assert coding_of({"weight": weight}, tmp_path) == ("half", 3000)
+    weight[7, 7] = 1 + 2**-11  # half precision has ten bits behind the point
+    assert coding_of({"weight": weight}, tmp_path) == ("dense", 6000)
+
+
 def test_four_equally_frequent_values_take_two_bits_each_and_their_table(tmp_path: Path) -> None:
     weight = torch.tensor([-1.5, 0.25, 0.5, 3.0]).repeat(1000).reshape(40, 100)
     assert coding_of({"weight": weight}, tmp_path) == ("codebook", 4 * 4 + 4000 * 2 // 8)

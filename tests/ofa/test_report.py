@@ -23,7 +23,7 @@ from ofa.report.figures import _staircase
 from ofa.report.load import STAGES, Search, load_run
 from ofa.report.summary import arch_text, bound, show
 from ofa.spec import NetSpec
-from tests.ofa.report_fixture import AGENTS, LIMITS, command, export_models, make_run
+from tests.ofa.report_fixture import AGENTS, LIMITS, command, compress, export_models, make_run
 
 EVIL = """<script>alert("1")</script> $\\frac{$ & '[bold]' <!-- ]]>"""
 
@@ -123,6 +123,24 @@ def test_page_follows_its_inputs(run: Path, page: str, tmp_path: Path) -> None:
     assert "12.35 %" not in page
     assert "12.35 %" in other
     assert write_report(run).read_text() == page  # the same inputs, the same bytes
+
+
+def test_chains_of_compression_are_shown_with_every_number_and_what_zeros_do_not_give(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "digits", ("train",))
+    assert "Compression" not in write_report(folder).read_text(), "a run need not have it, so that none is missing"
+    compress(folder)
+    root = tree(write_report(folder).read_text())
+    section = next(element for element in root.iter("section") if element.get("id") == "compression")
+    assert "give no speed in ONNX Runtime or LiteRT" in texts(section, "p")[0]
+    rows = [[*texts(row, "th"), *texts(row, "td")] for row in section.iter("tr") if row.get("class") == "step"]
+    assert [row[0] for row in rows] == ["before", "channels", "before", "magnitude", "kmeans"]
+    assert rows[1][-2:] == ["–", "1.0×"], "no ONNX graph, no latency"
+    assert rows[4][1:] == ["95.83 %", "2.86 M", "915 k", "366 M", "37.1 kB", "61.4 kB", "0.812 ms", "10.0×"]
+    scan = [texts(row, "td") for row in section.iter("tr") if texts(row, "th") == ["units.0.conv"]]
+    assert scan == [["144", "90.0", "30.0"]]
+    labels = [element.get("aria-label") for element in section.iter("svg")]
+    assert labels == ["stm32f746-float: accuracy against file size after each compression step"]
+    assert {"before", "magnitude", "kmeans", "channels"} <= set(texts(section, "text"))
 
 
 def test_captions_carry_scores_and_sample_counts(page: str) -> None:

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+import tomllib
 from collections.abc import Iterator, Sequence
 from io import BytesIO
 from pathlib import Path
@@ -147,6 +148,27 @@ def test_the_manifest_is_valid_kubernetes() -> None:
         validate.validate(document, "1.30", strict=True)
         with pytest.raises(validate.ValidationError):
             validate.validate(document | {"specs": {}}, "1.30", strict=True)
+
+
+def test_the_dockerfile_names_what_the_project_has() -> None:
+    """Without an engine: its instructions, and that command, extra, options, port and Python are this project's."""
+    text = (ROOT / "ofa/serve/Dockerfile").read_text().replace("\\\n", " ")
+    lines = [line.split(maxsplit=1) for line in text.splitlines() if line and not line.startswith("#")]
+    known = {"FROM", "ARG", "COPY", "RUN", "USER", "WORKDIR", "EXPOSE", "HEALTHCHECK", "ENTRYPOINT"}
+    assert {name for name, _ in lines} == known and lines[0][0] == "FROM"
+    given = dict(lines)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    program, model, host = json.loads(given["ENTRYPOINT"])
+    assert program in project["scripts"]
+    assert (model.partition("=")[0], host.partition("=")[0]) == ("model", "serve.host")
+    assert "host" in Settings.__dataclass_fields__ and given["EXPOSE"] == str(Settings("m").port)
+    health = json.loads(given["HEALTHCHECK"].partition("CMD ")[2])
+    compile(health[2], "health", "exec")
+    assert health[:2] == ["python", "-c"] and f"127.0.0.1:{given['EXPOSE']}/health" in health[2]
+    assert "[serve]" in given["RUN"] and "serve" in project["optional-dependencies"]
+    assert given["FROM"].startswith("python:3.11") and project["requires-python"] == ">=3.11"
+    manifest = (ROOT / "ofa/serve/kubernetes.yaml").read_text()
+    assert f"runAsUser: {given['USER']}" in manifest and f"containerPort: {given['EXPOSE']}" in manifest
 
 
 # -- a server ----------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ofa.compress.allocation import Sensitivity, by_magnitude, by_sensitivity, sensitivity, uniform
+from ofa.compress.allocation import Sensitivity, by_magnitude, by_sensitivity, erdos_renyi, sensitivity, uniform
 from ofa.compress.chain import Work, compress
 from ofa.compress.layers import Counts, count, layer_macs, positions, weight_layers
 from ofa.compress.magnitude import Magnitude, NOfM, Ramp, cubic, train_sparse
@@ -93,6 +93,13 @@ def test_layers_share_zeros_by_the_magnitudes_of_all() -> None:
     assert uniform(layers, 6) == {"0": 0.25, "3": 0.25}
 
 
+def test_small_layers_stay_denser_by_the_sum_of_their_sides() -> None:
+    layers = weight_layers(tiny())  # 2 x 1 x 3 x 3: 9 / 18; 3 x 2: 5 / 6
+    assert erdos_renyi(layers, 10) == pytest.approx({"0": 0.5, "3": 1 / 6}), "14 weights stay: sides' sums are 14"
+    assert erdos_renyi(layers, 6) == pytest.approx({"0": 1 / 3, "3": 0}), "the second stays whole, the first gives all"
+    assert erdos_renyi(layers, 0) == pytest.approx({"0": 0, "3": 0})
+
+
 def test_layers_lose_the_same_accuracy_alone() -> None:
     rows = [Sensitivity("robust", 100, 0.5, 0.90), Sensitivity("robust", 100, 0.9, 0.80)]
     rows += [Sensitivity("frail", 100, 0.5, 0.70), Sensitivity("frail", 100, 0.9, 0.10)]
@@ -118,7 +125,7 @@ def test_sensitivity_is_the_accuracy_with_one_layer_pruned(trained: StaticNet, w
     assert all(before[name].equal(value) for name, value in trained.state_dict().items())
 
 
-@pytest.mark.parametrize("allocation", ["magnitude", "sensitivity", "uniform"])
+@pytest.mark.parametrize("allocation", ["magnitude", "sensitivity", "uniform", "erdos_renyi"])
 def test_a_quarter_of_the_size_is_left(allocation: str, trained: StaticNet, work: Work) -> None:
     step = Magnitude(0.25, allocation, images=100, finetuning=SHORT)
     ((name, net),) = compress(trained, {"magnitude": step}, work)

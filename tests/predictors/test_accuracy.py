@@ -12,14 +12,26 @@ from numpy.typing import NDArray
 from scipy.stats import multivariate_normal
 
 from ofa.errors import UserError
-from ofa.space import Genes, Space, load_space
+from ofa.space import Arch, Genes, Space, load_space
 from predictors import Accuracy, Macs
 from predictors.accuracy import _choose
+from predictors.averaged import AveragedGP
+from predictors.calibration import Calibration
 from predictors.features import Features
-from predictors.gp import JITTER, GroupedGP, Scaled, negative_log_likelihood
+from predictors.gp import GroupedGP, WarpedGP
+from predictors.likelihood import (
+    JITTER,
+    Correlation,
+    Scaled,
+    gaussian,
+    matern32,
+    matern52,
+    negative_log_likelihood,
+    warped_likelihood,
+)
 from predictors.models import MODELS
-from predictors.scores import held_out, kendall_tau, rmse
-from predictors.warped import Warp, WarpedGP
+from predictors.scores import coverage, held_out, kendall_tau, later_split, rmse
+from predictors.warp import Warp
 from tests.predictors.published import read_genes
 
 
@@ -122,17 +134,45 @@ def test_the_marginal_likelihood_is_that_of_a_kernel_written_out_pair_by_pair_an
     x, y = rng.standard_normal((12, 4)), rng.standard_normal(12)
     data = Scaled(x, [slice(0, 2), slice(2, 4)])
     point = 0.3 * rng.standard_normal(6)
-    value, gradient = negative_log_likelihood(point, data, y)
+    value, gradient, by_y = negative_log_likelihood(point, data, y, matern52)
     assert value == pytest.approx(naive_likelihood(point, x, y), rel=1e-9)
     for i, step in enumerate(1e-5 * np.eye(6)):
         up, down = (naive_likelihood(point + s, x, y) for s in (step, -step))
         assert gradient[i] == pytest.approx((up - down) / 2e-5, rel=1e-4, abs=1e-6)
+    for i, step in enumerate(1e-5 * np.eye(12)):
+        up, down = (naive_likelihood(point, x, y + s) for s in (step, -step))
+        assert by_y[i] == pytest.approx((up - down) / 2e-5, rel=1e-4, abs=1e-6)
+
+
+def test_the_likelihood_of_a_warped_target_is_that_of_even_ones_less_the_slope_and_so_is_its_gradient() -> None:
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((12, 4)), rng.standard_normal(12)
+    data, best = Scaled(x, [slice(0, 2), slice(2, 4)]), float(y.max())
+    point = np.append(0.3 * rng.standard_normal(6), 0.2)
+
+    def naive(p: NDArray[np.float64]) -> float:
+        z = -np.log(best + np.exp(p[-1]) - y)
+        even = (z - z.mean()) / z.std()
+        return naive_likelihood(p[:-1], x, even) - float(np.log(np.exp(z) / z.std()).sum())
+
+    value, gradient = warped_likelihood(point, data, y, best, matern52)
+    assert value == pytest.approx(naive(point), rel=1e-9)
+    for i, step in enumerate(1e-5 * np.eye(7)):
+        assert gradient[i] == pytest.approx((naive(point + step) - naive(point - step)) / 2e-5, rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize("correlation", [matern32, matern52, gaussian])
+def test_a_correlation_is_1_at_no_distance_and_falls_as_its_derivative_says(correlation: Correlation) -> None:
+    squared = np.array([0.1, 1.0, 9.0])
+    up, down = (correlation(squared + step)[0] for step in (1e-6, -1e-6))
+    np.testing.assert_allclose(correlation(squared)[1], (down - up) / 2e-6, rtol=1e-6)
+    assert correlation(np.zeros(1))[0] == 1
 
 
 def test_a_warp_undoes_itself_and_its_slope_is_that_of_finite_differences() -> None:
     y = np.array([60.0, 70.0, 75.0, 76.0])
-    warp = Warp.above(y, 0.5)
-    assert warp.top == pytest.approx(76 + 0.5 * y.std())
+    warp = Warp.below(79.0, y)
+    np.testing.assert_allclose([warp(y).mean(), warp(y).std()], [0, 1], atol=1e-12)
     np.testing.assert_allclose(warp.back(warp(y), np.zeros(4))[0], y)
     slopes = (warp(y + 1e-6) - warp(y - 1e-6)) / 2e-6
     assert warp.log_slope(y) == pytest.approx(np.log(slopes).sum(), rel=1e-6)
@@ -143,14 +183,21 @@ def test_a_warp_undoes_itself_and_its_slope_is_that_of_finite_differences() -> N
     assert std[0] == pytest.approx(back.std(), rel=0.02)
 
 
-def test_a_target_that_saturates_is_warped_and_a_straight_one_is_not() -> None:
+def test_a_target_that_saturates_is_warped_more_than_a_straight_one() -> None:
     x = np.random.default_rng(0).standard_normal((80, 3))
     line = x @ np.array([1.0, 0.5, 0.2])
     straight = WarpedGP([slice(0, 3)]).fit(x, line / line.std())
     bent = -np.exp(-1.5 * line)
     saturating = WarpedGP([slice(0, 3)]).fit(x, (bent - bent.mean()) / bent.std())
-    assert np.isinf(max(warp.top for warp, _ in straight.members))
-    assert np.isfinite(max(warp.top for warp, _ in saturating.members))
+    assert np.exp(saturating.point[-1]) < 0.5 < 10 < np.exp(straight.point[-1])
+
+
+def test_a_rough_target_gets_the_rough_kernel_and_a_smooth_one_the_smooth_kernel() -> None:
+    x = np.random.default_rng(0).uniform(-2, 2, (80, 1))
+    smooth = AveragedGP([slice(0, 1)]).fit(x, np.sin(3 * x[:, 0]))
+    rough = AveragedGP([slice(0, 1)]).fit(x, np.abs(((2 * x[:, 0]) % 1) - 0.5))
+    assert [member.correlation for member in smooth.members] == [gaussian]
+    assert [member.correlation for member in rough.members] == [matern32]
 
 
 def test_a_gaussian_process_is_sure_where_it_measured_and_unsure_elsewhere() -> None:
@@ -165,9 +212,28 @@ def test_a_fold_whose_best_network_is_better_than_all_before_is_fitted() -> None
     rng = np.random.default_rng(2)
     x = rng.standard_normal((40, 3))
     y = -np.exp(-1.5 * x @ np.array([1.0, 0.5, 0.2]))
-    process = WarpedGP([slice(0, 3)]).fit(x, (y - y.mean()) / y.std())
+    process = AveragedGP([slice(0, 3)]).fit(x, (y - y.mean()) / y.std())
     mean, _ = process.refit(x, 10 * y + 5).predict(x)  # far above the top of the first fit
     assert rmse(mean, 10 * y + 5) < 0.1 * 10 * y.std()
+
+
+def test_deviations_grow_where_a_network_is_expected_to_be_better_than_all_measured_ones() -> None:
+    calibration = Calibration(within=1.5, beyond=4.0, best=70.0)
+    mean, std = np.array([60.0, 70.0, 80.0]), np.full(3, 0.5)
+    expected = 0.5 * np.sqrt([1.5**2, (1.5**2 + 4.0**2) / 2, 4.0**2])
+    np.testing.assert_allclose(calibration(mean, std), expected)
+
+
+def test_better_networks_than_the_measured_ones_lie_within_their_intervals(data_folder: Path) -> None:
+    frame = pd.read_csv(data_folder / "tables/nas_bench_macro.csv", dtype={"arch": str})
+    space, accuracy = load_space("nas_bench_macro"), frame.mean_acc.to_numpy()
+    genes = space.encode([Arch(32, op=tuple(map(int, arch))) for arch in frame.arch])
+    train, test = later_split(accuracy, 100, np.random.default_rng(0))
+    predictor = Accuracy(space, "gp").fit(genes[train], accuracy[train])
+    mean, std = predictor.predict(genes[test])
+    assert coverage(mean, std, accuracy[test], 0.9) > 0.8
+    raw = predictor._fitted.predict(Features(space)(genes[test]))[1]
+    assert coverage(mean, raw * predictor._calibration.within, accuracy[test], 0.9) < 0.5
 
 
 def test_mistakes_are_answered_with_rule_value_and_remedy(tmp_path: Path) -> None:

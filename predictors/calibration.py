@@ -1,0 +1,35 @@
+"""Standard deviations made to match the errors that were seen.  N samples, Q queries."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Float = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """Factors of a model's deviations: among networks like the samples, and among better ones than `best`, the best.
+
+    A search asks about networks that are better than all it has measured, where the errors of random folds say nothing:
+    a fit on the worse half of the samples, tested on their better half, makes errors of that kind.
+    """
+
+    within: float
+    beyond: float
+    best: float
+
+    def __call__(self, mean: Float, std: Float) -> Float:
+        """Deviations (Q,) between the two factors, as probable as it is that the network is better than `best`."""
+        from scipy.stats import norm
+
+        better = norm.cdf((mean - self.best) / (self.within * std))
+        return np.asarray(std * np.sqrt(self.within**2 * (1 - better) + self.beyond**2 * better))
+
+
+def error_ratio(measured: Float, mean: Float, std: Float) -> float:
+    """Root of the mean squared error in deviations, from (N,) each."""
+    return float(np.sqrt(np.mean(((measured - mean) / std) ** 2)))

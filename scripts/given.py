@@ -1,0 +1,84 @@
+"""ofa-export network=<card>: one network, wherever it comes from, exported for devices and proven to fit or not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig
+
+from ofa.errors import UserError
+from scripts.compress import folder_name
+from scripts.deploy import deploy, proofs_of
+from scripts.onnx_files import SHIPPED, budget_of, write_onnx
+from scripts.parts import load_data
+from scripts.stage import note, open_stage, plain
+
+if TYPE_CHECKING:
+    from ofa.data import ImageData
+    from ofa.distill.nets import Named
+
+READS = ("data", "seed", "network", "compress.quantization", "export")
+
+
+def export_given(cfg: DictConfig) -> None:
+    """Export and prove network= for each device.  Writes <run>/prove/<network>/<device>.
+
+    Raises UserError, once all devices are done, where the network exceeds the limits of one.
+    """
+    from ofa.export.budget import require
+    from ofa.files import read_json
+
+    data = load_data(cfg)
+    place = f"prove/{folder_name(cfg.network)}"
+    named = _load(cfg, data)
+    note(cfg.run, data=data.describe())
+    for device in cfg.device:
+        reads = (*READS, f"device.{device}", *(["runtime"] if cfg.runtime else []))
+        with open_stage(cfg, f"{place}/{device}", reads) as stage:
+            if not stage.done:
+                _prove(cfg, named, data, device, stage.folder)
+    for device in cfg.device:
+        result = read_json(Path(cfg.run, place, device, "result.json"))
+        require(device, proofs_of(result), result["budget"], force=cfg.force)
+
+
+def _load(cfg: DictConfig, data: ImageData) -> Named:
+    """The network, with batch norm calibrated where its weights are random."""
+    import torch
+
+    from ofa.distill.nets import load_net
+    from ofa.extraction import recalibrate
+    from ofa.static import StaticNet
+
+    torch.manual_seed(cfg.seed)
+    named = load_net(str(cfg.network), channels=data.channels, classes=len(data.classes))
+    if not isinstance(named.net, StaticNet):
+        raise UserError(f"network={cfg.network} cannot be exported; give a card, a block list or <space>/smallest")
+    if named.net.spec.classes != len(data.classes):
+        raise UserError(
+            f"{cfg.network} has {named.net.spec.classes} classes, {data.name} {len(data.classes)}; give its own data"
+        )
+    if not named.learned:
+        print(f"{cfg.network} has no weights: random ones stand in, and its accuracy is not measured")
+        recalibrate(named.net, data.calibration("val", 256, named.net.spec.resolution))
+    return named
+
+
+def _prove(cfg: DictConfig, named: Named, data: ImageData, device: str, folder: Path) -> None:
+    """The files of one device and what they were measured to take, in result.json."""
+    from ofa.export.card import Card
+    from ofa.files import write_json
+    from ofa.limits import parse_limit
+    from ofa.space import Arch
+
+    net: Any = named.net
+    arch, space = named.arch or Arch(net.spec.resolution), named.space.to_dict() if named.space else {}
+    card = Card(arch, space, net.spec, {}, data.describe(), cfg.seed)
+    models = write_onnx(cfg, {"float": (net, card)}, folder, data, learned=named.learned)
+    settings = plain(cfg.device[device])
+    limits = {name: parse_limit(name, value) for name, value in settings["limits"].items()}
+    budget = budget_of(limits, models[SHIPPED])
+    result = {"device": settings | {"limits": limits}, "spec": net.spec.to_dict(), "models": models, "budget": budget}
+    result |= deploy(cfg, device, limits, budget, models[SHIPPED], folder, data)
+    write_json(folder / "result.json", result | {"network": str(cfg.network), "shipped": SHIPPED})

@@ -1,0 +1,108 @@
+"""The ONNX files of one network: float, and int8 of the last, run and measured in ONNX Runtime, with their cards."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig
+
+from scripts.cli import make
+
+if TYPE_CHECKING:
+    from ofa.data import ImageData
+    from ofa.export.card import Card
+    from ofa.static import StaticNet
+
+SHIPPED = "int8"
+UNITS = {
+    "accuracy": "share of right first classes",
+    "latency_ms": "ms",
+    "macs": "MACs",
+    "params": "parameters",
+    "opset": "ONNX operator set",
+}
+
+
+def write_onnx(
+    cfg: DictConfig,
+    given: Mapping[str, tuple[StaticNet, Card]],
+    folder: Path,
+    data: ImageData,
+    *,
+    learned: bool = True,
+) -> dict[str, dict[str, Any]]:
+    """Write <name>.onnx of each given network and int8.onnx of the last, with their cards; what was measured on each.
+
+    learned: whether the networks have weights whose accuracy says something.
+    """
+    from ofa.compress.quantize import quantize
+    from ofa.export.latency import measure_models
+    from ofa.export.onnx import export, require_parity, verify
+
+    *_, last = given
+    nets = dict(given) | {SHIPPED: given[last]}
+    resolution = given[last][0].spec.resolution
+    for name, (net, _) in given.items():
+        export(net, folder / f"{name}.onnx")
+    settings, verification = make(cfg.compress).quantization, make(cfg.export)
+    images = data.calibration("val", settings.images, resolution)
+    quantize(folder / f"{last}.onnx", folder / f"{SHIPPED}.onnx", images, settings)
+    files = {name: folder / f"{name}.onnx" for name in nets}
+    timed = measure_models(files, threads=verification.threads, repeats=verification.repeats)
+    probe = next(data.batches("test", verification.images, resolution, rng=None))[0]
+    found = {}
+    for name, file in files.items():
+        net, card = nets[name]
+        parity = verify(file, net, probe, threads=verification.threads)
+        if name != SHIPPED:
+            require_parity(file, parity, verification)
+        found[name] = _measure(file, card, timed[name], bits=8 if name == SHIPPED else 32)
+        if learned:
+            found[name]["accuracy"] = _accuracy(file, card, data)
+        found[name] |= {"parity_max_abs": parity.max_abs, "sqnr_db": parity.sqnr_db, "agreement": parity.agreement}
+        _save_card(file, net, card, found[name])
+    return found
+
+
+def budget_of(limits: Mapping[str, float], values: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Each limit beside the value of the shipped model."""
+    return [
+        {"limit": name, "value": values[name], "max": most, "met": values[name] <= most}
+        for name, most in limits.items()
+    ]
+
+
+def _measure(file: Path, card: Card, timed: dict[str, Any], *, bits: int) -> dict[str, Any]:
+    """Exact costs, size and latency of one file."""
+    from ofa.export.graph import OPSET
+    from ofa.export.onnx import weight_bytes
+    from predictors.spec import spec_costs
+
+    return spec_costs(card.spec, bits=bits) | {
+        "file_bytes": file.stat().st_size,
+        "weight_bytes": weight_bytes(file),
+        "opset": OPSET,
+        "latency_ms": timed["median_ms"],
+        "latency_spread_ms": timed["p90_ms"] - timed["p10_ms"],
+    }
+
+
+def _accuracy(file: Path, card: Card, data: ImageData) -> float:
+    from ofa.export.onnx import accuracy_onnx
+
+    return accuracy_onnx(file, data.batches("test", 256, card.spec.resolution, rng=None))
+
+
+def _save_card(file: Path, net: StaticNet, card: Card, values: dict[str, Any]) -> None:
+    """Write the card, and the float weights that the network can be rebuilt from, beside the ONNX file."""
+    from ofa.export.card import Metric, save_card
+    from ofa.weights import save_tensors
+
+    named = {name: value for name, value in values.items() if name in UNITS or name.endswith("_bytes")}
+    metrics = {name: Metric(value, UNITS.get(name, "bytes")) for name, value in named.items()}
+    weights = file.with_suffix(".safetensors")
+    save_tensors(weights, net.state_dict())
+    save_card(file.with_suffix(".json"), replace(card, metrics=metrics), [file, weights])
