@@ -6,21 +6,21 @@ half of them mutants, half of two parents.
 
 from __future__ import annotations
 
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ofa.errors import UserError
-from ofa.space import Genes, Space
-from search.agents import TRIES, Ancestry, Fresh, keys
+from ofa.space import Genes
+from search.agents import keys
+from search.breeding import Breeder
 from search.pareto import best_first
-from search.repair import Violation, repair
-from search.variation import below, check_chances, cross, draw_all, places_of, redraw
+from search.variation import below, check_chances, cross, places_of, redraw
 
 
-@dataclass(eq=False)
-class Genetic:
+@dataclass(eq=False, kw_only=True)
+class Genetic(Breeder):
     """Evolution by truncation: only the best have children.
 
     population: random networks before the first children.
@@ -28,63 +28,45 @@ class Genetic:
     mutation: chance of each block of a mutant to be drawn anew, and of each gene that belongs to no block.
     mutants: share of the children that are mutants; the others have two parents.
     repeats: children may be networks that were proposed before, as in once-for-all; a memo answers them for free.
-    violation: exact violations of the limits (N,); children are repaired by them before they are proposed.
     """
 
-    space: Space = field(repr=False)
-    _: KW_ONLY
-    seed: int = 0
-    n_objectives: int = 1
-    population: int = 100
     parents: float = 0.25
     mutation: float = 0.1
     mutants: float = 0.5
     repeats: bool = False
-    violation: Violation | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         check_chances(parents=self.parents, mutation=self.mutation, mutants=self.mutants)
         self._kept = round(self.parents * self.population)
         if self._kept < 2:
             raise UserError(f"population {self.population} with parents {self.parents} leaves {self._kept}; take 2")
-        self._rng = np.random.default_rng(self.seed)
-        self._fresh = Fresh(self.space)
-        self._ancestry = Ancestry(self.space)
-        self._genes: Genes = np.empty((0, len(self.space.genes)), dtype=np.int8)
-        self._cost = np.empty((0, self.n_objectives))
-        self._violation = np.empty(0)
+        super().__post_init__()
         self._told = 0
         self._places = places_of(self.space)
 
     def ask(self, n: int) -> Genes:
         """Propose n children of the best; random networks while fewer than the population are known."""
-        grown = self._told >= self.population and len(self._genes) >= 2
-        if grown and self.repeats:
-            return self._children(n)
-        breed = [self._children] * TRIES if grown else []
-        return self._fresh.take(n, [*breed, *[self._random] * TRIES])
+        return self._children(n) if self._grown and self.repeats else super().ask(n)
+
+    @property
+    def _grown(self) -> bool:
+        return self._told >= self.population and len(self._genes) >= 2
 
     def tell(self, genes: Genes, cost: NDArray[np.float64], violation: NDArray[np.float64]) -> None:
         """Keep the best different networks of the parents and `genes`; the best come first."""
         if not self.repeats:
             self._fresh.add(genes)
         self._told += len(genes)
-        genes = np.concatenate([self._genes, genes])
-        cost = np.concatenate([self._cost, cost])
-        violation = np.concatenate([self._violation, violation])
+        genes, cost, violation = self._with(genes, cost, violation)
         last = range(len(genes) - 1, -1, -1)
         first = np.sort(list(dict(zip(keys(genes[::-1]), last, strict=True)).values()))
         kept = first[best_first(cost[first], violation[first])[: self._kept]]
-        self._genes, self._cost, self._violation = genes.take(kept, axis=0), cost[kept], violation[kept]
+        self._keep(kept, genes, cost, violation)
         self._full = self._ancestry.recall(self._genes)
 
-    def _random(self, n: int) -> Genes:
-        return self._ancestry.express(draw_all(self.space, n, self._rng))
-
-    def _children(self, n: int) -> Genes:
+    def _bred(self, n: int) -> Genes:
         mothers, fathers = self._full.take(below(self._rng, len(self._full), 2, n), axis=0)
         mutants = round(self.mutants * n)
         changed = redraw(self.space, mothers[:mutants], self.mutation, self._rng, self._places)
         children = np.concatenate([changed, cross(mothers[mutants:], fathers[mutants:], self._rng)])
-        children = repair(self.space, children.take(self._rng.permutation(n), axis=0), self.violation, self._rng)
-        return self._ancestry.express(children)
+        return children.take(self._rng.permutation(n), axis=0)
