@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import partial
 from multiprocessing import active_children, get_context
 from pathlib import Path
@@ -78,10 +78,11 @@ def _side_by_side(cfg: DictConfig) -> None:
     """Run each device's agents in processes of their own; what they leave in the run folder is read like any other."""
     jobs = [(plain(cfg), device, agent) for agent in reversed(list(cfg.agent)) for device in cfg.device]
     with ProcessPoolExecutor(min(cfg.workers, len(jobs)), mp_context=get_context("spawn")) as pool:
+        futures = [pool.submit(_job, job) for job in jobs]
         try:
-            list(pool.map(_job, jobs))
+            for future in as_completed(futures):
+                future.result()
         except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
             for child in active_children():
                 child.terminate()  # as if this process had been stopped: what they logged stays
             raise

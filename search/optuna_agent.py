@@ -1,6 +1,6 @@
 """Optuna's samplers behind ask and tell.  N networks, G genes, M objectives.
 
-Each gene is a categorical parameter, its values the integers of the choices.  A trial takes 10-50 ms, the more the more
+Each gene is a categorical parameter, its values the integers of the choices.  A trial takes 10-70 ms, the more the more
 there were before: this agent is for some hundreds of networks, `Evolution` for many thousands.
 """
 
@@ -16,9 +16,8 @@ import numpy as np
 import optuna
 from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution, CategoricalDistribution
-from optuna.samplers import BaseSampler, TPESampler
-from optuna.study import Study
-from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
+from optuna.samplers import BaseSampler
+from optuna.trial import Trial, TrialState, create_trial
 
 from ofa.errors import UserError
 from ofa.space import Genes, Space
@@ -28,37 +27,8 @@ from search.variation import draw
 
 Result = tuple[list[float], float]  # costs and violation of a network
 
-
-class RememberingTPE(TPESampler):
-    """Optuna's TPE turns all trials into numbers for every proposal, a quarter of its time; this one remembers them.
-
-    Its proposals are the same.  All parameters must be categorical.
-    """
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        self._known: dict[tuple[str, ...], dict[tuple[int, bool], NDArray[np.int64]]] = {}
-
-    def _get_internal_repr(
-        self, trials: list[FrozenTrial], search_space: dict[str, BaseDistribution], study: Study
-    ) -> dict[str, NDArray[np.int64]]:
-        names, rows = tuple(search_space), []
-        known = self._known.setdefault(names, {})
-        for trial in trials:
-            key = trial.number, trial.state == TrialState.RUNNING
-            row = known.get(key)
-            if row is None:
-                row = np.array([*super()._get_internal_repr([trial], search_space, study).values()]).reshape(-1)
-                if row.size or not key[1]:  # a running one may get its parameters later
-                    known[key] = row
-            if row.size:
-                rows.append(row)
-        table = np.array(rows, dtype=np.int64).reshape(-1, len(names))
-        return dict(zip(names, np.ascontiguousarray(table.T), strict=True))
-
-
 SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {
-    "tpe": ("RememberingTPE", {"multivariate": True}),  # univariate, the default for several objectives, takes 14 times
+    "tpe": ("TPESampler", {"multivariate": True}),  # univariate, the default for several objectives, is 14 times slower
     "nsga2": ("NSGAIISampler", {}),
     "nsga3": ("NSGAIIISampler", {}),
     "gp": ("GPSampler", {"deterministic_objective": True}),
@@ -170,6 +140,5 @@ def make_sampler(sampler: str, seed: int, options: Mapping[str, Any] = MappingPr
     name, defaults = SAMPLERS[sampler]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        kind = globals().get(name) or getattr(optuna.samplers, name)
-        made: BaseSampler = kind(seed=seed, **defaults | dict(options))
+        made: BaseSampler = getattr(optuna.samplers, name)(seed=seed, **defaults | dict(options))
     return made

@@ -14,7 +14,7 @@ from search.aging import AgingEvolution
 from search.evolution import Evolution
 from search.genetic import Genetic
 from search.loop import run_search
-from search.optuna_agent import SAMPLERS, OptunaAgent
+from search.optuna_agent import OptunaAgent
 from search.problem import Problem
 from search.result import SearchResult
 from search.variation import cross, draw, draw_all, mutate, mutate_one, places_of, redraw
@@ -141,14 +141,6 @@ def test_a_mutation_always_changes_a_gene_that_has_a_choice() -> None:
 def test_every_optuna_sampler_works_with_two_objectives(sampler: str) -> None:
     genes = asked(OptunaAgent(SPACE, seed=0, n_objectives=2, sampler=sampler), p=problem(macs=5))
     assert len(set(keys(genes))) == 60
-
-
-def test_the_tpe_that_remembers_trials_proposes_what_optunas_own_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = []
-    for sampler in ("RememberingTPE", "TPESampler"):
-        monkeypatch.setitem(SAMPLERS, "tpe", (sampler, {"multivariate": True}))
-        found.append(asked(OptunaAgent(SPACE, seed=0, n_objectives=2), 5, 10, problem()))
-    assert np.array_equal(*found)
 
 
 @pytest.mark.slow

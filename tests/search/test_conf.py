@@ -38,6 +38,6 @@ def test_a_device_file_limits_what_predictors_know(path: Path) -> None:
     assert path.read_text().startswith(f"# @package device.{path.stem}\n")
     device = OmegaConf.to_container(OmegaConf.load(path))
     assert isinstance(device, dict)
-    assert set(device) - {"runtimes"} == {"name", "description", "limits"}
+    assert set(device) - {"runtimes", "core"} == {"name", "description", "limits"}
     bounds = Problem(PREDICTORS, {"macs": 1}, device["limits"]).bounds
     assert bounds == device["limits"]  # plain numbers under full names, as every later stage reads them
