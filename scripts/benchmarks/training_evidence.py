@@ -129,7 +129,7 @@ def phase_cost(phase: Phase, space: Space) -> float:
 
 
 def train(scale: Scale, data: ImageData, name: str, seed: int, work: Path, device: str) -> dict[str, Any]:
-    """Train an arm and measure its nets: a line of the result."""
+    """Train an arm and measure its nets: a line of the result; train_s is of the process that ended the training."""
     schedule = arm(name, scale, data.size("train") // scale.batch)
     started = _now(device)
     supernet = Trainer(scale.space, data, schedule, work, seed=seed, watch=WATCH, device=device).run()

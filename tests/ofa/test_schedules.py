@@ -70,7 +70,7 @@ def test_a_supernet_learns_by_every_way_to_distil(
     rule = "sandwich" if teacher == "inplace" else "random"
     phases = (Phase("first", 1, 0.05, rule="largest"), Phase("then", 1, 0.05, rule=rule, teacher=teacher))
     epoch = data.size("train") // 32
-    choice = load("digits", f"distill@schedule.distill={name}").distill
+    choice = load("shrinking", f"distill@schedule.distill={name}").distill
     assert choice is not None
 
     def trained(distill: Distillation) -> dict[str, torch.Tensor]:
