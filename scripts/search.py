@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ofa.errors import UserError
 from ofa.files import atomic_write, write_json, write_parquet
-from ofa.space import Space
+from ofa.space import Space, load_space
 from scripts.cli import make, stage_command, use_threads
 from scripts.iterate import MEASURED, iterate
 from scripts.parts import SEARCH, fitted, load_parts, objectives
@@ -43,7 +43,7 @@ def main(cfg: DictConfig) -> None:
     if not isinstance(cfg.workers, int) or cfg.workers < 1:
         raise UserError(f"workers={cfg.workers} must be at least 1, the process itself")
     if cfg.mode == "predict" and cfg.workers > 1 and len(cfg.device) * len(cfg.agent) > 1:
-        _side_by_side(cfg)
+        _side_by_side(cfg, space)
     predictors: dict[str, Any] = {}
     earlier: list[Path] = []
     for device, settings in plain(cfg.device).items():
@@ -74,11 +74,12 @@ def _agent(cfg: DictConfig, device: str, agent: str, space: Space, predictors: d
     return results
 
 
-def _side_by_side(cfg: DictConfig) -> None:
+def _side_by_side(cfg: DictConfig, space: Space) -> None:
     """Run each device's agents in processes of their own; what they leave in the run folder is read like any other."""
-    jobs = [(plain(cfg), device, agent) for agent in reversed(list(cfg.agent)) for device in cfg.device]
+    options = plain(cfg), space.to_dict()  # a process needs no data
+    jobs = [(*options, device, agent) for agent in reversed(list(cfg.agent)) for device in cfg.device]
     with ProcessPoolExecutor(min(cfg.workers, len(jobs)), mp_context=get_context("spawn")) as pool:
-        futures = [pool.submit(_job, job) for job in jobs]
+        futures = [pool.submit(_job, *job) for job in jobs]
         try:
             for future in as_completed(futures):
                 future.result()
@@ -88,11 +89,9 @@ def _side_by_side(cfg: DictConfig) -> None:
             raise
 
 
-def _job(job: tuple[dict[str, Any], str, str]) -> None:
-    options, device, agent = job
-    cfg = OmegaConf.create(options)
+def _job(options: dict[str, Any], written: dict[str, Any], device: str, agent: str) -> None:
+    cfg, space = OmegaConf.create(options), load_space(written)
     use_threads(1)
-    _, space = load_parts(cfg)
     _agent(cfg, device, agent, space, fitted(cfg, space))
 
 
