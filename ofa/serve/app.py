@@ -51,7 +51,7 @@ def application(settings: Settings) -> Any:
     async def health() -> dict[str, Any]:
         return {"status": "ok", "model": served.file.name, "sha256": served.digest}
 
-    # a plain route: FastAPI's own reads types and dependencies again for each request, a quarter of its time
+    # a plain route: FastAPI's own reads types and dependencies anew for each request
     app.router.routes.append(routing.Route("/predict", metrics.watched(answer), methods=["POST"]))
     app.get("/health")(health)
     app.get("/metrics")(lambda: responses.Response(metrics.text(), media_type=metrics.media_type))
