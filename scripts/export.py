@@ -65,7 +65,8 @@ def main(cfg: DictConfig) -> None:
             print("supernet on test images: " + ", ".join(f"{name} {100 * top1:.2f} %" for name, top1 in ends.items()))
     for device in cfg.device:
         result = read_json(Path(cfg.run, "export", device, "result.json"))
-        require(device, proofs_of(result), result["budget"], force=cfg.force)
+        if accepted := require(device, proofs_of(result), result["budget"], force=cfg.force):
+            print(accepted)
 
 
 def _ends(cfg: DictConfig, data: ImageData, space: Space) -> dict[str, float]:

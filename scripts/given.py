@@ -40,7 +40,8 @@ def export_given(cfg: DictConfig) -> None:
                 _prove(cfg, named, data, device, stage.folder)
     for device in cfg.device:
         result = read_json(Path(cfg.run, place, device, "result.json"))
-        require(device, proofs_of(result), result["budget"], force=cfg.force)
+        if accepted := require(device, proofs_of(result), result["budget"], force=cfg.force):
+            print(accepted)
 
 
 def _load(cfg: DictConfig, data: ImageData) -> Named:

@@ -171,13 +171,18 @@ def beside(arena: float, predicted: float) -> tuple[str, bool]:
     return f"arena {arena:,.0f} bytes, {share:+.0%} of the predicted {predicted:,.0f}", abs(share) > CLOSE
 
 
-def require(device: str, proofs: list[Proof], rows: list[dict[str, Any]], *, force: bool) -> None:
-    """Raise OverBudgetError unless one proof, or without proofs every row, keeps the limits; force lets it pass."""
-    if is_met(proofs, rows) or force:
-        return
+def require(device: str, proofs: list[Proof], rows: list[dict[str, Any]], *, force: bool) -> str:
+    """Raise OverBudgetError unless one proof, or without proofs every row, keeps the limits.
+
+    force: tell what exceeds them instead.  Returns: that, or nothing.
+    """
+    if is_met(proofs, rows):
+        return ""
     proven = [(proof.runtime, row.limit, row.value, row.max) for proof in proofs for row in proof.rows if not row.met]
     known = [("int8", row["limit"], row["value"], row["max"]) for row in rows if not row["met"]]
     over = ", ".join(f"{name} {limit} {value:g} > {most:g}" for name, limit, value, most in (proven or known))
+    if force:
+        return f"{device}: accepted by force=true, {over}"
     raise OverBudgetError(
         f"{device}: not deployable, {over}; search with lower limits, or give force=true to accept it"
     )

@@ -31,10 +31,10 @@ def test_a_device_takes_what_fits_in_one_of_its_runtimes() -> None:
 
 
 def test_what_exceeds_a_device_is_refused_unless_forced() -> None:
-    require("board", [FITS], [], force=False)
+    assert not require("board", [FITS], [], force=False)
     with pytest.raises(OverBudgetError, match=r"board: not deployable, c peak_memory_bytes 101 > 100; .*force=true"):
         require("board", [OVER], [], force=False)
-    require("board", [OVER], [], force=True)
+    assert require("board", [OVER], [], force=True).startswith("board: accepted by force=true, ")
     rows = [{"limit": "macs", "value": 11, "max": 10, "met": False}]
     with pytest.raises(OverBudgetError, match="int8 macs 11 > 10"):
         require("board", [], rows, force=False)
