@@ -9,6 +9,7 @@ import ctypes
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Any
 
 import numpy as np
@@ -69,13 +70,19 @@ def sources(path: Path) -> Path:
 
 
 def _open(path: Path) -> ctypes.CDLL:
-    """The library; a file that was cut off is refused here, since the system's loader would crash on it."""
+    """The library, from a copy: a file that is written anew while it is in use would end the process.
+
+    One that was cut off is refused here, since the system's loader would crash on it.
+    """
     content = require_file(path).read_bytes()
     table, size, rows = (int.from_bytes(content[part], "little") for part in SECTIONS)
     try:
         if content[:4] != b"\x7fELF" or table + size * rows > len(content):
             raise OSError("it is cut off or no library")
-        return ctypes.CDLL(str(path.resolve()))
+        with NamedTemporaryFile(suffix=".so") as copy:
+            copy.write(content)
+            copy.flush()
+            return ctypes.CDLL(copy.name)
     except OSError as error:
         raise UserError(f"{path} cannot be loaded ({error}); export it again") from None
 
