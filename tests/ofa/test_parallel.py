@@ -208,7 +208,7 @@ def test_more_processes_than_gpus_are_explained(monkeypatch: pytest.MonkeyPatch)
 
 
 def worker_id(parent: int, rank: int) -> int:
-    """The process that torchrun (`parent`) started for a rank."""
+    """The process that torchrun (`parent`) started for a rank; 0 while there is none."""
     for entry in Path("/proc").glob("[0-9]*"):
         try:
             mine = int((entry / "stat").read_text().rpartition(")")[2].split()[1]) == parent
@@ -216,7 +216,7 @@ def worker_id(parent: int, rank: int) -> int:
                 return int(entry.name)
         except OSError:
             continue
-    raise AssertionError(f"torchrun has no process of rank {rank}")
+    return 0
 
 
 @pytest.mark.slow
@@ -230,12 +230,15 @@ def test_a_worker_killed_under_max_restarts_resumes_and_ends_as_an_uninterrupted
     killed = start("killed", "--max-restarts", "2")
     latest = tmp_path / "killed/train/checkpoint/latest.json"
     deadline = time.monotonic() + 200
+    worker = 0
     for step in (6, 12):
-        while not (latest.exists() and json.loads(latest.read_text())["values"]["step"] >= step):
+        gone, worker = worker, 0
+        while worker in (0, gone) or json.loads(latest.read_text())["values"]["step"] < step:
             assert killed.poll() is None, killed.communicate()[0]
             assert time.monotonic() < deadline
             time.sleep(0.05)
-        os.kill(worker_id(killed.pid, 1), signal.SIGKILL)
+            worker = worker_id(killed.pid, 1) if latest.exists() else 0
+        os.kill(worker, signal.SIGKILL)
     output, _ = killed.communicate(timeout=200)
     assert killed.returncode == 0, output
     assert "Signal 9" in output or "-9" in output, "a worker must have died"
