@@ -251,11 +251,11 @@ def test_exact_limits_repair_children_before_they_are_proposed(kind: Any) -> Non
     options = {"population": 40} | ({"sample": 10} if kind is AgingEvolution else {})
     shares = []
     for violation in (p.exceeds, None):
-        agent = kind(SPACE, seed=0, violation=violation, **options)
-        genes = asked(agent, 4, 40, p)[40:]
+        agents = [kind(SPACE, seed=seed, violation=violation, **options) for seed in range(8)]
+        genes = np.concatenate([asked(agent, 4, 40, p)[40:] for agent in agents])
         shares.append(float((p.exceeds(genes) <= 0).mean()))
         SPACE.validate(genes)
         assert np.array_equal(genes, SPACE.canonical(genes))
-    assert shares[0] > 0.85  # 0.95 ± 0.02 over seeds; the share of random networks is 0.2
+    assert shares[0] > 0.9  # the share of random networks is 0.2
     assert shares[0] > shares[1] + 0.1
-    assert "violation" not in repr(agent)
+    assert "violation" not in repr(agents[0])
