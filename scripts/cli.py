@@ -132,7 +132,11 @@ def _parser(command: str) -> argparse.ArgumentParser:
 
 
 def _register_help(command: str, about: str, sections: tuple[str, ...]) -> None:
+    asked = {"-h", "--help"}.intersection(sys.argv)
+
     def text(*, _root_: DictConfig) -> str:
+        if not asked:  # Hydra resolves the text of every command, and reading all comments takes most of a second
+            return ""
         config: Any = OmegaConf.to_container(_root_, resolve=False)
         return help_text(command, about, sections, config, FLAGS).replace("$", "$$")
 

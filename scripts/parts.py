@@ -44,6 +44,12 @@ def load_parts(cfg: DictConfig) -> tuple[ImageData, Space]:
     return data, load_space(plain(cfg.space)).adapt(in_channels=data.channels, classes=len(data.classes))
 
 
+def searched_space(cfg: DictConfig) -> Space:
+    """The space that ofa-fit left beside its predictors, so that a search reads no images."""
+    path = Path(cfg.run, "fit", "accuracy.json")
+    return load_space(read_json(path)["space"]) if path.exists() else load_parts(cfg)[1]
+
+
 def trained(cfg: DictConfig, space: Space) -> Supernet:
     """The supernet that ofa-train wrote, with the weights that measure.weights names."""
     from ofa.training.trained import load_supernet

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from functools import partial
+from functools import lru_cache, partial
 from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from ofa.files import atomic_write, write_json, write_parquet
 from ofa.space import Space, load_space
 from scripts.cli import make, stage_command, use_threads
 from scripts.iterate import MEASURED, iterate
-from scripts.parts import SEARCH, fitted, load_parts, objectives
+from scripts.parts import SEARCH, fitted, objectives, searched_space
 from scripts.progress import Progress
 from scripts.stage import note, open_stage, plain
 from search.compare import curves, finals, summary
@@ -33,7 +34,7 @@ Results = dict[tuple[str, int], SearchResult]
 @stage_command("search", "agent", "device")
 def main(cfg: DictConfig) -> None:
     """Search the space for the best network within each device's limits.  Writes <run>/search/<device>/<agent>."""
-    _, space = load_parts(cfg)
+    space = searched_space(cfg)
     note(cfg.run, devices=list(cfg.device))
     seeds = cfg.seeds
     if not isinstance(seeds, int) or seeds < 1:
@@ -76,8 +77,8 @@ def _agent(cfg: DictConfig, device: str, agent: str, space: Space, predictors: d
 
 def _side_by_side(cfg: DictConfig, space: Space) -> None:
     """Run each device's agents in processes of their own; what they leave in the run folder is read like any other."""
-    options = plain(cfg), space.to_dict()  # a process needs no data
-    jobs = [(*options, device, agent) for agent in reversed(list(cfg.agent)) for device in cfg.device]
+    options = json.dumps([plain(cfg), space.to_dict()])
+    jobs = [(options, device, agent) for agent in reversed(list(cfg.agent)) for device in cfg.device]
     with ProcessPoolExecutor(min(cfg.workers, len(jobs)), mp_context=get_context("spawn")) as pool:
         futures = [pool.submit(_job, *job) for job in jobs]
         try:
@@ -89,10 +90,17 @@ def _side_by_side(cfg: DictConfig, space: Space) -> None:
             raise
 
 
-def _job(options: dict[str, Any], written: dict[str, Any], device: str, agent: str) -> None:
-    cfg, space = OmegaConf.create(options), load_space(written)
+def _job(options: str, device: str, agent: str) -> None:
+    _agent(_loaded(options)[0], device, agent, *_loaded(options)[1:])
+
+
+@lru_cache(maxsize=1)
+def _loaded(options: str) -> tuple[DictConfig, Space, dict[str, Any]]:
+    """Configuration, space and predictors, which a process makes once for all its jobs."""
     use_threads(1)
-    _agent(cfg, device, agent, space, fitted(cfg, space))
+    values, written = json.loads(options)
+    cfg, space = OmegaConf.create(values), load_space(written)
+    return cfg, space, fitted(cfg, space)
 
 
 def _search(
