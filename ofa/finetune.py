@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ofa.depthwise import compiled_depthwise
 from ofa.distill import Distillation, Distiller
 from ofa.errors import UserError
 from ofa.evaluate import CALIBRATION_IMAGES
@@ -100,7 +101,8 @@ def finetune(
     smoothing = settings.label_smoothing
     with Distiller(lesson, net, teachers, probe, smoothing=smoothing, seed=seed) as distiller:
         run = _Run(net, distiller, settings, seed, checkpoint)
-        run.train(data, resolution, after_step, report)
+        with compiled_depthwise(net):
+            run.train(data, resolution, after_step, report)
     recalibrate(net, (x.to(device) for x in data.calibration("val", CALIBRATION_IMAGES, resolution, augment=True)))
     return net.eval()
 

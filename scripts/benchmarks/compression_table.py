@@ -136,7 +136,8 @@ def run(name: str, args: argparse.Namespace, data: ImageData) -> None:
     chains = techniques(net, work)
     for seed in range(args.seeds):
         for technique, steps in chains.items():
-            if (name, technique, seed) in done or (seed and technique in UNTRAINED):
+            left_out = args.techniques and technique not in (*args.techniques, "float")
+            if left_out or (name, technique, seed) in done or (seed and technique in UNTRAINED):
                 continue
             before = None
             if not seed and technique not in UNTRAINED:
@@ -207,6 +208,7 @@ def main() -> None:
     parser.add_argument("--card", type=Path, default=Path("runs/cifar10/specialize/stm32f746/float.json"))
     parser.add_argument("--folder", type=Path, default=Path("runs/table"))
     parser.add_argument("--nets", nargs="+", choices=NETS, default=list(NETS))
+    parser.add_argument("--techniques", nargs="+", help="these alone, by the names in the table (default: all)")
     parser.add_argument("--images", type=int, default=10_000, help="that one training sees")
     parser.add_argument("--train-images", type=int, default=90_000, help="that train the published network")
     parser.add_argument("--seeds", type=int, default=3)

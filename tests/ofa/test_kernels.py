@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from ofa import depthwise as depthwise_module
 from ofa import norm as norm_module
 from ofa import shrink as shrink_module
-from ofa.depthwise import depthwise
+from ofa.depthwise import compiled_depthwise, depthwise
 from ofa.extraction import extract, recalibrate
 from ofa.inference import fast
 from ofa.kernels import library, plain
@@ -274,3 +275,28 @@ def test_smaller_kernels_are_made_by_the_compiled_kernel_where_it_can() -> None:
     assert shrink(weight, 40, 7) is weight
     wrong = shrink(weight, 24, 3, [matrix + 0.01 * torch.eye(25)])
     assert relative(wrong, shrink(weight, 24, 3, [matrix])) > 1e-4
+
+
+def test_fine_tuning_runs_depthwise_layers_of_any_network_on_the_kernel_and_leaves_them_as_they_were() -> None:
+    torch.manual_seed(0)
+    odd = nn.Conv2d(16, 16, 3, padding=0, groups=16, bias=False)  # not padded as the kernel pads
+    layers = [nn.Conv2d(16, 16, k, stride, k // 2, groups=16, bias=False) for k, stride in ((3, 1), (5, 2), (7, 1))]
+    net, x = nn.Sequential(*layers, odd), images(2, 16, 12, 12)
+    net(x).square().sum().backward()
+    plain_grads = [parameter.grad for parameter in net.parameters()]
+    net.zero_grad()
+    with compiled_depthwise(net):
+        y = net(x)
+        names = {node.name() for node in _nodes(y.grad_fn)}
+        y.square().sum().backward()
+    assert ("_DepthwiseBackward" in names) == (library("depthwise") is not None)
+    assert {type(layer) for layer in net} == {nn.Conv2d}
+    for parameter, expected in zip(net.parameters(), plain_grads, strict=True):
+        torch.testing.assert_close(parameter.grad, expected, rtol=1e-4, atol=1e-5)
+
+
+def _nodes(node: Any) -> Iterator[Any]:
+    yield node
+    for earlier, _ in node.next_functions:
+        if earlier is not None:
+            yield from _nodes(earlier)
