@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from ofa.compress.fisher import Metric
 from ofa.compress.layers import Layer
 
 Factors = tuple[Tensor, ...]
@@ -19,11 +20,21 @@ RIDGE = 1e-10  # of the largest entry of the normal equations, which near-parall
 ONE, NONE = (1, 1), (0, 0)
 
 
-def svd(weight: Tensor, rank: int) -> Factors:
-    """(R, I, Y, X) and (O, R): the best of that rank of the O x IYX matrix (Eckart & Young; Zhang et al. 2016)."""
-    u, s, v = torch.linalg.svd(weight.flatten(1), full_matrices=False)
-    root = s[:rank].sqrt()
-    return (root[:, None] * v[:rank]).view(-1, *weight.shape[1:]), u[:, :rank] * root
+def svd(weight: Tensor, rank: int, metric: Metric | None = None) -> Factors:
+    """(R, I, Y, X) and (O, R): the best of that rank of the O x IYX matrix (Eckart & Young; Zhang et al. 2016).
+
+    With a metric, the best for the layer's responses in its coordinates: their projection on the directions that vary
+    most there.
+    """
+    matrix = weight.flatten(1)
+    if metric is None:
+        u, s, v = torch.linalg.svd(matrix, full_matrices=False)
+        first, last = s[:rank, None] * v[:rank], u[:, :rank]
+    else:
+        directions = metric.directions()[1][:, :rank]
+        first, last = directions.T @ metric.root @ matrix, metric.inverse @ directions
+    ratio = (first.norm(dim=1) / last.norm(dim=0).clamp_min(1e-30)).sqrt().clamp_min(1e-30)  # both as large
+    return (first / ratio[:, None]).view(-1, *weight.shape[1:]), last * ratio
 
 
 def spatial(weight: Tensor, rank: int) -> Factors:
@@ -90,39 +101,54 @@ def _leading(matrix: Tensor, rank: int) -> Tensor:
     return vectors.flip(1)[:, :rank]
 
 
-def factorized(layer: Layer, method: str, ranks: tuple[int, ...]) -> nn.Sequential:
-    """The chain of thinner layers that takes a layer's place; the last one has its bias.  Computed in float64."""
+def factorized(layer: Layer, method: str, ranks: tuple[int, ...], metric: Metric | None = None) -> nn.Sequential:
+    """The chain of thinner layers that takes a layer's place; the last one has its bias.  Computed in float64.
+
+    metric: of the layer's responses, for svd.  A bias then makes up for the mean of what is left out; a layer without
+    one is taken to feed a batch norm, which does.
+    """
     weight = layer.weight.detach().double()
     if isinstance(layer, nn.Linear):
-        first, last = svd(weight, ranks[0])
-        return nn.Sequential(_linear(layer, first), _linear(layer, last, layer.bias))
+        first, last = svd(weight, ranks[0], metric)
+        return nn.Sequential(_linear(layer, first), _linear(layer, last, _bias(layer, ranks[0], metric)))
     stride, padding, dilation = layer.stride, layer.padding, layer.dilation
     assert not isinstance(padding, str), "able() lets no such layer through"
+    if layer.kernel_size == ONE:
+        method = "svd"
     if method == "tucker":
         a, core, b = tucker(weight, (ranks[0], ranks[1]))
         parts = [(_point(a.T), ONE, NONE, ONE, 1), (core, stride, padding, dilation, 1), (_point(b), ONE, NONE, ONE, 1)]
-        return _convolutions(layer, parts)
+        return _convolutions(layer, parts, layer.bias)
     if method == "svd":
-        first, last = svd(weight, ranks[0])
-        return _convolutions(layer, [(first, stride, padding, dilation, 1), (_point(last), ONE, NONE, ONE, 1)])
+        first, last = svd(weight, ranks[0], metric)
+        parts = [(first, stride, padding, dilation, 1), (_point(last), ONE, NONE, ONE, 1)]
+        return _convolutions(layer, parts, _bias(layer, ranks[0], metric))
     down = ((stride[0], 1), (padding[0], 0), (dilation[0], 1))
     across = ((1, stride[1]), (0, padding[1]), (1, dilation[1]))
     if method == "spatial":
         column, row = spatial(weight, ranks[0])
-        return _convolutions(layer, [(column[..., None], *down, 1), (row[:, :, None], *across, 1)])
+        return _convolutions(layer, [(column[..., None], *down, 1), (row[:, :, None], *across, 1)], layer.bias)
     o, i, y, x = cp(weight, ranks[0])
     rank = ranks[0]
     thin = [(y.T[:, None, :, None], *down, rank), (x.T[:, None, None, :], *across, rank)]
-    return _convolutions(layer, [(_point(i.T), ONE, NONE, ONE, 1), *thin, (_point(o), ONE, NONE, ONE, 1)])
+    return _convolutions(layer, [(_point(i.T), ONE, NONE, ONE, 1), *thin, (_point(o), ONE, NONE, ONE, 1)], layer.bias)
+
+
+def _bias(layer: Layer, rank: int, metric: Metric | None) -> Tensor | None:
+    """The layer's bias and the mean of the responses that its factors leave out."""
+    if layer.bias is None or metric is None or metric.mean is None:
+        return layer.bias
+    weighed = metric.mean - layer.bias.detach().double()  # of the responses without the bias
+    return (metric.mean - metric.kept(weighed, rank)).to(layer.bias.dtype)
 
 
 Part = tuple[Tensor, tuple[int, ...], tuple[int, ...], tuple[int, ...], int]  # stride, padding, dilation, groups
 
 
-def _convolutions(layer: nn.Conv2d, parts: Sequence[Part]) -> nn.Sequential:
+def _convolutions(layer: nn.Conv2d, parts: Sequence[Part], last_bias: Tensor | None) -> nn.Sequential:
     chain = nn.Sequential()
     for n, (weight, stride, padding, dilation, groups) in enumerate(parts):
-        bias = layer.bias if n == len(parts) - 1 else None
+        bias = last_bias if n == len(parts) - 1 else None
         o, i, *kernel = weight.shape
         conv = nn.utils.skip_init(
             nn.Conv2d, i * groups, o, tuple(kernel), stride, padding, dilation, groups, bias is not None

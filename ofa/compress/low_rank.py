@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ofa.compress.chain import Work
 from ofa.compress.factors import cp, cp_product, factorized, tucker
+from ofa.compress.fisher import Metric, metrics
 from ofa.compress.layers import Layer, image_of, layer_macs, listed, observe, opened, put, weight_layers
 from ofa.compress.magnitude import finetuned
 from ofa.compress.targets import Target, amount, check_target
@@ -38,7 +39,7 @@ class Pixels:
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """One way to write a layer: its ranks (none: as it is), the share of the weight's energy lost, multiply-adds."""
+    """One way to write a layer: its ranks (none: as it is), what is lost in the layer's metric, multiply-adds."""
 
     ranks: tuple[int, ...]
     loss: float
@@ -53,13 +54,17 @@ class LowRank:
     narrow convolution, then 1 x 1: Zhang et al. 2016), spatial (a column, then a row: Jaderberg et al. 2014), tucker
     (1 x 1, a narrow core, 1 x 1: Kim et al. 2016), cp (1 x 1, column, row, 1 x 1, the middle ones depthwise: Lebedev et
     al. 2015).  Linear layers and 1 x 1 convolutions are always split by SVD.  Depthwise and other grouped convolutions
-    are left alone, and layers that match `keep`.  Ranks lose the least energy, relative to each layer's, for the
-    multiply-adds they save.
+    are left alone, and layers that match `keep`.
+
+    images: validation images that tell what the loss feels of each layer's output (`ofa.compress.fisher`).  SVD keeps
+    the directions of the output that matter most to it, and ranks lose the least of it for the multiply-adds they save.
+    0: the weights' energy alone, relative to each layer's.
     """
 
     macs: Target = 0.5
     method: str = "svd"
     keep: tuple[str, ...] = ()
+    images: int = 512
     finetuning: Finetuning = field(default_factory=Finetuning)
 
     def __post_init__(self) -> None:
@@ -67,30 +72,36 @@ class LowRank:
         check_target("macs", self.macs)
         if self.method not in METHODS:
             raise UserError(f"method {self.method!r} is not known; choose from {', '.join(METHODS)}")
+        if self.images < 0:
+            raise UserError(f"images {self.images} must be at least 0, which takes the weights alone")
 
     def __call__(self, net: nn.Module, work: Work) -> nn.Module:
         """A factorized and fine-tuned copy in evaluation mode, no StaticNet any more: its layers are in no spec.
 
         Raises UserError where no layer can be factorized, and where the target is below what ranks of 1 leave.
         """
-        thin = opened(net)
-        for name, ranks in self.ranks(net, image_of(net, work)).items():
-            layer: Layer = net.get_submodule(name)  # type: ignore[assignment]
-            put(thin, name, factorized(layer, self.method, ranks))
+        able_layers = {name: layer for name, layer in weight_layers(net, self.keep).items() if able(layer)}
+        if not able_layers:
+            listing = listed(list(weight_layers(net, self.keep)))
+            raise UserError(f"no layer can be factorized: {listing} are grouped; use another step")
+        thin, metric = opened(net), metrics(net, able_layers, work, self.images)
+        for name, ranks in self._ranks(net, able_layers, metric, image_of(net, work)).items():
+            put(thin, name, factorized(able_layers[name], self.method, ranks, metric[name]))
         return finetuned(thin, work, self.finetuning)
 
-    def ranks(self, net: nn.Module, image: Tensor) -> dict[str, tuple[int, ...]]:
+    def _ranks(
+        self, net: nn.Module, layers: Mapping[str, Layer], metric: Mapping[str, Metric], image: Tensor
+    ) -> dict[str, tuple[int, ...]]:
         """The ranks of the layers that are to be factorized."""
-        layers, macs = weight_layers(net, self.keep), layer_macs(net, image)
+        macs, pixels = layer_macs(net, image), layer_pixels(net, image)
         limit = amount("macs", self.macs, sum(macs.values()))
-        pixels = layer_pixels(net, image)
         options = {
-            name: [Option((), 0.0, macs[name]), *layer_options(layer, self.method, pixels[name], macs[name])]
+            name: [
+                Option((), 0.0, macs[name]),
+                *layer_options(layer, self.method, pixels[name], macs[name], metric[name]),
+            ]
             for name, layer in layers.items()
-            if able(layer)
         }
-        if not options:
-            raise UserError(f"no layer can be factorized: {listed(list(layers))} are grouped; use another step")
         rest = sum(n for name, n in macs.items() if name not in options)
         least = rest + sum(min(o.macs for o in own) for own in options.values())
         if least > limit:
@@ -116,7 +127,7 @@ def choose(options: Mapping[str, Sequence[Option]], limit: float) -> dict[str, O
     def at(price: float) -> dict[str, Option]:
         return {name: min(own, key=lambda o: (o.loss + price * o.macs, o.macs)) for name, own in options.items()}
 
-    low, high = 0.0, 1.0  # at a price of 1 per multiply-add the fewest are best: losses are below 1
+    low, high = 0.0, max(o.loss for own in options.values() for o in own) or 1.0  # at which the fewest are best
     if sum(option.macs for option in at(low).values()) <= limit:
         return at(low)
     for _ in range(100):
@@ -126,12 +137,16 @@ def choose(options: Mapping[str, Sequence[Option]], limit: float) -> dict[str, O
     return at(high)
 
 
-def layer_options(layer: Layer, method: str, pixels: Pixels, macs: int) -> Iterator[Option]:
-    """Every way to factorize a layer that saves multiply-adds."""
+def layer_options(layer: Layer, method: str, pixels: Pixels, macs: int, metric: Metric) -> Iterator[Option]:
+    """Every way to factorize a layer that saves multiply-adds; other ways than SVD lose their share of the whole."""
     weight = layer.weight.detach().double()
-    if isinstance(layer, nn.Linear) or layer.kernel_size == (1, 1):
-        method = "svd"
-    for ranks, loss, cost in OPTIONS[method](weight, pixels, macs):
+    if isinstance(layer, nn.Linear) or layer.kernel_size == (1, 1) or method == "svd":
+        values, _ = metric.directions()
+        found = _svd_options(weight, pixels, values)
+    else:
+        whole = metric.total()
+        found = ((ranks, whole * loss, cost) for ranks, loss, cost in OPTIONS[method](weight, pixels, macs))
+    for ranks, loss, cost in found:
         if cost < macs:
             yield Option(ranks, loss, cost)
 
@@ -139,24 +154,19 @@ def layer_options(layer: Layer, method: str, pixels: Pixels, macs: int) -> Itera
 Options = Iterator[tuple[tuple[int, ...], float, int]]
 
 
-def _svd_options(weight: Tensor, pixels: Pixels, macs: int) -> Options:
+def _svd_options(weight: Tensor, pixels: Pixels, values: Tensor) -> Options:
     cost = pixels.after * (weight[0].numel() + len(weight))
-    for rank, loss in _tails(weight.flatten(1)):
-        yield (rank,), loss, rank * cost
+    for rank, lost in enumerate((values.sum() - values.cumsum(0)).tolist(), 1):
+        yield (rank,), max(0.0, lost), rank * cost
 
 
 def _spatial_options(weight: Tensor, pixels: Pixels, macs: int) -> Options:
     o, i, y, x = weight.shape
     cost = pixels.column * i * y + pixels.after * o * x
-    for rank, loss in _tails(weight.permute(1, 2, 0, 3).reshape(i * y, o * x)):
-        yield (rank,), loss, rank * cost
-
-
-def _tails(matrix: Tensor) -> Iterator[tuple[int, float]]:
-    """Each rank, and the share of the energy in the singular values beyond it."""
-    energy = torch.linalg.svdvals(matrix).square()
+    energy = torch.linalg.svdvals(weight.permute(1, 2, 0, 3).reshape(i * y, o * x)).square()
     lost = 1 - energy.cumsum(0) / energy.sum().clamp_min(1e-30)
-    yield from ((rank, max(0.0, float(loss))) for rank, loss in enumerate(lost, 1))
+    for rank, loss in enumerate(lost.tolist(), 1):
+        yield (rank,), max(0.0, loss), rank * cost
 
 
 def _tucker_options(weight: Tensor, pixels: Pixels, macs: int) -> Options:
@@ -179,7 +189,6 @@ def _cp_options(weight: Tensor, pixels: Pixels, macs: int) -> Options:
 
 
 OPTIONS: dict[str, Callable[[Tensor, Pixels, int], Options]] = {
-    "svd": _svd_options,
     "spatial": _spatial_options,
     "tucker": _tucker_options,
     "cp": _cp_options,

@@ -11,10 +11,12 @@ from torch import Tensor, nn
 
 from ofa.compress.chain import Work
 from ofa.compress.factors import cp, cp_product, factorized, spatial, svd, tucker
+from ofa.compress.fisher import DAMPING, Metric, metrics
 from ofa.compress.layers import layer_macs, opened, put
 from ofa.compress.low_rank import LowRank, Option, Pixels, choose, layer_options
 from ofa.data import digits
 from ofa.errors import UserError
+from ofa.evaluate import accuracy
 from ofa.export.graph import onnx_model
 from ofa.export.latency import open_session
 from ofa.finetune import Finetuning
@@ -61,9 +63,60 @@ def test_what_is_lost_is_the_energy_of_the_singular_values_left_out() -> None:
     lost = (weight - torch.einsum("riy,orx->oiyx", column, row)).square().sum()
     assert float(lost) == pytest.approx((np.linalg.svd(matrix.numpy(), compute_uv=False)[4:] ** 2).sum())
     layer = conv()
-    losses = [o.loss for o in layer_options(layer, "svd", Pixels(9, 9, 9), 9 * 270)]
+    losses = [o.loss for o in layer_options(layer, "svd", Pixels(9, 9, 9), 9 * 270, Metric.of_weight(layer))]
     values = np.linalg.svd(layer.weight.detach().flatten(1).double().numpy(), compute_uv=False) ** 2
     assert losses == pytest.approx([1 - values[: r + 1].sum() / values.sum() for r in range(len(losses))])
+
+
+def spread(rows: np.ndarray) -> np.ndarray:
+    centred = rows - rows.mean(0)
+    return centred.T @ centred / len(rows)
+
+
+def test_a_metric_is_what_the_loss_feels_of_the_responses(work: Work) -> None:
+    net = nn.Sequential(nn.Conv2d(1, 3, 3, 2), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(3 * 7 * 7, 10))
+    found = metrics(net, {"0": net[0]}, work, images=20)["0"]  # type: ignore[dict-item]
+    x, labels = next(work.data.batches("val", 20, 16, rng=None, limit=20))
+    y = net[0](x).detach().requires_grad_()
+    nn.functional.cross_entropy(net[3](y.clamp_min(0).flatten(1)), labels, reduction="sum").backward()
+    assert y.grad is not None
+    responses, gradients = (t.detach().permute(0, 2, 3, 1).reshape(-1, 3).double().numpy() for t in (y, y.grad))
+    felt = gradients.T @ gradients / 20
+    felt += DAMPING * np.trace(felt) / 3 * np.eye(3)
+    np.testing.assert_allclose((found.root @ found.root).numpy(), felt, rtol=1e-4)
+    np.testing.assert_allclose((found.root @ found.inverse).numpy(), np.eye(3), atol=1e-9)
+    assert found.total() == pytest.approx(np.trace(felt @ spread(responses)), rel=1e-4)
+
+
+def test_svd_in_a_metric_loses_the_last_eigenvalues_and_no_rank_loses_less() -> None:
+    rng, layer = np.random.default_rng(0), nn.Linear(8, 6)
+    x = rng.normal(size=(200, 8)) * np.arange(1, 9) + 3
+    y = layer(torch.from_numpy(x).float()).detach().double().numpy()
+    half = rng.normal(size=(6, 6))
+    root = half @ half.T + np.eye(6)
+    covariance = root @ spread(y) @ root
+    metric = Metric(*map(torch.from_numpy, (root, np.linalg.inv(root), covariance, y.mean(0))))
+
+    def lost(made: nn.Module) -> float:
+        away = (made(torch.from_numpy(x).float()).detach().double().numpy() - y) @ root
+        return float((away**2).sum(1).mean())
+
+    options = {o.ranks[0]: o.loss for o in layer_options(layer, "svd", Pixels(1, 1, 1), 48, metric)}
+    for rank in (1, 3):
+        expected = np.linalg.eigvalsh(covariance)[: 6 - rank].sum()
+        assert options[rank] == pytest.approx(expected, rel=1e-6)
+        made = factorized(layer, "svd", (rank,), metric)
+        assert lost(made) == pytest.approx(expected, rel=1e-3), "the bias makes up for the mean"
+        assert lost(factorized(layer, "svd", (rank,))) > 1.05 * expected
+
+
+def test_a_trained_network_keeps_more_where_images_tell_what_matters(work: Work) -> None:
+    net = work.finetune(random_net(), Finetuning(epochs=4, lr=0.1))
+    whole, blind, seeing = (
+        accuracy(made, work.data, "test", resolution=16)
+        for made in (net, *(LowRank(0.5, images=images, finetuning=BARE)(net, work) for images in (0, 200)))
+    )
+    assert seeing > blind + 0.1
 
 
 def numpy_hosvd(weight: np.ndarray, inner: int, outer: int) -> np.ndarray:
@@ -87,7 +140,7 @@ def test_tucker_begins_with_hosvd_and_hooi_loses_no_more() -> None:
     layer = conv()
     with torch.no_grad():
         layer.weight.copy_(weight)
-    options = {o.ranks: o for o in layer_options(layer, "tucker", Pixels(9, 9, 9), 9 * 270)}
+    options = {o.ranks: o for o in layer_options(layer, "tucker", Pixels(9, 9, 9), 9 * 270, Metric.of_weight(layer))}
     lost = hosvd**2 / weight.square().sum().item()
     assert options[2, 3].loss == pytest.approx(lost, rel=1e-4)
     assert options[2, 3].macs == 9 * (5 * 2 + 2 * 3 * 9 + 3 * 6)
@@ -162,6 +215,8 @@ def test_what_cannot_be_factorized_is_answered(work: Work) -> None:
         LowRank(0.01)(random_net(), work)
     with pytest.raises(UserError, match="method 'qr' is not known; choose from svd"):
         LowRank(method="qr")
+    with pytest.raises(UserError, match="images -1 must be at least 0"):
+        LowRank(images=-1)
     with pytest.raises(UserError, match="macs=0 must be above 0"):
         LowRank(0)
     with pytest.raises(UserError, match="no layer can be factorized: 1 are grouped"):

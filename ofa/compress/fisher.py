@@ -1,0 +1,117 @@
+"""What the loss feels of a layer's output, as a metric on it.
+
+N images, O channels out; a response is a layer's output at one pixel, (O,).  With g the gradient of the loss with
+respect to a response, the loss grows by half of d' E[g g'] d to second order where a response changes by d (Fisher's
+information in place of the Hessian, as in K-FAC: Martens & Grosse 2015).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ofa.compress.chain import Work
+from ofa.compress.layers import Layer, device_of, evaluating
+
+BATCH = 128
+DAMPING = 0.01  # of the mean eigenvalue, added to all: no direction is free
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """Coordinates of a layer's responses in which the loss feels all directions alike.
+
+    root, inverse: to these coordinates and back, (O, O).  covariance: of the responses there (O, O); its trace is twice
+    what an image's loss would grow if all of them became their mean.  mean: of the responses (O,), None if not known.
+    """
+
+    root: Tensor
+    inverse: Tensor
+    covariance: Tensor
+    mean: Tensor | None = None
+
+    @classmethod
+    def of_weight(cls, layer: Layer) -> Metric:
+        """As if all inputs and all outputs mattered alike; the trace is 1."""
+        weight = layer.weight.detach().double().flatten(1)
+        same = torch.eye(len(weight), dtype=torch.float64, device=weight.device)
+        return cls(same, same, weight @ weight.T / weight.square().sum().clamp_min(1e-30))
+
+    def total(self) -> float:
+        """What is lost without any response."""
+        return float(self.covariance.trace())
+
+    def directions(self) -> tuple[Tensor, Tensor]:
+        """Eigenvalues (O,) of the covariance, the largest first, and its eigenvectors as columns (O, O)."""
+        values, vectors = torch.linalg.eigh(self.covariance)
+        return values.flip(0).clamp_min(0), vectors.flip(1)
+
+    def kept(self, response: Tensor, rank: int) -> Tensor:
+        """What the first directions hold of a response (O,)."""
+        directions = self.directions()[1][:, :rank]
+        return self.inverse @ (directions @ (directions.T @ (self.root @ response)))
+
+
+def metrics(net: nn.Module, layers: Mapping[str, Layer], work: Work, images: int) -> dict[str, Metric]:
+    """The metric of each layer, from so many validation images and their labels; 0: of its weights alone."""
+    if not images:
+        return {name: Metric.of_weight(layer) for name, layer in layers.items()}
+    sums = {name: _Sums(len(layer.weight), device_of(net)) for name, layer in layers.items()}
+    seen: list[tuple[str, Tensor]] = []
+
+    def watch(name: str, y: Tensor) -> Tensor:
+        seen.append((name, y))
+        return y.clone()  # which an activation may overwrite
+
+    handles = [
+        layer.register_forward_hook(lambda module, inputs, y, name=name: watch(name, y))
+        for name, layer in layers.items()
+    ]
+    n = 0
+    try:
+        with evaluating(net), torch.enable_grad():
+            for x, labels in work.data.batches("val", min(BATCH, images), work.resolution, rng=None, limit=images):
+                x, labels = x.to(device_of(net)).requires_grad_(), labels.to(device_of(net))
+                loss = F.cross_entropy(net(x), labels, reduction="sum")
+                gradients = torch.autograd.grad(loss, [y for _, y in seen])
+                for (name, y), gradient in zip(seen, gradients, strict=True):
+                    sums[name].add(_rows(y.detach()), _rows(gradient))
+                seen.clear()
+                n += len(x)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {name: own.metric(n) for name, own in sums.items()}
+
+
+class _Sums:
+    """Over all responses of a layer."""
+
+    def __init__(self, channels: int, device: torch.device) -> None:
+        zeros = torch.zeros(channels, channels, dtype=torch.float64, device=device)
+        self.n, self.sum, self.products, self.gradients = 0, zeros[0].clone(), zeros, zeros.clone()
+
+    def add(self, responses: Tensor, gradients: Tensor) -> None:
+        self.n += len(responses)
+        self.sum += responses.sum(0)
+        self.products += responses.T @ responses
+        self.gradients += gradients.T @ gradients
+
+    def metric(self, images: int) -> Metric:
+        mean = self.sum / self.n
+        felt = self.gradients / images
+        damping = DAMPING * felt.trace() / len(felt) + 1e-30
+        values, vectors = torch.linalg.eigh(felt + damping * torch.eye(len(felt), dtype=felt.dtype, device=felt.device))
+        root = vectors * values.sqrt() @ vectors.T
+        covariance = root @ (self.products / self.n - torch.outer(mean, mean)) @ root
+        return Metric(root, vectors / values.sqrt() @ vectors.T, (covariance + covariance.T) / 2, mean)
+
+
+def _rows(y: Tensor) -> Tensor:
+    """Responses (N, O, H, W) or (..., O) as rows (N H W, O), float64."""
+    y = y.permute(0, 2, 3, 1) if y.ndim == 4 else y
+    return y.reshape(-1, y.shape[-1]).double()
