@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -81,9 +82,13 @@ def erdos_renyi(layers: Mapping[str, Layer], zeros: int) -> dict[str, float]:
     return dict(zip(layers, (1 - densities).tolist(), strict=True))
 
 
-def by_magnitude(layers: Mapping[str, Layer], zeros: int) -> dict[str, float]:
-    """Each layer's share of the `zeros` smallest magnitudes of all layers together."""
-    values = torch.cat([layer.weight.detach().abs().flatten() for layer in layers.values()])
+def by_magnitude(
+    layers: Mapping[str, Layer], zeros: int, scales: Mapping[str, Tensor] = MappingProxyType({})
+) -> dict[str, float]:
+    """Each layer's share of the `zeros` smallest magnitudes, times their scales, of all layers together."""
+    values = torch.cat(
+        [(layer.weight.detach().abs() * scales.get(name, 1)).flatten() for name, layer in layers.items()]
+    )
     smallest = values.argsort(stable=True)[:zeros]
     gone = torch.zeros(len(values), dtype=torch.bool, device=values.device).index_fill_(0, smallest, True)
     parts = gone.split([layer.weight.numel() for layer in layers.values()])

@@ -8,12 +8,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ofa.compress.allocation import by_magnitude, by_sensitivity, erdos_renyi, sensitivity, uniform, zeros_for
 from ofa.compress.chain import Work
+from ofa.compress.fisher import weight_scales
 from ofa.compress.layers import BYTES, Layer, listed, weight_layers
 from ofa.compress.sparsity import check_pattern, hold_zeros, n_of_m, zero_smallest
 from ofa.compress.targets import Target, amount, check_target
@@ -21,8 +23,9 @@ from ofa.errors import UserError
 from ofa.evaluate import accuracy
 from ofa.finetune import Finetuning
 
-SHARED = {"magnitude": by_magnitude, "uniform": uniform, "erdos_renyi": erdos_renyi}
-ALLOCATIONS = (*SHARED, "sensitivity")
+SHARED = {"uniform": uniform, "erdos_renyi": erdos_renyi}
+ALLOCATIONS = ("magnitude", *SHARED, "sensitivity")
+CRITERIA = ("magnitude", "fisher")
 EVERY = 10  # optimizer steps between two prunings of a gradual schedule
 
 
@@ -34,12 +37,15 @@ class Magnitude:
     many weights each layer loses: the smallest of all layers together (magnitude), as many as cost each layer alone the
     same accuracy (sensitivity, measured on `images` validation images), the same share (uniform), or fewer the smaller
     the layer (erdos_renyi).  rounds: prune and fine-tune so often, the size falling by the same factor each time.
+    criterion: by which the smallest are meant: magnitude, or fisher: magnitude times what the loss feels of the weight,
+    from `images` validation images (`ofa.compress.fisher.weight_scales`); not with allocation by sensitivity.
     gradual: share of the fine-tuning during which sparsity rises to its end by a cubic (Zhu & Gupta 2017, eq. 1); 0
     zeroes all weights at once.  keep: patterns of the layers that are left as they are.
     """
 
     size: Target = 0.25
     allocation: str = "magnitude"
+    criterion: str = "magnitude"
     rounds: int = 1
     gradual: float = 0.0
     images: int = 1000
@@ -51,6 +57,10 @@ class Magnitude:
         check_target("size_bytes", self.size)
         if self.allocation not in ALLOCATIONS:
             raise UserError(f"allocation {self.allocation!r} is not known; choose from {', '.join(ALLOCATIONS)}")
+        if self.criterion not in CRITERIA:
+            raise UserError(f"criterion {self.criterion!r} is not known; choose from {', '.join(CRITERIA)}")
+        if self.criterion == "fisher" and self.allocation == "sensitivity":
+            raise UserError("allocation sensitivity is measured by magnitude; give criterion=fisher another allocation")
         if self.rounds < 1 or not 0 <= self.gradual <= 1 or self.images < 1:
             given = f"rounds {self.rounds}, gradual {self.gradual}, images {self.images}"
             raise UserError(f"{given}: rounds and images must be at least 1, gradual a share from 0 to 1")
@@ -61,11 +71,15 @@ class Magnitude:
         share = min(1.0, amount("size_bytes", self.size, parameters * BYTES) / (parameters * BYTES))
         zeros_for(net, weight_layers(net, self.keep), share * parameters, self.size)
         for turn in range(1, self.rounds + 1):
-            sparsities = self.sparsities(net, work, share ** (turn / self.rounds))
-            net = train_sparse(net, sparsities, work, self.finetuning, gradual=self.gradual)
+            names = list(weight_layers(net, self.keep)) if self.criterion == "fisher" else []
+            scales = weight_scales(net, names, work, self.images) if names else {}
+            sparsities = self.sparsities(net, work, share ** (turn / self.rounds), scales)
+            net = train_sparse(net, sparsities, work, self.finetuning, gradual=self.gradual, scales=scales)
         return net
 
-    def sparsities(self, net: nn.Module, work: Work, share: float) -> dict[str, float]:
+    def sparsities(
+        self, net: nn.Module, work: Work, share: float, scales: Mapping[str, Tensor] = MappingProxyType({})
+    ) -> dict[str, float]:
         """The share of zeros of each layer that leaves `share` of all parameters not zero."""
         layers = weight_layers(net, self.keep)
         zeros = zeros_for(net, layers, share * sum(p.numel() for p in net.parameters()), self.size)
@@ -73,6 +87,8 @@ class Magnitude:
             rows = sensitivity(net, work, keep=self.keep, images=self.images)
             whole = accuracy(net, work.data, "val", resolution=work.resolution, limit=self.images)
             return by_sensitivity(rows, whole, zeros)
+        if self.allocation == "magnitude":
+            return by_magnitude(layers, zeros, scales)
         return SHARED[self.allocation](layers, zeros)
 
 
@@ -110,23 +126,39 @@ class NOfM:
 
 
 def train_sparse(
-    net: nn.Module, sparsities: Mapping[str, float], work: Work, finetuning: Finetuning, *, gradual: float = 0.0
+    net: nn.Module,
+    sparsities: Mapping[str, float],
+    work: Work,
+    finetuning: Finetuning,
+    *,
+    gradual: float = 0.0,
+    scales: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> nn.Module:
-    """A fine-tuned copy with the given share of zeros in each layer, reached at once or by the gradual schedule."""
+    """A fine-tuned copy with the given share of zeros in each layer, reached at once or by the gradual schedule.
+
+    scales: by which magnitudes are multiplied before they are compared, of the layers that have any.
+    """
     pruned = copy.deepcopy(net)
     if not gradual or not finetuning.epochs:
-        prune_layers(pruned, sparsities)
+        prune_layers(pruned, sparsities, scales=scales)
         return finetuned(pruned, work, finetuning)
-    ramp = Ramp(lambda trained, done: prune_layers(trained, sparsities, done), steps_of(finetuning, work), gradual)
+    steps = steps_of(finetuning, work)
+    ramp = Ramp(lambda trained, done: prune_layers(trained, sparsities, done, scales), steps, gradual)
     return finetuned(pruned, work, finetuning, ramp)
 
 
 @torch.no_grad()
-def prune_layers(net: nn.Module, sparsities: Mapping[str, float], done: float = 1.0) -> None:
+def prune_layers(
+    net: nn.Module,
+    sparsities: Mapping[str, float],
+    done: float = 1.0,
+    scales: Mapping[str, Tensor] = MappingProxyType({}),
+) -> None:
     """Zero each layer's smallest weights, `done` of its sparsity, in place; weights that are zero stay the first."""
     for name, sparsity in sparsities.items():
         layer: Layer = net.get_submodule(name)  # type: ignore[assignment]
-        layer.weight.copy_(zero_smallest(layer.weight, done * sparsity))
+        scores = layer.weight.abs() * scales[name] if name in scales else None
+        layer.weight.copy_(zero_smallest(layer.weight, done * sparsity, scores))
 
 
 def cubic(progress: float) -> float:

@@ -68,6 +68,7 @@ def techniques(net: nn.Module, work: Work) -> dict[str, Chain]:
         "float": {},
         "nothing": {"train": Magnitude(1.0, finetuning=TUNING)},
         "25 % by magnitude": {"magnitude": Magnitude(0.25, gradual=0.6, finetuning=TUNING)},
+        "25 % by Fisher": {"fisher": Magnitude(0.25, criterion="fisher", gradual=0.6, finetuning=TUNING)},
         "half the MACs by channels": {"channels": Channels(0.5, finetuning=TUNING)},
         "half the MACs by low rank": {"low_rank": LowRank(0.5, finetuning=TUNING)},
         "int8": {"int8": Linear()},
@@ -75,7 +76,7 @@ def techniques(net: nn.Module, work: Work) -> dict[str, Chain]:
         "k-means, 2 and 4 bits": {"kmeans": KMeans(2, mixed, finetuning=CODEBOOKS)},
         "2:4": {"nm": NOfM(finetuning=TUNING)},
         "35 %, 4 bits, Huffman": {
-            "magnitude": Magnitude(0.35, gradual=0.6, finetuning=TUNING),
+            "fisher": Magnitude(0.35, criterion="fisher", gradual=0.6, finetuning=TUNING),
             "kmeans": four,
             "norms": Norms(),
         },

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ofa.compress.allocation import Sensitivity, by_magnitude, by_sensitivity, erdos_renyi, sensitivity, uniform
 from ofa.compress.chain import Work, compress
+from ofa.compress.fisher import FEW, FLOOR, weight_scales
 from ofa.compress.layers import Counts, count, layer_macs, positions, weight_layers
 from ofa.compress.magnitude import Magnitude, NOfM, Ramp, cubic, train_sparse
 from ofa.compress.prune import macs
@@ -90,7 +91,37 @@ def test_layers_share_zeros_by_the_magnitudes_of_all() -> None:
         net[3].weight.copy_(torch.tensor([[0.5, 0.6], [2.5, 30], [40, 50]]))
     layers = weight_layers(net)
     assert by_magnitude(layers, 6) == {"0": 3 / 18, "3": 3 / 6}  # 0.5 0.6 1 2 2.5 3
+    assert by_magnitude(layers, 6, {"3": torch.full((3, 2), 100.0)}) == {"0": 6 / 18, "3": 0}
     assert uniform(layers, 6) == {"0": 0.25, "3": 0.25}
+
+
+def test_scales_are_the_fourth_roots_of_squared_gradients(work: Work) -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(256, 10))
+    net.requires_grad_(False)  # frozen weights are felt too
+    batches = list(work.data.batches("val", FEW, 16, rng=None, limit=3 * FEW))
+    squared = torch.zeros(10, 256)
+    for x, labels in batches:
+        wrong = net(x).softmax(1) - nn.functional.one_hot(labels, 10)
+        squared += (wrong.T @ x.flatten(1)).square()
+    expected = ((squared + FLOOR * squared.mean()) / (3 * FEW)).pow(0.25)
+    found = weight_scales(net, ["1"], work, images=3 * FEW)["1"]
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
+
+
+def test_what_the_loss_feels_keeps_more_than_magnitude(trained: StaticNet, work: Work) -> None:
+    pruned = [
+        Magnitude(0.2, criterion=criterion, finetuning=Finetuning(epochs=0))(trained, work)
+        for criterion in ("magnitude", "fisher")
+    ]
+    assert share(pruned[1]) == pytest.approx(share(pruned[0]), abs=1e-3)
+    by_magnitude, felt = (accuracy(net, work.data, "test", resolution=16) for net in pruned)
+    assert felt > by_magnitude + 0.03
+    with pytest.raises(UserError, match="criterion 'hessian' is not known; choose from magnitude, fisher"):
+        Magnitude(criterion="hessian")
+    with pytest.raises(
+        UserError, match="allocation sensitivity is measured by magnitude; give criterion=fisher another"
+    ):
+        Magnitude(criterion="fisher", allocation="sensitivity")
 
 
 def test_small_layers_stay_denser_by_the_sum_of_their_sides() -> None:
