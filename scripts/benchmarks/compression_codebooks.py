@@ -4,8 +4,8 @@
 
 codebooks: k-means at 8, 4 and 2 bits, before and after training the codebooks; mixed: 4 bits for the layers that 2 bits
 alone cost more than a point on 1,000 validation images, chosen before the training.  linear: 8-bit weights and
-activations, and 4-bit weights rounded to the nearest and adaptively.  chain: prune gradually by what the loss feels, for twice as long, share
-by k-means, code (Han et al. 2016), batch norms and biases in half precision.
+activations, and 4-bit weights rounded to the nearest and adaptively.  chain: prune gradually by what the loss feels,
+for twice as long, share by k-means, code (Han et al. 2016), batch norms and biases in half precision.
 Bytes are those of the packed file written.  The network is that of compression_vgg.py, trained first where `--folder`
 has none; test accuracy (10,000 images) is only printed.  The lab's own network, 16 times as large, goes from 92.95 % to
 92.76 (8 bits), 79.07 (4) and 10.00 (2) by k-means, to 92.47 and 91.23 after training at 4 and 2 bits; Deep Compression
