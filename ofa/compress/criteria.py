@@ -64,7 +64,8 @@ def taylor_scores(net: StaticNet, batches: Iterable[tuple[Tensor, Tensor]], *, s
 
     A gate of 1 behind a layer's batch norm has the gradient g_w w + g_b b, w and b the norm's scale and shift or,
     without a norm, the layer's own; its square is the score (Molchanov et al. 2019, eq. 8 for a gate), added up over
-    the layers that write a channel.  Comparable between groups.  batches: images (N, C, H, W) and labels (N,).
+    the layers that write a channel, and stands relative to the group's mean: in absolute terms early groups, whose
+    channels cost most multiply-adds, seem the ones to keep.  batches: images (N, C, H, W) and labels (N,).
     """
     groups = channel_groups(net.spec)
     allowed = prunable(net.spec, groups, streams=streams)
@@ -78,7 +79,7 @@ def taylor_scores(net: StaticNet, batches: Iterable[tuple[Tensor, Tensor]], *, s
         if group in allowed and not (name.endswith(".conv") and name.removesuffix(".conv") in normed)
     }
     scores = {group_of[name]: torch.zeros(len(tensors[0])) for name, tensors in gates.items()}
-    flat, seen = [tensor for tensors in gates.values() for tensor in tensors], 0
+    flat, seen = [tensor for tensors in gates.values() for tensor in tensors], False
     with evaluating(net):
         for x, y in batches:
             device = flat[0].device
@@ -90,14 +91,10 @@ def taylor_scores(net: StaticNet, batches: Iterable[tuple[Tensor, Tensor]], *, s
                 total = sum(change.sum(1) if change.ndim > 1 else change for change in changes)
                 assert isinstance(total, Tensor)
                 scores[group_of[name]] += total.square().cpu()
-            seen += 1
+            seen = True
     if not seen:
         raise UserError("Taylor scores need gradients; give at least one batch of images")
-    return {group: (score / seen).double().numpy() for group, score in scores.items()}
-
-
-def _by_channel(change: Tensor) -> Tensor:
-    return change.reshape(len(change), -1).sum(1)
+    return {group: (score / score.mean().clamp_min(1e-30)).double().numpy() for group, score in scores.items()}
 
 
 def prunable(spec: NetSpec, groups: list[Groups], *, streams: bool) -> set[int]:

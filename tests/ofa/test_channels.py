@@ -69,7 +69,7 @@ def test_taylor_scores_are_the_squared_gradients_of_gates(spec: object, work: Wo
     found = taylor_scores(net, batches, streams=True)
     assert set(found) == {g for group in groups for g in group} - {0, groups[-1].outer}
     for group, scores in found.items():
-        np.testing.assert_allclose(scores, expected[group].numpy(), rtol=1e-3, atol=1e-9)
+        np.testing.assert_allclose(scores, (expected[group] / expected[group].mean()).numpy(), rtol=1e-3, atol=1e-6)
 
 
 COSTS: dict[str, Callable[[nn.Module], float]] = {
