@@ -18,6 +18,7 @@ from ofa.errors import UserError
 from ofa.export.graph import fold_batch_norms
 from ofa.integer import tables
 from ofa.integer.factors import FREE, add_factors, conv_factors, limits, mean_factor, mul_factor
+from ofa.integer.fixed import LIMIT
 from ofa.integer.net import Add, Conv, Depthwise, IntegerNet, Lookup, MaxPool, Mean, Mul, Op, Pair, Pool, Shape, Tensor
 
 Ranges = dict[str, tuple[float, float]]
@@ -158,7 +159,8 @@ def _filters(
     x, n = c.of(node.args[0]), len(weight)
     b = np.zeros(n) if bias is None else bias.detach().cpu().double().numpy()
     widest = np.abs(weight.reshape(n, -1)).max(1)
-    scale = np.maximum(widest / 127, np.abs(b) / (np.float64(x.scale) * 2**30)).clip(1e-12).astype(np.float32)
+    # A filter of next to no weights gets a scale at which its bias takes half of the room that a sum has.
+    scale = np.maximum(widest / 127, np.abs(b) / (np.float64(x.scale) * LIMIT / 2)).clip(1e-12).astype(np.float32)
     y, fields = c.fused(node)
     multiplier, shift = conv_factors(x, scale, y, n)
     q = np.rint(weight / scale.astype(np.float64).reshape(-1, *[1] * (weight.ndim - 1))).clip(-127, 127).astype(np.int8)

@@ -277,3 +277,17 @@ def test_calibration_needs_images_and_finite_numbers() -> None:
         from_net(random_net(), [])
     with pytest.raises(UserError, match="is not finite"):
         from_net(random_net(), [torch.full((1, 1, 16, 16), float("nan"))])
+
+
+def test_a_dead_filter_leaves_room_for_its_bias() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    with torch.no_grad():
+        net[0].weight[1] *= 1e-9
+        net[0].weight[2] = 0
+        net[0].bias.copy_(torch.tensor([0.1, -0.7, 0.5, 0.0]))
+    images = torch.rand(8, 3, 5, 5)
+    made = from_net(net, [images])
+    exact = np.asarray(run_torch(net, images))
+    scale = float(made.tensors[made.ops[-1].y].scale)
+    np.testing.assert_allclose(run_float(made, images.numpy()).reshape(exact.shape), exact, atol=2 * scale)
