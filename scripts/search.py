@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ofa.errors import UserError
 from ofa.files import atomic_write, write_json, write_parquet
-from ofa.space import Space, load_space
+from ofa.space import Space
 from scripts.cli import make, stage_command, use_threads
 from scripts.iterate import MEASURED, iterate
 from scripts.parts import SEARCH, fitted, objectives, searched_space
@@ -44,7 +44,7 @@ def main(cfg: DictConfig) -> None:
     if not isinstance(cfg.workers, int) or cfg.workers < 1:
         raise UserError(f"workers={cfg.workers} must be at least 1, the process itself")
     if cfg.mode == "predict" and cfg.workers > 1 and len(cfg.device) * len(cfg.agent) > 1:
-        _side_by_side(cfg, space)
+        _side_by_side(cfg)
     predictors: dict[str, Any] = {}
     earlier: list[Path] = []
     for device, settings in plain(cfg.device).items():
@@ -75,9 +75,9 @@ def _agent(cfg: DictConfig, device: str, agent: str, space: Space, predictors: d
     return results
 
 
-def _side_by_side(cfg: DictConfig, space: Space) -> None:
+def _side_by_side(cfg: DictConfig) -> None:
     """Run each device's agents in processes of their own; what they leave in the run folder is read like any other."""
-    options = json.dumps([plain(cfg), space.to_dict()])
+    options = json.dumps(plain(cfg))
     jobs = [(options, device, agent) for agent in reversed(list(cfg.agent)) for device in cfg.device]
     with ProcessPoolExecutor(min(cfg.workers, len(jobs)), mp_context=get_context("spawn")) as pool:
         futures = [pool.submit(_job, *job) for job in jobs]
@@ -98,8 +98,8 @@ def _job(options: str, device: str, agent: str) -> None:
 def _loaded(options: str) -> tuple[DictConfig, Space, dict[str, Any]]:
     """Configuration, space and predictors, which a process makes once for all its jobs."""
     use_threads(1)
-    values, written = json.loads(options)
-    cfg, space = OmegaConf.create(values), load_space(written)
+    cfg = OmegaConf.create(json.loads(options))
+    space = searched_space(cfg)
     return cfg, space, fitted(cfg, space)
 
 

@@ -20,19 +20,13 @@ RIDGE = 1e-10  # of the largest entry of the normal equations, which near-parall
 ONE, NONE = (1, 1), (0, 0)
 
 
-def svd(weight: Tensor, rank: int, metric: Metric | None = None) -> Factors:
-    """(R, I, Y, X) and (O, R): the best of that rank of the O x IYX matrix (Eckart & Young; Zhang et al. 2016).
+def svd(weight: Tensor, rank: int, metric: Metric) -> Factors:
+    """(R, I, Y, X) and (O, R): the layer's responses projected on the directions that vary most in a metric.
 
-    With a metric, the best for the layer's responses in its coordinates: their projection on the directions that vary
-    most there.
+    In that of the weight alone this is the best of that rank of the O x IYX matrix (Eckart & Young; Zhang et al. 2016).
     """
-    matrix = weight.flatten(1)
-    if metric is None:
-        u, s, v = torch.linalg.svd(matrix, full_matrices=False)
-        first, last = s[:rank, None] * v[:rank], u[:, :rank]
-    else:
-        directions = metric.directions()[1][:, :rank]
-        first, last = directions.T @ metric.root @ matrix, metric.inverse @ directions
+    directions = metric.directions()[1][:, :rank]
+    first, last = directions.T @ metric.root @ weight.flatten(1), metric.inverse @ directions
     ratio = (first.norm(dim=1) / last.norm(dim=0).clamp_min(1e-30)).sqrt().clamp_min(1e-30)  # both as large
     return (first / ratio[:, None]).view(-1, *weight.shape[1:]), last * ratio
 
@@ -104,10 +98,10 @@ def _leading(matrix: Tensor, rank: int) -> Tensor:
 def factorized(layer: Layer, method: str, ranks: tuple[int, ...], metric: Metric | None = None) -> nn.Sequential:
     """The chain of thinner layers that takes a layer's place; the last one has its bias.  Computed in float64.
 
-    metric: of the layer's responses, for svd.  A bias then makes up for the mean of what is left out; a layer without
-    one is taken to feed a batch norm, which does.
+    metric: of the layer's responses, for svd (None: of its weight alone).  Where it knows their mean, a bias makes up
+    for what is left out of that; a layer without one is taken to feed a batch norm, which does.
     """
-    weight = layer.weight.detach().double()
+    weight, metric = layer.weight.detach().double(), metric or Metric.of_weight(layer)
     if isinstance(layer, nn.Linear):
         first, last = svd(weight, ranks[0], metric)
         return nn.Sequential(_linear(layer, first), _linear(layer, last, _bias(layer, ranks[0], metric)))
@@ -134,9 +128,9 @@ def factorized(layer: Layer, method: str, ranks: tuple[int, ...], metric: Metric
     return _convolutions(layer, [(_point(i.T), ONE, NONE, ONE, 1), *thin, (_point(o), ONE, NONE, ONE, 1)], layer.bias)
 
 
-def _bias(layer: Layer, rank: int, metric: Metric | None) -> Tensor | None:
+def _bias(layer: Layer, rank: int, metric: Metric) -> Tensor | None:
     """The layer's bias and the mean of the responses that its factors leave out."""
-    if layer.bias is None or metric is None or metric.mean is None:
+    if layer.bias is None or metric.mean is None:
         return layer.bias
     weighed = metric.mean - layer.bias.detach().double()  # of the responses without the bias
     return (metric.mean - metric.kept(weighed, rank)).to(layer.bias.dtype)

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from ofa.compress.chain import Work
 from ofa.compress.layers import Layer, device_of, evaluating
 
-BATCH = 128
+BATCH = 128  # images, fewer where they are large:
+PIXELS = 1 << 18  # of a batch, whose maps are all kept for their gradients
 FEW = 4  # images whose gradients are squared together, which at a trained network is as good as one by one
 FLOOR = 1e-3  # of a layer's mean information
 DAMPING = 0.01  # of the mean eigenvalue, added to all: no direction is free
@@ -60,7 +61,10 @@ class Metric:
 
 
 def metrics(net: nn.Module, layers: Mapping[str, Layer], work: Work, images: int) -> dict[str, Metric]:
-    """The metric of each layer, from so many validation images and their labels; 0: of its weights alone."""
+    """The metric of each layer, from so many validation images and their labels.
+
+    That of its weights alone where `images` is 0, and for a layer that does not run in evaluation mode.
+    """
     if not images:
         return {name: Metric.of_weight(layer) for name, layer in layers.items()}
     sums = {name: _Sums(len(layer.weight), device_of(net)) for name, layer in layers.items()}
@@ -74,13 +78,13 @@ def metrics(net: nn.Module, layers: Mapping[str, Layer], work: Work, images: int
         layer.register_forward_hook(lambda module, inputs, y, name=name: watch(name, y))
         for name, layer in layers.items()
     ]
-    n = 0
+    batch, n = max(1, min(BATCH, images, PIXELS // work.resolution**2)), 0
     try:
         with evaluating(net), torch.enable_grad():
-            for x, labels in work.data.batches("val", min(BATCH, images), work.resolution, rng=None, limit=images):
+            for x, labels in work.data.batches("val", batch, work.resolution, rng=None, limit=images):
                 x, labels = x.to(device_of(net)).requires_grad_(), labels.to(device_of(net))
                 loss = F.cross_entropy(net(x), labels, reduction="sum")
-                gradients = torch.autograd.grad(loss, [y for _, y in seen])
+                gradients = torch.autograd.grad(loss, [y for _, y in seen], materialize_grads=True)
                 for (name, y), gradient in zip(seen, gradients, strict=True):
                     sums[name].add(_rows(y.detach()), _rows(gradient))
                 seen.clear()
@@ -88,7 +92,7 @@ def metrics(net: nn.Module, layers: Mapping[str, Layer], work: Work, images: int
     finally:
         for handle in handles:
             handle.remove()
-    return {name: own.metric(n) for name, own in sums.items()}
+    return {name: own.metric(n) if own.n else Metric.of_weight(layers[name]) for name, own in sums.items()}
 
 
 class _Sums:
@@ -99,12 +103,14 @@ class _Sums:
         self.n, self.sum, self.products, self.gradients = 0, zeros[0].clone(), zeros, zeros.clone()
 
     def add(self, responses: Tensor, gradients: Tensor) -> None:
+        """Of one batch, as rows."""
         self.n += len(responses)
         self.sum += responses.sum(0)
         self.products += responses.T @ responses
         self.gradients += gradients.T @ gradients
 
     def metric(self, images: int) -> Metric:
+        """From so many images in all."""
         mean = self.sum / self.n
         felt = self.gradients / images
         damping = DAMPING * felt.trace() / len(felt) + 1e-30
@@ -132,7 +138,8 @@ def weight_scales(net: nn.Module, names: Collection[str], work: Work, images: in
     with evaluating(twin), torch.enable_grad():
         for x, labels in work.data.batches("val", min(FEW, images), work.resolution, rng=None, limit=images):
             loss = F.cross_entropy(twin(x.to(device_of(net))), labels.to(device_of(net)), reduction="sum")
-            for total, gradient in zip(sums, torch.autograd.grad(loss, list(weights.values())), strict=True):
+            gradients = torch.autograd.grad(loss, list(weights.values()), materialize_grads=True)
+            for total, gradient in zip(sums, gradients, strict=True):
                 total += gradient.square()
     return {
         name: (total + FLOOR * total.mean() + torch.finfo(total.dtype).tiny).div(images).pow(0.25)

@@ -101,6 +101,7 @@ class LowRank:
                 *layer_options(layer, self.method, pixels[name], macs[name], metric[name]),
             ]
             for name, layer in layers.items()
+            if name in pixels  # it runs
         }
         rest = sum(n for name, n in macs.items() if name not in options)
         least = rest + sum(min(o.macs for o in own) for own in options.values())

@@ -14,6 +14,7 @@ from ofa.compress.factors import cp, cp_product, factorized, spatial, svd, tucke
 from ofa.compress.fisher import DAMPING, Metric, metrics
 from ofa.compress.layers import layer_macs, opened, put
 from ofa.compress.low_rank import LowRank, Option, Pixels, choose, layer_options
+from ofa.compress.magnitude import Magnitude
 from ofa.data import digits
 from ofa.errors import UserError
 from ofa.evaluate import accuracy
@@ -53,11 +54,12 @@ def test_a_linear_layer_of_full_rank_is_itself() -> None:
 
 
 def test_what_is_lost_is_the_energy_of_the_singular_values_left_out() -> None:
-    weight = torch.randn(6, 5, 3, 3, dtype=torch.float64)
+    layer = conv()
+    weight = layer.weight.detach().double()
     values = np.linalg.svd(weight.flatten(1).numpy(), compute_uv=False)
-    first, last = svd(weight, 2)
+    first, last = svd(weight, 2, Metric.of_weight(layer))
     lost = (weight - torch.einsum("or,riyx->oiyx", last, first)).square().sum()
-    assert float(lost) == pytest.approx((values[2:] ** 2).sum())
+    assert float(lost) == pytest.approx((values[2:] ** 2).sum(), rel=1e-6)
     matrix = weight.permute(1, 2, 0, 3).reshape(15, 18)
     column, row = spatial(weight, 4)
     lost = (weight - torch.einsum("riy,orx->oiyx", column, row)).square().sum()
@@ -115,6 +117,27 @@ def test_a_trained_network_keeps_more_where_images_tell_what_matters(work: Work)
     made = [LowRank(0.5, images=images, finetuning=BARE)(net, work) for images in (0, 200)]
     blind, seeing = (accuracy(thin, work.data, "test", resolution=16) for thin in made)
     assert seeing > blind + 0.1
+
+
+class WithSpare(nn.Module):
+    """A layer that does not run, and one whose output is not used."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.used, self.dead, self.spare = nn.Linear(256, 10), nn.Linear(256, 8), nn.Linear(256, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.dead(x.flatten(1))
+        return self.used(x.flatten(1))
+
+
+def test_layers_that_do_nothing_do_no_harm(work: Work) -> None:
+    net = WithSpare().eval()
+    thin = LowRank(0.5, images=20, finetuning=BARE)(net, work)
+    assert isinstance(thin.get_submodule("used"), nn.Sequential) and isinstance(thin.get_submodule("spare"), nn.Linear)
+    pruned = Magnitude(0.5, criterion="fisher", images=20, finetuning=BARE)(net, work)
+    kept = [int(layer.weight.count_nonzero()) for layer in (pruned.used, pruned.spare)]  # type: ignore[union-attr, arg-type]
+    assert kept[0] > 1200 > kept[1]
 
 
 def numpy_hosvd(weight: np.ndarray, inner: int, outer: int) -> np.ndarray:

@@ -38,33 +38,10 @@ def measured(file: Path) -> list[bytes]:
     return [keys(np.array([line["genes"]], dtype=np.int8))[0] for line in read_jsonl(file)]
 
 
-def lose_one(storage: str, folder: Path) -> None:
-    """Two workers, the second is killed after it has measured a few; the first ends the search."""
-    create_shared(storage, NAME, told())
-    files = [folder / f"{i}.jsonl" for i in range(2)]
-    with start(storage, 0, files[0]) as first, start(storage, 0, files[1]) as second:  # the same seed: the same wishes
-        try:
-            deadline = time.monotonic() + 120
-            while len(read_jsonl(files[1])) < 4 and time.monotonic() < deadline:
-                time.sleep(0.01)
-            second.kill()
-            second.wait()
-            assert first.wait(timeout=240) == 0
-        finally:
-            first.kill()
-            second.kill()
-    one, other = map(measured, files)
-    result = shared_result(storage, NAME, SPACE, told())
-    assert len(result.evaluations) == len(set(keys(result.genes))) == EVALUATIONS
-    assert len(other) >= 4
-    assert len(one) >= 4
-    twice = [key for key, count in Counter(one + other).items() if count > 1]
-    assert set(twice) <= {other[-1]}  # killed after the measurement, before the storage had it
-    assert set(one + other) == set(keys(result.genes))
-
-
-def test_a_journal_file_is_shared_by_two_processes_one_of_which_is_killed(tmp_path: Path) -> None:
-    lose_one(f"journal:{tmp_path}/study.journal", tmp_path)
+@pytest.fixture
+def journal(tmp_path: Path) -> str:
+    """A journal file."""
+    return f"journal:{tmp_path}/study.journal"
 
 
 @pytest.fixture
@@ -92,10 +69,6 @@ def postgresql() -> Iterator[str]:
             yield f"postgresql+psycopg://test@/postgres?host={folder}"
         finally:
             run("pg_ctl", "-m", "immediate", "stop")
-
-
-def test_a_database_is_shared_by_two_processes_one_of_which_is_killed(postgresql: str, tmp_path: Path) -> None:
-    lose_one(postgresql, tmp_path)
 
 
 PROXY = """
@@ -127,8 +100,32 @@ def proxy(tmp_path: Path) -> Iterator[str]:
         server.wait()
 
 
-def test_a_grpc_proxy_is_shared_by_two_processes_one_of_which_is_killed(proxy: str, tmp_path: Path) -> None:
-    lose_one(proxy, tmp_path)
+@pytest.mark.parametrize("kind", ["journal", "postgresql", "proxy"])
+def test_two_processes_lose_and_repeat_nothing_when_one_is_killed(
+    kind: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    storage = request.getfixturevalue(kind)
+    create_shared(storage, NAME, told())
+    files = [tmp_path / f"{i}.jsonl" for i in range(2)]
+    with start(storage, 0, files[0]) as first, start(storage, 0, files[1]) as second:  # the same seed: the same wishes
+        try:
+            deadline = time.monotonic() + 120
+            while len(read_jsonl(files[1])) < 4 and time.monotonic() < deadline:
+                time.sleep(0.01)
+            second.kill()
+            second.wait()
+            assert first.wait(timeout=240) == 0
+        finally:
+            first.kill()
+            second.kill()
+    one, other = map(measured, files)
+    result = shared_result(storage, NAME, SPACE, told())
+    assert len(result.evaluations) == len(set(keys(result.genes))) == EVALUATIONS
+    assert len(other) >= 4
+    assert len(one) >= 4
+    twice = [key for key, count in Counter(one + other).items() if count > 1]
+    assert set(twice) <= {other[-1]}  # killed after the measurement, before the storage had it
+    assert set(one + other) == set(keys(result.genes))
 
 
 def test_an_agent_keeps_its_study_in_a_journal_and_begins_it_anew(tmp_path: Path) -> None:
