@@ -62,7 +62,8 @@ def open_stage(cfg: DictConfig, name: str, reads: Sequence[str], *, needs: Seque
             print(f"{name}: already done in {folder}")
             yield Stage(folder, done=True)
             return
-        note(cfg.run, command=_own_command(name), experiment=cfg.name, versions=versions())
+        command = {"command": _own_command(name)} if name.partition("/")[0] in STAGES else {}  # not ofa-compress
+        note(cfg.run, **command, experiment=cfg.name, versions=versions())
         started = time.monotonic()
         try:
             yield Stage(folder, done=False)
@@ -103,7 +104,7 @@ def _options() -> list[str]:
 
 
 def _ours() -> bool:
-    return Path(sys.argv[0]).stem.removeprefix("ofa-").rstrip("_") in (*STAGES, "run", "import", "compress", "distill")
+    return Path(sys.argv[0]).stem.removeprefix("ofa-").rstrip("_") in (*STAGES, "run", "import")
 
 
 def _program(stage: str) -> list[str]:

@@ -16,8 +16,8 @@ import numpy as np
 import optuna
 from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution, CategoricalDistribution
-from optuna.samplers import BaseSampler
-from optuna.trial import Trial, TrialState, create_trial
+from optuna.samplers import BaseSampler, GPSampler, NSGAIIISampler, NSGAIISampler, RandomSampler, TPESampler
+from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from ofa.errors import UserError
 from ofa.space import Genes, Space
@@ -27,12 +27,41 @@ from search.variation import draw
 
 Result = tuple[list[float], float]  # costs and violation of a network
 
-SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {
-    "tpe": ("TPESampler", {"multivariate": True}),  # univariate, the default for several objectives, is 14 times slower
-    "nsga2": ("NSGAIISampler", {}),
-    "nsga3": ("NSGAIIISampler", {}),
-    "gp": ("GPSampler", {"deterministic_objective": True}),
-    "random": ("RandomSampler", {}),
+
+class RememberingTPE(TPESampler):
+    """Optuna's TPE for studies whose trials all have the same parameters: a third faster, with the same proposals.
+
+    It translates the parameters of every trial for every new one, and looks in all of them for those they share.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._shared: dict[str, BaseDistribution] = {}
+        self._rows: dict[tuple[str, ...], dict[int, list[float]]] = {}
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """The parameters of the first finished trial."""
+        self._shared = self._shared or super().infer_relative_search_space(study, trial)
+        return self._shared
+
+    def _get_internal_repr(
+        self, trials: list[FrozenTrial], search_space: dict[str, BaseDistribution], study: optuna.Study
+    ) -> dict[str, NDArray[Any]]:
+        known = self._rows.setdefault(tuple(search_space), {})
+        for trial in trials:
+            if trial.number not in known and search_space.keys() <= trial.params.keys():
+                row = [choice.to_internal_repr(trial.params[name]) for name, choice in search_space.items()]
+                known[trial.number] = row
+        rows = [known[trial.number] for trial in trials if trial.number in known]
+        return dict(zip(search_space, np.array(rows).reshape(len(rows), len(search_space)).T, strict=True))
+
+
+SAMPLERS: dict[str, tuple[type[BaseSampler], dict[str, Any]]] = {
+    "tpe": (RememberingTPE, {"multivariate": True}),  # univariate, the default for several objectives, is slower
+    "nsga2": (NSGAIISampler, {}),
+    "nsga3": (NSGAIIISampler, {}),
+    "gp": (GPSampler, {"deterministic_objective": True}),
+    "random": (RandomSampler, {}),
 }
 
 
@@ -137,8 +166,7 @@ def make_sampler(sampler: str, seed: int, options: Mapping[str, Any] = MappingPr
     """A sampler by its name in SAMPLERS; `options` are its arguments."""
     if sampler not in SAMPLERS:
         raise UserError(f"sampler {sampler!r} is not known; choose from {', '.join(SAMPLERS)}")
-    name, defaults = SAMPLERS[sampler]
+    kind, defaults = SAMPLERS[sampler]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        made: BaseSampler = getattr(optuna.samplers, name)(seed=seed, **defaults | dict(options))
-    return made
+        return kind(seed=seed, **defaults | dict(options))  # type: ignore[call-arg]

@@ -43,6 +43,13 @@ def test_stage_is_done_once_its_block_ends(cfg: DictConfig) -> None:
     assert read_json(Path(cfg.run, "command.json"))["experiment"] == "test"
 
 
+def test_what_stands_beside_the_stages_leaves_their_command(cfg: DictConfig) -> None:
+    finish(cfg, "train", "seed")
+    before = read_json(Path(cfg.run, "command.json"))["command"]
+    finish(cfg, "compress/float/int8", "seed")
+    assert before.startswith("ofa-train") and read_json(Path(cfg.run, "command.json"))["command"] == before
+
+
 def test_failed_stage_is_continued(cfg: DictConfig) -> None:
     with pytest.raises(RuntimeError), open_stage(cfg, "train", ("seed",)) as stage:
         (stage.folder / "kept").touch()

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from optuna.samplers import TPESampler
 
 from ofa.errors import UserError
 from ofa.space import Genes, Space, load_space
@@ -14,7 +15,7 @@ from search.aging import AgingEvolution
 from search.evolution import Evolution
 from search.genetic import Genetic
 from search.loop import run_search
-from search.optuna_agent import OptunaAgent
+from search.optuna_agent import SAMPLERS, OptunaAgent
 from search.problem import Problem
 from search.result import SearchResult
 from search.variation import cross, draw, draw_all, mutate, mutate_one, places_of, redraw
@@ -141,6 +142,18 @@ def test_a_mutation_always_changes_a_gene_that_has_a_choice() -> None:
 def test_every_optuna_sampler_works_with_two_objectives(sampler: str) -> None:
     genes = asked(OptunaAgent(SPACE, seed=0, n_objectives=2, sampler=sampler), p=problem(macs=5))
     assert len(set(keys(genes))) == 60
+
+
+@pytest.mark.parametrize("multivariate", [True, False])
+def test_tpe_that_remembers_proposes_what_plain_tpe_does(multivariate: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def proposals(seed: int) -> Genes:
+        agent = OptunaAgent(SMALL, seed=seed, n_objectives=2, options={"multivariate": multivariate})
+        return asked(agent, p=problem(SMALL, macs=6))
+
+    remembered, other = proposals(0), proposals(1)
+    monkeypatch.setitem(SAMPLERS, "tpe", (TPESampler, SAMPLERS["tpe"][1]))
+    assert np.array_equal(remembered, proposals(0))
+    assert not np.array_equal(remembered, other)
 
 
 @pytest.mark.slow
