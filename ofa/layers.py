@@ -52,19 +52,20 @@ class _Leading(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        whole, part = _gradient(gradient, ctx.layout, *gradient.shape[:2])
-        part.copy_(gradient)
+        cout, cin = gradient.shape[:2]
+        whole = _gradient(gradient, ctx.layout, cout, cin)
+        whole[:cout, :cin].copy_(gradient)
         return whole, None, None
 
 
-def _gradient(like: Tensor, layout: Layout, cout: int, cin: int) -> tuple[Tensor, Tensor]:
-    """A gradient of a whole weight, zero but for its leading part, which is to be written; and that part."""
+def _gradient(like: Tensor, layout: Layout, cout: int, cin: int) -> Tensor:
+    """A gradient of a whole weight, zero but for its leading part, which is still to be written."""
     whole = like.new_empty_strided(*layout)
-    if cout < len(whole):
+    if cout < layout[0][0]:
         whole[cout:].zero_()
-    if cin < whole.shape[1]:
+    if cin < layout[0][1]:
         whole[:cout, cin:].zero_()
-    return whole, whole[:cout, :cin]
+    return whole
 
 
 def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None = None, cout: int | None = None) -> Tensor:
@@ -97,7 +98,7 @@ class _Product(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor | None, None]:
         rows, weight = ctx.saved_tensors
         cout, cin = gradient.shape[1], rows.shape[1]
-        whole, _ = _gradient(weight, (weight.size(), weight.stride()), cout, cin)
+        whole = _gradient(weight, (weight.size(), weight.stride()), cout, cin)
         part = _matrix(whole, cout, cin)
         if torch.is_grad_enabled():  # a gradient of the gradient is asked for
             part.copy_(gradient.t() @ rows)

@@ -76,7 +76,7 @@ def linear(net: nn.Module, work: Work, tuning: Finetuning) -> Chains:
 
 
 def chain(net: nn.Module, work: Work, tuning: Finetuning) -> Chains:
-    """Pruned to a fifth and to a seventh, then codebooks of four bits."""
+    """Pruned to a fifth and to an eighth, then codebooks of four bits."""
     slow = replace(PRUNING, epochs=2 * tuning.epochs)
     return {
         f"pruned to {size:.0%}, kmeans {bits} trained": (
@@ -84,7 +84,7 @@ def chain(net: nn.Module, work: Work, tuning: Finetuning) -> Chains:
             KMeans(bits, finetuning=tuning),
             Norms(),
         )
-        for size, bits in ((0.2, 4), (0.14, 4))
+        for size, bits in ((0.2, 4), (0.13, 4))
     }
 
 
