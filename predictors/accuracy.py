@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from threadpoolctl import threadpool_limits
 
 from ofa.errors import UserError
 from ofa.files import read_json, write_json
@@ -51,6 +52,7 @@ class Accuracy:
         self.chosen: str | None = None
         self.cross_validation: dict[str, dict[str, float]] = {}
 
+    @threadpool_limits.wrap(limits=1, user_api="blas")  # on matrices this small more threads only spin
     def fit(self, genes: Genes, accuracy: ArrayLike) -> Accuracy:
         """Learn from genes (N, G) and measured accuracies (N,), N >= 10; chooses the model by cross-validation."""
         self._genes, self._accuracy = self.space.canonical(genes), np.asarray(accuracy, dtype=np.float64)

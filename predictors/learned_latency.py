@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.linalg import cho_solve
+from threadpoolctl import threadpool_limits
 
 from ofa.errors import UserError
 from ofa.files import read_json, write_json
@@ -45,6 +46,7 @@ class LearnedLatency:
         self._features = LatencyFeatures(space)
         self._fitted = False
 
+    @threadpool_limits.wrap(limits=1, user_api="blas")  # on matrices this small more threads only spin
     def fit(self, genes: Genes, latency_ms: ArrayLike) -> LearnedLatency:
         """Learn from genes (N, G) and measured milliseconds (N,), N >= 10."""
         self._genes, self._latency = self.space.canonical(genes), np.asarray(latency_ms, dtype=np.float64)
