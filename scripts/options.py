@@ -32,17 +32,22 @@ class Source:
     comments: Mapping[str, str]
 
 
+def sources(mentioning: str = "") -> list[Source]:
+    """All YAML files of this project's configuration that have this text in them, the main file first."""
+    return [_source(group, name) for (group, name), text in _texts().items() if mentioning in text]
+
+
 @cache
-def sources() -> tuple[Source, ...]:
-    """All YAML files of this project's configuration, the main file first."""
+def _texts() -> dict[tuple[str, str], str]:
+    """The files' texts by group and name."""
     top = files("conf")
-    found = [_source("", "config", (top / "config.yaml").read_text())]
+    found = {("", "config"): (top / "config.yaml").read_text()}
     folders = [entry for entry in top.iterdir() if entry.is_dir() and entry.name != "hydra"]
     for folder in sorted(folders, key=lambda entry: entry.name):
         entries = [entry for entry in folder.iterdir() if entry.name.endswith(".yaml")]
         for entry in sorted(entries, key=lambda entry: entry.name):
-            found.append(_source(folder.name, entry.name.removesuffix(".yaml"), entry.read_text()))
-    return tuple(found)
+            found[folder.name, entry.name.removesuffix(".yaml")] = entry.read_text()
+    return found
 
 
 def groups() -> dict[str, list[str]]:
@@ -86,7 +91,8 @@ def check_type(name: str, value: Any) -> None:
     """
     if ".limits." in name:
         return
-    defaults = [source.values[name] for source in sources() if source.values.get(name) not in (None, "???")]
+    found = sources(mentioning=f"{name.rpartition('.')[2]}:")  # to parse them all takes most of a second
+    defaults = [source.values[name] for source in found if source.values.get(name) not in (None, "???")]
     if not defaults or value is None or any(_fits(value, default) for default in defaults):
         return
     hint = f" ({explanation(name)})" if explanation(name) else ""
@@ -166,7 +172,9 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield name, value
 
 
-def _source(group: str, name: str, text: str) -> Source:
+@cache
+def _source(group: str, name: str) -> Source:
+    text = _texts()[group, name]
     head = re.match(r"# @package (\S+)\n", text)
     package = (head[1] if head else group).replace("_global_", "")
     about = re.search(r"^# (?!@package)(.*)$", text.split("\n\n")[0], re.MULTILINE)
