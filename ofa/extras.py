@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from ofa.errors import UserError
@@ -12,7 +17,8 @@ from ofa.errors import UserError
 def extra(module: str, name: str) -> Any:
     """The module; raises UserError that names the extra to install where it is missing."""
     try:
-        return importlib.import_module(module)
+        with quiet():
+            return importlib.import_module(module)
     except ModuleNotFoundError:
         if installed(module):
             raise
@@ -23,3 +29,22 @@ def extra(module: str, name: str) -> Any:
 def installed(module: str) -> bool:
     """Whether the package of a module can be imported."""
     return importlib.util.find_spec(module.split(".")[0]) is not None
+
+
+@contextmanager
+def quiet() -> Iterator[list[str]]:
+    """Keep back what libraries write to the standard streams; the list holds it after the block."""
+    said: list[str] = []
+    with tempfile.TemporaryFile() as file, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        kept = [os.dup(1), os.dup(2)]
+        try:
+            for stream in (1, 2):
+                os.dup2(file.fileno(), stream)
+            yield said
+        finally:
+            for stream, copy in zip((1, 2), kept, strict=True):
+                os.dup2(copy, stream)
+                os.close(copy)
+            file.seek(0)
+            said.append(file.read().decode(errors="replace"))

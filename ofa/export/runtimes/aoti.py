@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ofa.errors import UserError
 from ofa.export.runtime import Call, Logits, inference, laid_out, require_file, shape_of
-from ofa.export.runtimes.litert import quiet
+from ofa.extras import quiet
 
 SOURCES = ("main.cpp", "CMakeLists.txt", "Makefile")
 

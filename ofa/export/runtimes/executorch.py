@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 from ofa.errors import UserError
 from ofa.export.runtime import Call, Logits, inference, laid_out, precision, require_bits, require_file, shape_of
-from ofa.export.runtimes.litert import quiet
-from ofa.extras import extra
+from ofa.extras import extra, quiet
 from ofa.files import atomic_write
 
 EXTRA = "executorch"

@@ -5,11 +5,8 @@ The input is channels last, (1, H, W, C), as cameras give it and as TFLite's ker
 
 from __future__ import annotations
 
-import contextlib
-import os
 import tempfile
-import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +18,7 @@ from torch import Tensor, nn
 from ofa.errors import UserError
 from ofa.export import flatbuffer
 from ofa.export.runtime import Call, Logits, inference, precision, require_bits, require_file, shape_of
-from ofa.extras import extra
+from ofa.extras import extra, quiet
 from ofa.files import atomic_write
 
 EXTRA = "tflite"
@@ -172,22 +169,3 @@ def scale_of(details: Mapping[str, Any]) -> tuple[np.float32, int]:
     """Scale and zero point of an integer tensor."""
     given = details["quantization_parameters"]
     return np.float32(given["scales"][0]), int(given["zero_points"][0])
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[list[str]]:
-    """Keep back what C++ libraries write to the standard streams; the list holds it after the block."""
-    said: list[str] = []
-    with tempfile.TemporaryFile() as file, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        kept = [os.dup(1), os.dup(2)]
-        try:
-            for stream in (1, 2):
-                os.dup2(file.fileno(), stream)
-            yield said
-        finally:
-            for stream, copy in zip((1, 2), kept, strict=True):
-                os.dup2(copy, stream)
-                os.close(copy)
-            file.seek(0)
-            said.append(file.read().decode(errors="replace"))
