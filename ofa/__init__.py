@@ -3,8 +3,12 @@
 Public names load when first used (PEP 562), so that `ofa.space` needs no torch.
 """
 
+import os
 from importlib import import_module
 from typing import Any
+
+# else ONNX Runtime, once imported, keeps an identifier of this machine and reports what it does to its makers
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 _HOMES = {
     "Arch": "space",

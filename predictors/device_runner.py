@@ -67,6 +67,7 @@ def load(path: str, threads: int, batch: int) -> tuple[Callable[[], object], str
 
 def load_onnx(path: str, threads: int, batch: int) -> tuple[Callable[[], object], str]:
     """In ONNX Runtime on the CPU."""
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     import numpy
     import onnxruntime
 

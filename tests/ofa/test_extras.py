@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -21,3 +24,18 @@ def test_a_missing_extra_is_named_with_the_command_that_installs_it(monkeypatch:
     assert extra("json.decoder", "none").JSONDecoder
     with pytest.raises(ModuleNotFoundError):
         extra("json.no_such_module", "none")
+
+
+def test_onnx_runtime_reports_nothing(tmp_path: Path) -> None:
+    code = """
+import ofa, onnxruntime, sys
+from onnx import TensorProto, helper
+x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xy")
+graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "net", [x], [y])
+model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
+print(onnxruntime.InferenceSession(model.SerializeToString()).run(None, {"x": [1.0]}))
+"""
+    home = {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)}
+    kept = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
+    subprocess.run([sys.executable, "-c", code], check=True, env=kept | home)
+    assert not list(tmp_path.iterdir())
