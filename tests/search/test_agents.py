@@ -148,7 +148,7 @@ def test_every_optuna_sampler_works_with_two_objectives(sampler: str) -> None:
 def test_tpe_that_remembers_proposes_what_plain_tpe_does(multivariate: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     def proposals(seed: int) -> Genes:
         agent = OptunaAgent(SMALL, seed=seed, n_objectives=2, options={"multivariate": multivariate})
-        return asked(agent, p=problem(SMALL, macs=6))
+        return asked(agent, rounds=3, p=problem(SMALL, macs=6))
 
     remembered, other = proposals(0), proposals(1)
     monkeypatch.setitem(SAMPLERS, "tpe", (TPESampler, SAMPLERS["tpe"][1]))
