@@ -46,7 +46,7 @@ def add_factors(a: Tensor, b: Tensor, y: Tensor) -> tuple[Int32, Int32]:
 
 
 def mul_factor(a: Tensor, b: Tensor, y: Tensor) -> dict[str, int]:
-    """The factor of a product; LiteRT computes it in 32 bits."""
+    """The factor of a product, in 32 bits as LiteRT computes it; Micro's 64 bits now and then round to another unit."""
     return _pair(np.float64(np.float32(a.scale) * np.float32(b.scale) / np.float32(y.scale)))
 
 
