@@ -29,7 +29,7 @@ Result = tuple[list[float], float]  # costs and violation of a network
 
 
 class RememberingTPE(TPESampler):
-    """Optuna's TPE for studies whose trials all have the same parameters: a third faster, with the same proposals.
+    """Optuna's TPE for studies whose trials all have the same parameters: faster, with the same proposals.
 
     It translates the parameters of every trial for every new one, and looks in all of them for those they share.
     """

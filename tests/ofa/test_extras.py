@@ -28,7 +28,7 @@ def test_a_missing_extra_is_named_with_the_command_that_installs_it(monkeypatch:
 
 def test_onnx_runtime_reports_nothing(tmp_path: Path) -> None:
     code = """
-import ofa, onnxruntime, sys
+import ofa, onnxruntime
 from onnx import TensorProto, helper
 x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xy")
 graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "net", [x], [y])
