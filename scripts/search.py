@@ -43,8 +43,8 @@ def main(cfg: DictConfig) -> None:
         raise UserError(f"mode={cfg.mode} is not known; choose from {', '.join(MODES)}")
     if not isinstance(cfg.workers, int) or cfg.workers < 1:
         raise UserError(f"workers={cfg.workers} must be at least 1, the process itself")
-    if cfg.mode == "predict" and cfg.workers > 1 and len(cfg.device) * len(cfg.agent) > 1:
-        _side_by_side(cfg)
+    many = cfg.mode == "predict" and cfg.workers > 1 and len(cfg.device) * len(cfg.agent) > 1
+    found_by = _side_by_side(cfg) if many else {}
     predictors: dict[str, Any] = {}
     earlier: list[Path] = []
     for device, settings in plain(cfg.device).items():
@@ -57,8 +57,10 @@ def main(cfg: DictConfig) -> None:
                 results["iterate", cfg.seed] = found
                 earlier.append(stage.folder / MEASURED)
         for agent in cfg.agent if cfg.mode == "predict" else ():
-            predictors = predictors or fitted(cfg, space)
-            results |= _agent(cfg, device, agent, space, predictors)
+            if not many:
+                predictors = predictors or fitted(cfg, space)
+                found_by[device, agent] = _agent(cfg, device, agent, space, predictors)
+            results |= found_by[device, agent]
         write_json(Path(cfg.run, "search", device, "chosen.json"), _choose(settings, results))
         _compare(Path(cfg.run, "search", device), settings["name"], results, seeds)
 
@@ -75,23 +77,22 @@ def _agent(cfg: DictConfig, device: str, agent: str, space: Space, predictors: d
     return results
 
 
-def _side_by_side(cfg: DictConfig) -> None:
-    """Run each device's agents in processes of their own; what they leave in the run folder is read like any other."""
+def _side_by_side(cfg: DictConfig) -> dict[tuple[str, str], Results]:
+    """What each device's agents find, by device and agent, in processes of their own."""
     options = json.dumps(plain(cfg))
-    jobs = [(options, device, agent) for agent in reversed(list(cfg.agent)) for device in cfg.device]
+    jobs = [(options, str(device), str(agent)) for agent in reversed(list(cfg.agent)) for device in cfg.device]
     with ProcessPoolExecutor(min(cfg.workers, len(jobs)), mp_context=get_context("spawn")) as pool:
-        futures = [pool.submit(_job, *job) for job in jobs]
+        futures = {pool.submit(_job, *job): job[1:] for job in jobs}
         try:
-            for future in as_completed(futures):
-                future.result()
+            return {futures[done]: done.result() for done in as_completed(futures)}
         except BaseException:
             for child in active_children():
                 child.terminate()  # as if this process had been stopped: what they logged stays
             raise
 
 
-def _job(options: str, device: str, agent: str) -> None:
-    _agent(_loaded(options)[0], device, agent, *_loaded(options)[1:])
+def _job(options: str, device: str, agent: str) -> Results:
+    return _agent(_loaded(options)[0], device, agent, *_loaded(options)[1:])
 
 
 @lru_cache(maxsize=1)

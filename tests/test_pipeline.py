@@ -131,8 +131,9 @@ def test_int8_accuracy_is_predicted_and_says_whether_the_ranking_changed(run: Pa
 
 def test_agents_side_by_side_find_what_they_find_one_after_the_other(run: Path, tmp_path: Path) -> None:
     shutil.copytree(run, tmp_path / "runs/digits", ignore=shutil.ignore_patterns("search", "specialize", "export"))
-    found = ofa("search", *SHORT, "workers=2", folder=tmp_path)
+    found = ofa("search", *SHORT, "workers=2", "restart=true", folder=tmp_path)
     assert found.returncode == 0, found.stderr
+    assert (found.stdout + found.stderr).count("search stm32f746 optuna 120/120") == 1
     for agent in ("random", "evolution", "optuna"):
         name = f"search/stm32f746/{agent}/evaluations.parquet"
         pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "runs/digits" / name), pd.read_parquet(run / name))
