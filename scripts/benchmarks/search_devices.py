@@ -1,6 +1,6 @@
 """Time `ofa-search` of MCUNet's space (3e20 networks) for four devices in one command, once the predictors are fitted.
 
-    python scripts/benchmarks/search_devices.py [--rounds 5] [--workers 2] [--folder runs/devices] [ofa-search's options]
+    python scripts/benchmarks/search_devices.py [--rounds 5] [--workers 2] [--folder runs/devices] [OPTION=VALUE ...]
 
 The predictors are fitted on 30 subnets of a supernet trained on digits for an epoch: what is timed depends on their
 number, not on what they say.  Wall seconds are of the whole process, start and imports among them; CPU seconds are of
