@@ -6,7 +6,7 @@ the gradient of the scale is then that of learned step size quantization (Esser 
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -76,10 +76,19 @@ class ActivationGrid(nn.Module):
 
     def __init__(self, low: float, high: float, bits: int, *, symmetric: bool) -> None:
         super().__init__()
-        found = grid(torch.tensor(low), torch.tensor(high), bits, symmetric=symmetric)
-        self.bits, self.least, self.most = bits, found.least, found.most
-        self.register_buffer("scale", found.scale)
-        self.register_buffer("zero", found.zero)
+        self._set(grid(torch.tensor(low), torch.tensor(high), bits, symmetric=symmetric), bits)
+
+    @classmethod
+    def of(cls, g: Grid, bits: int) -> Self:
+        """The module of a grid that is known already; its scale and zero are single numbers."""
+        made = cls(0.0, 1.0, bits, symmetric=False)
+        made._set(g, bits)
+        return made
+
+    def _set(self, g: Grid, bits: int) -> None:
+        self.bits, self.least, self.most = bits, g.least, g.most
+        self.register_buffer("scale", g.scale)
+        self.register_buffer("zero", g.zero)
         self.scale: Tensor
         self.zero: Tensor
 

@@ -109,7 +109,7 @@ def quantize_weight(layer: Layer, bits: int, settings: Linear, seen: Inputs | No
     if settings.bias_correction and seen is not None and seen.means is not None:
         correct_bias(layer, weight - exact, seen.means)
     layer.weight.copy_(weight)
-    _remember(layer, g)
+    remember(layer, g)
 
 
 def correct_bias(layer: Layer, change: Tensor, means: Tensor) -> None:
@@ -144,7 +144,8 @@ def input_grid(seen: Inputs, bits: int, settings: Linear) -> ActivationGrid:
     return ActivationGrid(low, high, bits, symmetric=symmetric)
 
 
-def _remember(layer: Layer, g: Grid) -> None:
+def remember(layer: Layer, g: Grid) -> None:
+    """Keep the grid of a layer's weight beside it, for the packed file and for training."""
     layer.register_buffer("weight_scale", g.scale.detach().flatten().clone())
     layer.register_buffer("weight_zero", g.zero.detach(), persistent=False)
     layer.weight_limits = (g.least, g.most)  # type: ignore[assignment]
@@ -195,7 +196,7 @@ def _untrainable(net: nn.Module) -> nn.Module:
             assert isinstance(held, OnGrid)
             g = held.grid(layer.weight)
             bake(layer)
-            _remember(layer, g)
+            remember(layer, g)
         quantizer = layer._modules.get("input_grid")
         if isinstance(quantizer, ActivationGrid) and quantizer.scale.requires_grad:
             learned = quantizer.scale.detach().abs().clamp_min(1e-9)

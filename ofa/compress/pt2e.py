@@ -1,7 +1,8 @@
 """Quantization in PyTorch 2's export (PT2E) through torchao: after training, or while training goes on (QAT).
 
 The graph that comes out computes with quantize and dequantize nodes around every layer, and is written as ONNX QDQ by
-`export_onnx`.  Some pairs of torch and torchao insert no such node and say nothing, so they are counted every time.
+`export_onnx`; the step, which others may follow, takes its numbers into plain layers.  Some pairs of torch and torchao
+insert no such node and say nothing, so they are counted every time.
 N images, C channels, H, W pixels.
 """
 
@@ -19,7 +20,11 @@ import onnx
 import torch
 from torch import Tensor, fx, nn
 
+from ofa.compress.affine import ActivationGrid, Grid, attach
 from ofa.compress.chain import Work
+from ofa.compress.fold import fold_batch_norms
+from ofa.compress.layers import image_of, observe, weight_layers
+from ofa.compress.linear import remember
 from ofa.compress.quantize import check_quantized, saturates
 from ofa.errors import UserError
 from ofa.export.runtime import inference, laid_out
@@ -54,14 +59,19 @@ class Pt2e:
             raise UserError(f"images {self.images} must be at least 1; some hundreds calibrate well")
 
     def __call__(self, net: nn.Module, work: Work) -> nn.Module:
-        """A new network that rounds as int8 does, in evaluation mode."""
+        """A copy with batch norm folded, whose layers round weights and inputs as the graph does, in evaluation mode.
+
+        What the graph rounds besides, such as the second input of an addition, is left as it is.
+        """
         batches = work.data.calibration("val", self.images, work.resolution)
         if self.mode == "ptq":
-            return quantize(net, batches, quantizer(reduce_range=self.reduce_range))
-        example = next(iter(batches))[:2]
-        rules = quantizer(qat=True, reduce_range=self.reduce_range)
-        trained = work.finetune(Trainable(prepare(net, example, rules, qat=True)), self.finetuning)
-        return convert(trained.graph)
+            graph = quantize(net, batches, quantizer(reduce_range=self.reduce_range))
+        else:
+            example = next(iter(batches))[:2]
+            rules = quantizer(qat=True, reduce_range=self.reduce_range)
+            trained = work.finetune(Trainable(prepare(net, example, rules, qat=True)), self.finetuning)
+            graph = convert(trained.graph)
+        return plain_layers(graph, net, image_of(net, work))
 
 
 class Trainable(nn.Module):
@@ -153,6 +163,46 @@ def count_nodes(graph: fx.GraphModule) -> dict[str, int]:
         "dequantize": sum(n for kind, n in kinds.items() if kind.startswith("dequantize_per")),
     }
     return named | {"layers": len(layers)}
+
+
+@torch.no_grad()
+def plain_layers(graph: fx.GraphModule, net: nn.Module, image: Tensor) -> nn.Module:
+    """A copy of `net`, batch norm folded, with the weights, biases and input grids of its converted graph.
+
+    image: (1, C, H, W), to tell which layer is which: both run them in the same order.
+    """
+    plain, names = fold_batch_norms(net), list[str]()
+    observe(plain, image, lambda name, *_: names.append(name))
+    layers, read = weight_layers(plain), _Arguments(graph)
+    read.run(laid_out(image.cpu()).expand(2, -1, -1, -1))
+    for name, (weight, bias, weight_grid, input_grid) in zip(names, read.layers, strict=True):
+        layer = layers[name]
+        layer.weight.copy_(weight)
+        if bias is not None:
+            layer.bias = nn.Parameter(bias.to(layer.weight))
+        remember(layer, weight_grid)
+        attach(layer, ActivationGrid.of(input_grid, 8).to(layer.weight.device))
+    return plain
+
+
+class _Arguments(fx.Interpreter):
+    """Runs a converted graph and keeps weight, bias, and the grids of weight and input of each of its layers."""
+
+    def __init__(self, graph: fx.GraphModule) -> None:
+        super().__init__(graph, garbage_collect_values=False)  # grids are read once their users run
+        self.layers: list[tuple[Tensor, Tensor | None, Grid, Grid]] = []
+
+    def run_node(self, n: fx.Node) -> Any:
+        if _kind(n) in LAYERS:
+            (_, weight, *more), _ = self.fetch_args_kwargs_from_env(n)
+            self.layers.append((weight, more[0] if more else None, self._grid(n.args[1]), self._grid(n.args[0])))
+        return super().run_node(n)
+
+    def _grid(self, node: Any) -> Grid:
+        """What a dequantize node reads: q, scale, zero, (axis,) least, most, type."""
+        arguments: Any = self.map_nodes_to_values(node.args, node)
+        _, scale, zero, *_, least, most, _ = arguments
+        return Grid(torch.as_tensor(scale).float(), torch.as_tensor(zero).float(), int(least), int(most))
 
 
 def export_onnx(graph: nn.Module, path: Path, shape: tuple[int, int, int]) -> dict[str, int]:

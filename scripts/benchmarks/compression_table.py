@@ -30,14 +30,19 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+from ofa.compress.binary import Binary
 from ofa.compress.chain import Step, Work, compress
 from ofa.compress.channels import Channels
+from ofa.compress.equalize import Equalization
+from ofa.compress.gating import Gating
 from ofa.compress.kmeans import KMeans, sensitive_layers
 from ofa.compress.linear import Linear
 from ofa.compress.low_rank import LowRank
 from ofa.compress.magnitude import Magnitude, NOfM
+from ofa.compress.movement import Movement, SoftFilter
 from ofa.compress.norms import Norms
 from ofa.compress.numbers import measure
+from ofa.compress.pt2e import Pt2e
 from ofa.compress.quantize import Quantization, quantize
 from ofa.data import ImageData
 from ofa.evaluate import accuracy
@@ -50,12 +55,13 @@ from ofa.published import load_network
 from ofa.static import StaticNet, build_spec
 from ofa.weights import load_tensors, save_tensors
 from scripts.benchmarks.compression_vgg import images
+from scripts.mixed import Mixed
 
 DATA = Path(os.environ.get("OFA_DATA", "../shared/data"))
 PUBLISHED, SIDE = "proxyless-w0.25-r112_imagenet", 48
 TUNING = Finetuning(lr=0.02)
 CODEBOOKS = replace(TUNING, lr=0.002)
-UNTRAINED = ("float", "int8")
+LEVELS = replace(TUNING, lr=0.01)
 Chain = dict[str, Step]
 
 
@@ -64,6 +70,8 @@ def techniques(net: nn.Module, work: Work) -> dict[str, Chain]:
     mixed = dict.fromkeys(sensitive_layers(net, work, 2), 4)
     print(f"4 bits beside 2: {len(mixed)} layers, {', '.join(mixed)}", flush=True)
     four = KMeans(4, finetuning=CODEBOOKS)
+    eighth = sum(parameter.numel() for parameter in net.parameters()) * 4 / 8
+    by_mse: dict[str, Any] = {"weight_range": "mse", "calibration": "mse"}
     return {
         "float": {},
         "nothing": {"train": Magnitude(1.0, finetuning=TUNING)},
@@ -75,6 +83,26 @@ def techniques(net: nn.Module, work: Work) -> dict[str, Chain]:
         "k-means, 4 bits": {"kmeans": four},
         "k-means, 2 and 4 bits": {"kmeans": KMeans(2, mixed, finetuning=CODEBOOKS)},
         "2:4": {"nm": NOfM(finetuning=TUNING)},
+        "25 % in 3 rounds": {"iterative": Magnitude(0.25, rounds=3, finetuning=TUNING)},
+        "25 % by movement": {"movement": Movement(0.25, finetuning=TUNING)},
+        "channels by Taylor": {"taylor": Channels(0.5, criterion="taylor", finetuning=TUNING)},
+        "channels after soft filters": {
+            "soft_filter": SoftFilter(0.3, finetuning=TUNING),
+            "channels": Channels(0.5, finetuning=TUNING),
+        },
+        "gates for half the channels": {"gating": Gating(0.5, finetuning=TUNING)},
+        "int8, a scale a layer": {"int8": Linear(per_channel=False)},
+        "the same, equalized": {"equalize": Equalization(), "int8": Linear(per_channel=False)},
+        "the same, biases corrected": {"bias_correction": Linear(per_channel=False, bias_correction=True)},
+        "int8 by PT2E, trained": {"pt2e": Pt2e("qat", finetuning=replace(TUNING, lr=0.005))},
+        "4-bit weights": {"nearest": Linear(4, 8, **by_mse)},
+        "4-bit weights, adaptive rounding": {"adaround": Linear(4, 8, rounding="adaptive", **by_mse)},
+        "4 bits, inputs too": {"qat": Linear(4, 4, **by_mse, learned_steps=True, finetuning=LEVELS)},
+        "bits by search, an eighth": {"mixed": Mixed({"weight_bytes": eighth})},
+        "binary weights": {"binary": Binary("scaled", finetuning=LEVELS)},
+        "ternary weights": {"ternary": Binary("ternary", finetuning=LEVELS)},
+        "XNOR": {"xnor": Binary("xnor", finetuning=LEVELS)},
+        "batch norms in 4 bytes": {"norms": Norms()},
         "35 %, 4 bits, Huffman": {
             "fisher": Magnitude(0.35, criterion="fisher", gradual=0.6, finetuning=TUNING),
             "kmeans": four,
@@ -88,9 +116,9 @@ def lasting(step: Any, epochs: float) -> Any:
     settings = getattr(step, "finetuning", None)
     if settings is None:
         return step
-    if isinstance(step, KMeans) and not epochs:
+    if isinstance(step, KMeans | Linear) and not epochs:
         return replace(step, finetuning=None)
-    return replace(step, finetuning=replace(settings, epochs=epochs))
+    return replace(step, finetuning=replace(settings, epochs=epochs / getattr(step, "rounds", 1)))
 
 
 def chained(net: nn.Module, steps: Mapping[str, Step], work: Work, epochs: float) -> nn.Module:
@@ -138,15 +166,16 @@ def run(name: str, args: argparse.Namespace, data: ImageData) -> None:
     for seed in range(args.seeds):
         for technique, steps in chains.items():
             left_out = args.techniques and technique not in (*args.techniques, "float")
-            if left_out or (name, technique, seed) in done or (seed and technique in UNTRAINED):
+            trained = any(getattr(step, "finetuning", None) for step in steps.values())
+            if left_out or (name, technique, seed) in done or (seed and not trained):
                 continue
             before = None
-            if not seed and technique not in UNTRAINED:
+            if not seed and trained and "movement" not in steps:  # which has nothing to go by but training
                 before = accuracy(chained(net, steps, work, 0), data, "test", resolution=side)
             made = chained(net, steps, replace(work, seed=seed), epochs)
             file = args.folder / f"{name}-{technique}-{seed}.ofap".replace(" ", "-").replace("%", "percent")
             numbers = asdict(measure(technique, made, work, file))
-            if not seed:
+            if not seed and numbers["latency_ms"] is not None:  # which tells whether ONNX can say it
                 save_onnx(made, technique, file.with_suffix(".onnx"), work)
             row = {"net": name, "technique": technique, "seed": seed, "before": before, "images": args.images}
             append_jsonl(rows, row | numbers | {"versions": versions()})

@@ -1,4 +1,4 @@
-"""PT2E: what it inserts is counted, it stays close to the float network, its ONNX file computes the same."""
+"""PT2E: what it inserts is counted, it stays close to the float network, its ONNX file and plain layers compute it."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch import fx, nn
 
-from ofa.compress.chain import Work
-from ofa.compress.pt2e import Pt2e, count_nodes, export_onnx, prepare, quantizer
+from ofa.compress.chain import Work, compress
+from ofa.compress.norms import Norms
+from ofa.compress.numbers import measure
+from ofa.compress.pt2e import Pt2e, count_nodes, export_onnx, prepare, quantize, quantizer
 from ofa.data import digits
 from ofa.errors import UserError
 from ofa.export.onnx import compare, load_onnx, run_onnx, run_torch
@@ -22,12 +24,11 @@ LAYERS = 19  # convolutions, those of squeeze-excite and the linear layer
 
 
 @pytest.fixture(scope="module")
-def quantized() -> nn.Module:
-    return Pt2e("ptq", images=64)(random_net(), Work(digits(), 16))
+def quantized() -> fx.GraphModule:
+    return quantize(random_net(), digits().calibration("val", 64, 16), quantizer())
 
 
-def test_every_layer_reads_integers_and_the_logits_stay_close(quantized: nn.Module) -> None:
-    assert isinstance(quantized, fx.GraphModule)
+def test_every_layer_reads_integers_and_the_logits_stay_close(quantized: fx.GraphModule) -> None:
     counts = count_nodes(quantized)
     assert counts["layers"] == LAYERS
     assert counts["quantize"] > LAYERS / 2 and counts["dequantize"] >= 2 * LAYERS
@@ -50,7 +51,32 @@ def test_a_conversion_that_inserts_nothing_is_an_error(monkeypatch: pytest.Monke
     assert quantizer() is not None
 
 
-def test_the_onnx_file_has_the_pairs_and_computes_the_same(quantized: nn.Module, tmp_path: Path) -> None:
+def test_the_step_leaves_plain_layers_that_compute_what_the_graph_does(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    convs = [nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 16, 3, groups=8, bias=False)]
+    net = nn.Sequential(*convs, nn.BatchNorm2d(16), nn.Hardswish(), nn.Flatten(), nn.Linear(16 * 14 * 14, 10)).eval()
+    nn.init.uniform_(net[1].running_var, 0.5, 2)  # type: ignore[arg-type]
+    work = Work(digits(), 16)
+    plain = Pt2e("ptq", images=64)(net, work)
+    graph = quantize(net, work.data.calibration("val", 64, 16), quantizer())
+    images = next(digits().batches("test", 64, 16, rng=None))[0]
+    assert compare(run_torch(plain, images), run_torch(graph, images)).sqnr_db > 60, (
+        "but for what rounds to even or odd"
+    )
+    assert compare(run_torch(plain, images), run_torch(net, images)).sqnr_db < 40
+    plain[0].input_grid.scale *= 1.05  # type: ignore[union-attr, operator]
+    assert compare(run_torch(plain, images), run_torch(graph, images)).sqnr_db < 40
+
+
+def test_the_step_is_measured_and_followed_by_others(tmp_path: Path) -> None:
+    chain = compress(random_net(), {"pt2e": Pt2e("ptq", images=64), "norms": Norms()}, work := Work(digits(), 16))
+    for name, made in chain:
+        found = measure(name, made, work, tmp_path / f"{name}.ofap")
+        assert found.bit_operations == 64 * found.macs
+        assert found.file_bytes < 1.5 * found.parameters, "one byte a weight"
+
+
+def test_the_onnx_file_has_the_pairs_and_computes_the_same(quantized: fx.GraphModule, tmp_path: Path) -> None:
     counts = export_onnx(quantized, tmp_path / "net.onnx", (1, 16, 16))
     assert counts["QuantizeLinear"] > 0 and counts["DequantizeLinear"] >= 2 * LAYERS
     assert load_onnx(tmp_path / "net.onnx").opset_import[0].version >= 17
@@ -69,13 +95,12 @@ def test_options_are_checked() -> None:
 
 
 @pytest.mark.slow
-def test_training_with_rounding_in_place_converts(tmp_path: Path) -> None:
+def test_training_with_rounding_in_place_converts() -> None:
     net = finetune(random_net(), digits(), Finetuning(epochs=4, lr=0.1))  # rounding is learned from a trained network
     before = {name: value.clone() for name, value in net.state_dict().items()}
     step = Pt2e("qat", finetuning=Finetuning(epochs=1, lr=0.005))
     trained = step(net, Work(digits(), 16))
-    assert count_nodes(trained)["layers"] == LAYERS  # type: ignore[arg-type]
     assert all(torch.equal(before[name], value) for name, value in net.state_dict().items()), "the net is left as it is"
     x, y = next(digits().batches("test", 300, 16, rng=None))
     assert (trained(x).argmax(1) == y).float().mean() > 0.85
-    assert export_onnx(trained, tmp_path / "net.onnx", (1, 16, 16))["QuantizeLinear"] > 0
+    assert trained.units[0].conv.weight_scale.numel() == 16  # type: ignore[union-attr]
