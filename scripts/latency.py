@@ -15,7 +15,7 @@ CARRIERS = ("ssh", "adb", "folder")
 
 @stage_command("runtime", "measure")
 def main(cfg: DictConfig) -> None:
-    """Time model=<card> in runtime=[onnx,litert,...] with measure.threads=1 on this machine, and print the figures.
+    """Time model=<card> in runtime=[onnx,litert,...] with threads=1 on this machine, and print the figures.
 
     Or, with remote=ssh:<host>, adb:<serial> or folder:<path>, measure the operations of the space on another device,
     which needs Python and ONNX Runtime; writes <run>/remote/latency.parquet.  remote=folder:<path> writes the folder to
@@ -42,7 +42,7 @@ def _here(cfg: DictConfig) -> dict[str, dict[str, Any]]:
     from ofa.export.runtime import latencies
     from ofa.export.runtimes.onnx import Onnx
 
-    net, threads = rebuild(cfg.model), cfg.measure.threads
+    net, threads = rebuild(cfg.model), cfg.threads or cfg.measure.threads
     torch.manual_seed(cfg.seed)
     images = torch.randn(16, net.spec.in_channels, net.spec.resolution, net.spec.resolution)
     folder, calls = Path(cfg.run, "latency"), {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from functools import partial
 
 from omegaconf import DictConfig
@@ -50,5 +51,16 @@ def main(cfg: DictConfig) -> None:
         atomic_write(stage.folder / "latency_nets.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
 
+def command() -> None:
+    """The command: `ofa-measure latency model=... runtime=... threads=...` is `ofa-latency` with the same options."""
+    if sys.argv[1:2] != ["latency"]:
+        main()
+        return
+    from scripts.latency import main as latency
+
+    del sys.argv[1]
+    latency()
+
+
 if __name__ == "__main__":
-    main()
+    command()

@@ -46,7 +46,8 @@ def without(*words: str) -> list[str]:
 
 
 def ofa(stage: str, *options: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", f"from scripts.{stage} import main; main()", *options]
+    entry = "command" if stage == "measure" else "main"
+    command = [sys.executable, "-c", f"from scripts.{stage} import {entry}; {entry}()", *options]
     environment = os.environ | {"OFA_DEBUG": "1", "COLUMNS": "120"}
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
@@ -140,6 +141,14 @@ def test_agents_side_by_side_find_what_they_find_one_after_the_other(run: Path, 
     tight = ofa("search", *SHORT, "workers=2", "restart=true", "device.stm32f746.limits.macs=1", folder=tmp_path)
     assert tight.returncode == 1
     assert "no network of space digits_mbv3 meets macs <= 1" in tight.stderr
+
+
+def test_a_network_is_timed_here_in_the_threads_asked_for(run: Path, tmp_path: Path) -> None:
+    options = (f"model={run / 'export/stm32f746/int8.json'}", "runtime=onnx", "threads=2")
+    timed = ofa("measure", "latency", *options, folder=tmp_path)
+    assert timed.returncode == 0, timed.stderr
+    assert timed.stdout.startswith("onnx: ") and timed.stdout.endswith("; 2 threads)\n")
+    assert "model has no value" in ofa("measure", "latency", folder=tmp_path).stderr
 
 
 def test_the_report_is_one_page_that_needs_no_network(run: Path) -> None:
