@@ -55,9 +55,9 @@ class Channels:
     """Remove channels until every target is met, and fine-tune with the unpruned network as teacher.
 
     macs, size_bytes (of float32 weights), peak_memory_bytes (of float32 activations, batch 1), latency_ms (by `timer`):
-    what to keep, each a share of the network's or an amount ("5M", "250KB", "2ms"; None: no target).  criterion: see
-    `ofa.compress.prune.Pruning`, or taylor: the loss that removing a channel costs to first order, on `images` training
-    images (Molchanov et al. 2019).  multiple: widths are multiples of this.  streams: prune what residuals add up in
+    what to keep, each a share of the network's or an amount ("5M", "250KB", "2ms"; None: no target).  criterion: taylor is
+    the loss that removing a channel costs to first order, on `images` validation images (`criteria.taylor_scores`); the
+    others are those of `ofa.compress.prune.Pruning`.  multiple: widths are multiples of this.  streams: prune what residuals add up in
     too, not only the middles of blocks (of a StaticNet; torch-pruning always does).  timer: milliseconds of a network
     on an image, by default in ONNX Runtime on this machine.
     """
@@ -66,7 +66,7 @@ class Channels:
     size_bytes: Target | None = None
     peak_memory_bytes: Target | None = None
     latency_ms: Target | None = None
-    criterion: str = "l2"
+    criterion: str = "taylor"
     multiple: int = 8
     streams: bool = True
     images: int = 1024
@@ -171,7 +171,7 @@ class Channels:
         return twin.train(net.training)
 
     def _gradients(self, net: nn.Module, work: Work) -> dict[str, Tensor]:
-        """Mean gradients of the parameters over training images, for Taylor; else none."""
+        """Gradients of the parameters on validation images, for Taylor; else none."""
         if self.criterion != "taylor":
             return {}
         twin = copy.deepcopy(net).eval()
@@ -214,4 +214,4 @@ def torch_pruning() -> Any:
 
 
 def _labelled(work: Work, images: int) -> Any:
-    return work.data.batches("train", TAYLOR_BATCH, work.resolution, rng=None, limit=images)
+    return work.data.batches("val", TAYLOR_BATCH, work.resolution, rng=None, limit=images)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ofa.blocks import BLOCKS
-from ofa.compress.layers import evaluating
+from ofa.compress.layers import device_of, evaluating, outputs
 from ofa.distill import label_loss
 from ofa.errors import UserError
 from ofa.spec import NetSpec, Unit
@@ -60,41 +60,37 @@ def channel_scores(net: StaticNet, criterion: str, *, streams: bool) -> Scores:
 
 
 def taylor_scores(net: StaticNet, batches: Iterable[tuple[Tensor, Tensor]], *, streams: bool) -> Scores:
-    """The squared change of the loss that removing each channel would bring, to first order, (C,), mean over batches.
+    """The squared change of an image's loss that removing each channel would bring, to first order, (C,), the mean.
 
-    A gate of 1 behind a layer's batch norm has the gradient g_w w + g_b b, w and b the norm's scale and shift or,
-    without a norm, the layer's own; its square is the score (Molchanov et al. 2019, eq. 8 for a gate), added up over
-    the layers that write a channel, and stands relative to the group's mean: in absolute terms early groups, whose
+    A gate of 1 on a channel has the gradient sum(y dL/dy) over the channel's pixels y; that of a group's channel is the
+    sum over the layers that write it, since it leaves all of them (Molchanov et al. 2019, eq. 8 for a gate, image by
+    image; Liu et al. 2021, eq. 6).  Scores stand relative to the group's mean: in absolute terms early groups, whose
     channels cost most multiply-adds, seem the ones to keep.  batches: images (N, C, H, W) and labels (N,).
     """
     groups = channel_groups(net.spec)
     allowed = prunable(net.spec, groups, streams=streams)
-    group_of = {
-        key.rpartition(".")[0]: axes[0] for key, _, axes in channel_parameters(net, groups) if ".se." not in key
-    }
-    normed = {name.removesuffix(".bn") for name in group_of if name.endswith(".bn")}
-    gates = {
-        name: list(net.get_submodule(name).parameters())
-        for name, group in group_of.items()
+    writers = {key.rpartition(".")[0]: axes[0] for key, _, axes in channel_parameters(net, groups) if ".se." not in key}
+    normed = {name.removesuffix(".bn") for name in writers if name.endswith(".bn")}
+    gated = {
+        name: group
+        for name, group in writers.items()
         if group in allowed and not (name.endswith(".conv") and name.removesuffix(".conv") in normed)
     }
-    scores = {group_of[name]: torch.zeros(len(tensors[0])) for name, tensors in gates.items()}
-    flat, seen = [tensor for tensors in gates.values() for tensor in tensors], False
-    with evaluating(net):
+    sums: dict[int, Tensor] = {}
+    with evaluating(net), torch.enable_grad(), outputs(net, gated) as seen:
         for x, y in batches:
-            device = flat[0].device
-            gradients = iter(torch.autograd.grad(label_loss(net(x.to(device)), y.to(device)), flat))
-            for name, tensors in gates.items():
-                changes = [
-                    (next(gradients) * tensor.detach()).flatten(1 if tensor.ndim > 1 else 0) for tensor in tensors
-                ]
-                total = sum(change.sum(1) if change.ndim > 1 else change for change in changes)
-                assert isinstance(total, Tensor)
-                scores[group_of[name]] += total.square().cpu()
-            seen = True
-    if not seen:
+            x, y = x.to(device_of(net)).requires_grad_(), y.to(device_of(net))
+            gradients = torch.autograd.grad(label_loss(net(x), y) * len(x), [output for _, output in seen])
+            changes: dict[int, Tensor] = {}
+            for (name, output), gradient in zip(seen, gradients, strict=True):
+                change = (output.detach() * gradient).flatten(2).sum(2) if output.ndim > 2 else output * gradient
+                changes[gated[name]] = changes.get(gated[name], 0.0) + change
+            for group, change in changes.items():
+                sums[group] = sums.get(group, 0.0) + change.detach().square().sum(0).double().cpu()
+            seen.clear()
+    if not sums:
         raise UserError("Taylor scores need gradients; give at least one batch of images")
-    return {group: (score / score.mean().clamp_min(1e-30)).double().numpy() for group, score in scores.items()}
+    return {group: (total / total.mean().clamp_min(1e-30)).numpy() for group, total in sums.items()}
 
 
 def prunable(spec: NetSpec, groups: list[Groups], *, streams: bool) -> set[int]:

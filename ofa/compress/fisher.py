@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ofa.compress.chain import Work
-from ofa.compress.layers import Layer, device_of, evaluating
+from ofa.compress.layers import Layer, device_of, evaluating, outputs
 
 BATCH = 128  # images, fewer where they are large:
 PIXELS = 1 << 18  # of a batch, whose maps are all kept for their gradients
@@ -68,30 +68,16 @@ def metrics(net: nn.Module, layers: Mapping[str, Layer], work: Work, images: int
     if not images:
         return {name: Metric.of_weight(layer) for name, layer in layers.items()}
     sums = {name: _Sums(len(layer.weight), device_of(net)) for name, layer in layers.items()}
-    seen: list[tuple[str, Tensor]] = []
-
-    def watch(name: str, y: Tensor) -> Tensor:
-        seen.append((name, y))
-        return y.clone()  # which an activation may overwrite
-
-    handles = [
-        layer.register_forward_hook(lambda module, inputs, y, name=name: watch(name, y))
-        for name, layer in layers.items()
-    ]
     batch, n = max(1, min(BATCH, images, PIXELS // work.resolution**2)), 0
-    try:
-        with evaluating(net), torch.enable_grad():
-            for x, labels in work.data.batches("val", batch, work.resolution, rng=None, limit=images):
-                x, labels = x.to(device_of(net)).requires_grad_(), labels.to(device_of(net))
-                loss = F.cross_entropy(net(x), labels, reduction="sum")
-                gradients = torch.autograd.grad(loss, [y for _, y in seen], materialize_grads=True)
-                for (name, y), gradient in zip(seen, gradients, strict=True):
-                    sums[name].add(_rows(y.detach()), _rows(gradient))
-                seen.clear()
-                n += len(x)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with evaluating(net), torch.enable_grad(), outputs(net, layers) as seen:
+        for x, labels in work.data.batches("val", batch, work.resolution, rng=None, limit=images):
+            x, labels = x.to(device_of(net)).requires_grad_(), labels.to(device_of(net))
+            loss = F.cross_entropy(net(x), labels, reduction="sum")
+            gradients = torch.autograd.grad(loss, [y for _, y in seen], materialize_grads=True)
+            for (name, y), gradient in zip(seen, gradients, strict=True):
+                sums[name].add(_rows(y.detach()), _rows(gradient))
+            seen.clear()
+            n += len(x)
     return {name: own.metric(n) if own.n else Metric.of_weight(layers[name]) for name, own in sums.items()}
 
 

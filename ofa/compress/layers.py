@@ -80,6 +80,25 @@ def observe(net: nn.Module, image: Tensor, see: Callable[[str, Tensor, Tensor], 
             handle.remove()
 
 
+@contextmanager
+def outputs(net: nn.Module, names: Collection[str]) -> Iterator[list[tuple[str, Tensor]]]:
+    """A list that gets name and output of each of these modules as it runs, for its gradient; the caller clears it."""
+    seen: list[tuple[str, Tensor]] = []
+
+    def watch(name: str, y: Tensor) -> Tensor:
+        seen.append((name, y))
+        return y.clone()  # which an activation may overwrite
+
+    handles = [
+        net.get_submodule(name).register_forward_hook(lambda m, x, y, name=name: watch(name, y)) for name in names
+    ]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 def positions(net: nn.Module, image: Tensor) -> dict[str, int]:
     """How often each layer applies each of its weights to one image (1, C, R, R): the pixels of its output."""
     layers = weight_layers(net)

@@ -106,8 +106,8 @@ def _raise_to(sparsities: Mapping[str, float]) -> Callable[[nn.Module, float], N
 class SoftFilter:
     """Soft filter pruning (He et al. 2018, alg. 1): each epoch the weakest filters become zero, but go on learning.
 
-    ratio: share of each convolution's filters, by L2 norm.  After the last epoch they stay zero; `channels` after this
-    step removes them, weakest first.  Depthwise convolutions, and layers that match `keep`, are left alone.
+    ratio: share of each convolution's filters, by L2 norm.  After the last epoch they stay zero; `channels` with
+    criterion=l2 removes them, weakest first.  Depthwise convolutions, and layers that match `keep`, are left alone.
     """
 
     ratio: float = 0.3

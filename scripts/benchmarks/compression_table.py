@@ -85,10 +85,10 @@ def techniques(net: nn.Module, work: Work) -> dict[str, Chain]:
         "2:4": {"nm": NOfM(finetuning=TUNING)},
         "25 % in 3 rounds": {"iterative": Magnitude(0.25, rounds=3, finetuning=TUNING)},
         "25 % by movement": {"movement": Movement(0.25, finetuning=TUNING)},
-        "channels by Taylor": {"taylor": Channels(0.5, criterion="taylor", finetuning=TUNING)},
+        "half the MACs by channels, L2": {"channels": Channels(0.5, criterion="l2", finetuning=TUNING)},
         "channels after soft filters": {
             "soft_filter": SoftFilter(0.3, finetuning=TUNING),
-            "channels": Channels(0.5, finetuning=TUNING),
+            "channels": Channels(0.5, criterion="l2", finetuning=TUNING),
         },
         "gates for half the channels": {"gating": Gating(0.5, finetuning=TUNING)},
         "int8, a scale a layer": {"int8": Linear(per_channel=False)},

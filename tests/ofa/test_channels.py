@@ -48,7 +48,7 @@ def residual() -> nn.Module:
 
 
 @pytest.mark.parametrize("spec", [SPEC, RESNET])
-def test_taylor_scores_are_the_squared_gradients_of_gates(spec: object, work: Work) -> None:
+def test_taylor_scores_are_the_squared_gradients_of_gates_image_by_image(spec: object, work: Work) -> None:
     net, batches = random_net(spec), list(work.data.batches("train", 32, 16, rng=None, limit=64))  # type: ignore[arg-type]
     groups, gates, handles = channel_groups(net.spec), {}, []
     for key, _, axes in channel_parameters(net, groups):
@@ -60,10 +60,13 @@ def test_taylor_scores_are_the_squared_gradients_of_gates(spec: object, work: Wo
             gates[name] = axes[0], gate
             handles.append(module.register_forward_hook(lambda m, i, out, gate=gate: out * gate))
     expected: dict[int, Tensor] = {}
-    for x, y in batches:
-        grads = torch.autograd.grad(label_loss(net(x), y), [gate for _, gate in gates.values()])
+    for image, label in ((x[i : i + 1], y[i : i + 1]) for x, y in batches for i in range(len(x))):
+        grads = torch.autograd.grad(label_loss(net(image), label), [gate for _, gate in gates.values()])
+        change: dict[int, Tensor] = {}
         for (group, _), grad in zip(gates.values(), grads, strict=True):
-            expected[group] = expected.get(group, torch.zeros(())) + grad.flatten().square() / len(batches)
+            change[group] = change.get(group, torch.zeros(())) + grad.flatten()
+        for group, total in change.items():
+            expected[group] = expected.get(group, torch.zeros(())) + total.square()
     for handle in handles:
         handle.remove()
     found = taylor_scores(net, batches, streams=True)
