@@ -55,11 +55,11 @@ class Channels:
     """Remove channels until every target is met, and fine-tune with the unpruned network as teacher.
 
     macs, size_bytes (of float32 weights), peak_memory_bytes (of float32 activations, batch 1), latency_ms (by `timer`):
-    what to keep, each a share of the network's or an amount ("5M", "250KB", "2ms"; None: no target).  criterion: taylor is
-    the loss that removing a channel costs to first order, on `images` validation images (`criteria.taylor_scores`); the
-    others are those of `ofa.compress.prune.Pruning`.  multiple: widths are multiples of this.  streams: prune what residuals add up in
-    too, not only the middles of blocks (of a StaticNet; torch-pruning always does).  timer: milliseconds of a network
-    on an image, by default in ONNX Runtime on this machine.
+    what to keep, each a share of the network's or an amount ("5M", "250KB", "2ms"; None: no target).  criterion: taylor
+    is the loss that removing a channel costs to first order, on `images` validation images (`criteria.taylor_scores`);
+    the others are those of `ofa.compress.prune.Pruning`.  multiple: widths are multiples of this.  streams: prune what
+    residuals add up in too, not only the middles of blocks (of a StaticNet; torch-pruning always does).  timer:
+    milliseconds of a network on an image, by default in ONNX Runtime on this machine.
     """
 
     macs: Target | None = 0.5
