@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ofa.compress.chain import Work
 from ofa.compress.layers import device_of, evaluating, image_of, opened, put
-from ofa.compress.magnitude import finetuned
+from ofa.compress.magnitude import Ramp, finetuned, steps_of
 from ofa.errors import UserError
 from ofa.finetune import Finetuning
 
@@ -67,15 +67,19 @@ class Gating:
     """Gate every convolution that batch norm follows, and train network and gates.
 
     kept: share of each convolution's channels that an image gets.  Gates begin near 1 for all channels, and learn
-    from the loss alone.  Depthwise and other grouped convolutions, and the first one, are left alone.
+    from the loss alone.  gradual: share of the fine-tuning during which channels become fewer, by a cubic.  Depthwise
+    and other grouped convolutions, and the first one, are left alone.
     """
 
     kept: float = 0.5
+    gradual: float = 0.6
     finetuning: Finetuning = field(default_factory=Finetuning)
 
     def __post_init__(self) -> None:
         if not 0 < self.kept <= 1:
             raise UserError(f"kept {self.kept} is the share of channels an image gets: above 0, at most 1")
+        if not 0 < self.gradual <= 1:
+            raise UserError(f"gradual {self.gradual} is the share of training in which channels become fewer: (0, 1]")
 
     def __call__(self, net: nn.Module, work: Work) -> nn.Module:
         """A gated, trained network in evaluation mode, no StaticNet any more.
@@ -94,12 +98,17 @@ class Gating:
         if not same:
             raise UserError("the network's batch norms do not follow its convolutions in order; gate another network")
         for module in gated.modules():
+            if isinstance(module, Gated):  # equal gates cannot compete
+                nn.init.normal_(module.gate.weight, 0, GATE_STD, generator=_generator(net))
+        if not (steps := steps_of(self.finetuning, work)):
+            self._narrow(gated, 1.0)
+        return finetuned(gated, work, self.finetuning, Ramp(self._narrow, steps, self.gradual, holds=False))
+
+    def _narrow(self, net: nn.Module, done: float) -> None:
+        """Leave an image so many channels, in place; done: 0 leaves all, 1 `kept` of them."""
+        for module in net.modules():
             if isinstance(module, Gated):
-                nn.init.normal_(
-                    module.gate.weight, 0, GATE_STD, generator=_generator(net)
-                )  # equal gates cannot compete
-                module.kept = max(1, round(self.kept * module.conv.out_channels))
-        return finetuned(gated, work, self.finetuning)
+                module.kept = max(1, round((1 - done * (1 - self.kept)) * module.conv.out_channels))
 
 
 def conv_norms(net: nn.Module) -> list[tuple[str, str]]:

@@ -100,11 +100,12 @@ def test_macs_count_what_is_run_and_what_had_to_be() -> None:
 
 def test_a_gated_network_begins_as_the_network_and_is_trained(work: Work) -> None:
     net = random_net()
-    whole = Gating(1.0, Finetuning(epochs=0))(net, work)
+    whole = Gating(1.0, finetuning=Finetuning(epochs=0))(net, work)
     gates = [module for module in whole.modules() if isinstance(module, Gated)]
     assert len(gates) == 8 and all(module.kept == module.conv.out_channels for module in gates)
     x: Tensor = next(work.data.batches("test", 16, 16, rng=None))[0]
-    half = Gating(0.5, SHORT)(net, work)
+    half = Gating(0.5, finetuning=SHORT)(net, work)
+    assert [2 * m.kept for m in half.modules() if isinstance(m, Gated)] == [m.conv.out_channels for m in gates]
     counts = gated_macs(half, [x])
     assert counts.needed < 0.8 * counts.dense < counts.dense < counts.executed
     twin = copy.deepcopy(half)
