@@ -43,16 +43,22 @@ class Writer:
         return name
 
 
+def _tensors(w: Writer, name: str, m: nn.Conv2d | nn.Linear) -> list[str]:
+    """Weight and bias, in this order: a layer that was parametrized holds them in another."""
+    held = {"weight": m.weight, "bias": m.bias}
+    return [w.weight(f"{name}.{key}", value) for key, value in held.items() if value is not None]
+
+
 def _conv(w: Writer, name: str, m: nn.Conv2d, x: str) -> str:
     if isinstance(m.padding, str) or m.padding_mode != "zeros":
         raise UserError(f"{name} pads by {m.padding!r} ({m.padding_mode}); ONNX export needs zeros and numbers")
-    tensors = [w.weight(f"{name}.{key}", value) for key, value in m.named_parameters()]
+    tensors = _tensors(w, name, m)
     sizes = {"kernel_shape": m.kernel_size, "strides": m.stride, "dilations": m.dilation, "pads": m.padding * 2}
     return w.emit("Conv", name, x, *tensors, group=m.groups, **sizes)
 
 
 def _linear(w: Writer, name: str, m: nn.Linear, x: str) -> str:
-    tensors = [w.weight(f"{name}.{key}", value) for key, value in m.named_parameters()]
+    tensors = _tensors(w, name, m)
     return w.emit("Gemm", name, x, *tensors, transB=1)
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -15,6 +17,9 @@ from ofa.compress.layers import weight_layers
 from ofa.compress.movement import Movement, Scored, SoftFilter, zero_filters
 from ofa.data import digits
 from ofa.errors import UserError
+from ofa.export.graph import onnx_model
+from ofa.export.onnx import run_onnx, run_torch
+from ofa.files import atomic_write
 from ofa.finetune import Finetuning
 from ofa.static import StaticNet
 from tests.ofa.nets import random_net
@@ -40,7 +45,7 @@ def test_a_score_sums_up_minus_gradient_times_weight() -> None:
     assert weight.grad.tolist() == [[0.5, 0.0, 0.0, 4.0]]
 
 
-def test_movement_leaves_ordinary_weights_of_the_size(work: Work) -> None:
+def test_movement_leaves_ordinary_weights_of_the_size(work: Work, tmp_path: Path) -> None:
     net = random_net()
     pruned = Movement(0.3, finetuning=Finetuning(epochs=1))(net, work)
     tensors = list(pruned.parameters())
@@ -53,6 +58,9 @@ def test_movement_leaves_ordinary_weights_of_the_size(work: Work) -> None:
     original = net.get_submodule("units.5.conv").weight  # type: ignore[union-attr]
     smallest = original.abs().flatten().argsort()[: int((layer == 0).sum())]  # type: ignore[union-attr, operator]
     assert (layer.flatten()[smallest] != 0).any(), "not merely the smallest ones go"  # type: ignore[operator, union-attr]
+    atomic_write(tmp_path / "net.onnx", onnx_model(pruned, (1, 16, 16)).SerializeToString())
+    images = next(work.data.batches("test", 16, 16, rng=None))[0]
+    np.testing.assert_allclose(run_onnx(tmp_path / "net.onnx", images), run_torch(pruned, images), atol=1e-4)  # type: ignore
 
 
 def test_the_weakest_filters_are_zero_and_channels_removes_them_first(work: Work) -> None:
