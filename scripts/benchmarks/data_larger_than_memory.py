@@ -1,6 +1,6 @@
 """Training images from a folder and from Parquet files: memory and speed when they are held, and when they are not.
 
-    python -m scripts.benchmarks.data_larger_than_memory [--path data/cifar10] [--images 4000] [--workers 2]
+    python scripts/benchmarks/data_larger_than_memory.py [--path data/cifar10] [--images 4000] [--workers 2]
 
 Writes CIFAR-10 photographs, enlarged to 100 to 500 pixels of several shapes, as JPEG files in ImageNet's layout and as
 Parquet files, into a temporary folder; reads a shuffled, augmented epoch at 224 pixels of each in a process of its own,
@@ -88,7 +88,7 @@ def read(mode: str, folder: Path, workers: int) -> dict[str, float]:
 
 def measure(mode: str, folder: Path, workers: int) -> dict[str, float]:
     """The same in a process of its own, with a cache of its own."""
-    line = [sys.executable, "-m", __spec__.name if __spec__ else "", "--read", mode, "--folder", str(folder)]
+    line = [sys.executable, __file__, "--read", mode, "--folder", str(folder)]
     env = os.environ | {"XDG_CACHE_HOME": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
     done = subprocess.run([*line, "--workers", str(workers)], env=env, capture_output=True, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
