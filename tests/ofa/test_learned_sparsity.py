@@ -129,6 +129,8 @@ def test_what_cannot_be_learned_is_answered(work: Work) -> None:
         SoftFilter(0)
     with pytest.raises(UserError, match="kept 0 is the share of channels"):
         Gating(0)
+    with pytest.raises(UserError, match="gradual 0 is the share of training"):
+        Gating(gradual=0)
     with pytest.raises(UserError, match="no convolution but the first"):
         Gating()(nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4)), work)
     with pytest.raises(UserError, match="needs a convolution that is not grouped"):
