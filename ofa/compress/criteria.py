@@ -64,8 +64,8 @@ def taylor_scores(net: StaticNet, batches: Iterable[tuple[Tensor, Tensor]], *, s
 
     A gate of 1 on a channel has the gradient sum(y dL/dy) over the channel's pixels y; that of a group's channel is the
     sum over the layers that write it, since it leaves all of them (Molchanov et al. 2019, eq. 8 for a gate, image by
-    image; group Fisher, Liu et al. 2021).  Scores stand relative to the group's mean: in absolute terms early groups, whose
-    channels cost most multiply-adds, seem the ones to keep.  batches: images (N, C, H, W) and labels (N,).
+    image; group Fisher, Liu et al. 2021).  Scores stand relative to the group's mean: in absolute terms early groups,
+    whose channels cost most multiply-adds, seem the ones to keep.  batches: images (N, C, H, W) and labels (N,).
     """
     groups = channel_groups(net.spec)
     allowed = prunable(net.spec, groups, streams=streams)
