@@ -19,7 +19,7 @@ from ofa.compress.layers import Layer, listed, put, weight_layers
 from ofa.errors import UserError
 
 POOLS = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
-PASSED = (nn.Identity, nn.Dropout, nn.ReLU, nn.Flatten, *POOLS)  # f(s x) = s f(x) for s > 0
+PASSED = (nn.Identity, nn.Dropout, nn.ReLU, *POOLS)  # f(s x) = s f(x) for s > 0
 RELU6 = ("cap", "relu")
 CLOSE = 1e-3  # a factor this near 1 changes nothing any more
 logger = logging.getLogger(__name__)
@@ -71,8 +71,9 @@ def equalize(net: nn.Module, settings: Equalization) -> nn.Module:
         if all(bool(((s - 1).abs() < CLOSE).all()) for s in done):
             break
     for pair, factor in factors.items():
+        caps = 6 / factor.view(-1, *[1] * (layers[pair.first].weight.ndim - 2))
         for name in pair.relu6:
-            put(net, name, ChannelCap(6 / factor) if settings.relu6 == "cap" else nn.ReLU())
+            put(net, name, ChannelCap(caps) if settings.relu6 == "cap" else nn.ReLU())
     return net.eval()
 
 
@@ -96,6 +97,7 @@ def _follow(
     node: fx.Node, channels: int, modules: dict[str, nn.Module], relu6: list[str]
 ) -> tuple[fx.Node | None, str]:
     """The layer that alone reads what `node` makes, of so many channels, or why there is none."""
+    flat = False
     while True:
         if len(node.users) != 1:
             return None, f"read {len(node.users)} times"
@@ -106,9 +108,11 @@ def _follow(
             wide = channels != (layer.in_channels if isinstance(layer, nn.Conv2d) else layer.in_features)
             return (None, "groups or shape") if grouped or wide else (node, "")
         module = modules.get(str(node.target)) if node.op == "call_module" else None
-        if isinstance(module, nn.ReLU6):
+        flattens = isinstance(module, nn.Flatten) or node.target in ("flatten", torch.flatten)
+        flat = flat or flattens
+        if isinstance(module, nn.ReLU6) and not flat:
             relu6.append(str(node.target))
-        elif not (isinstance(module, PASSED) or node.target in ("flatten", torch.flatten)):
+        elif not (isinstance(module, PASSED) or flattens):
             return None, "the last layer" if node.op == "output" else (type(module).__name__ if module else node.name)
 
 
@@ -136,7 +140,7 @@ def _equalize(first: Layer, second: Layer) -> Tensor:
 
 
 class ChannelCap(nn.Module):
-    """ReLU6 of scaled channels: each is clipped at a cap of its own."""
+    """ReLU6 of scaled channels: each is clipped at a cap of its own, (C, 1, 1) behind a convolution, else (C,)."""
 
     def __init__(self, caps: Tensor) -> None:
         super().__init__()
@@ -144,5 +148,5 @@ class ChannelCap(nn.Module):
         self.caps: Tensor
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, ...) to the same, from 0 to the caps (C,)."""
-        return torch.minimum(x.clamp_min(0), self.caps.view(-1, *[1] * (x.ndim - 2)))
+        """(N, C, ...) to the same, from 0 to the caps."""
+        return torch.minimum(torch.relu(x), self.caps)

@@ -114,6 +114,8 @@ MODULES: dict[type, Callable[..., str]] = {
 FUNCTIONS: dict[Any, Callable[..., str]] = {
     operator.add: lambda w, name, a, b: w.emit("Add", name, a, b),
     operator.mul: lambda w, name, a, b: w.emit("Mul", name, a, b),
+    torch.minimum: lambda w, name, a, b: w.emit("Min", name, a, b),
+    torch.relu: lambda w, name, x: w.emit("Relu", name, x),
     torch.flatten: _flatten,
     "flatten": _flatten,
 }
@@ -131,6 +133,8 @@ def onnx_model(net: nn.Module, shape: tuple[int, int, int]) -> onnx.ModelProto:
     for node in traced.graph.nodes:
         if node.op == "placeholder":
             names[node] = INPUT
+        elif node.op == "get_attr":
+            names[node] = writer.weight(node.name, _attribute(traced, str(node.target)))
         elif node.op == "output":
             assert writer.nodes[-1].name == names[node.args[0]], "the last node gives the logits"
             writer.nodes[-1].output[0] = OUTPUT
@@ -138,6 +142,12 @@ def onnx_model(net: nn.Module, shape: tuple[int, int, int]) -> onnx.ModelProto:
             args = [names[a] if isinstance(a, fx.Node) else a for a in node.args]
             names[node] = _emit(writer, node, modules, args)
     return _model(writer, shape, classes=_width(writer))
+
+
+def _attribute(traced: fx.GraphModule, name: str) -> torch.Tensor:
+    owner, _, own = name.rpartition(".")
+    tensor: torch.Tensor = getattr(traced.get_submodule(owner), own)
+    return tensor
 
 
 def _emit(writer: Writer, node: fx.Node, modules: dict[str, nn.Module], args: list[Any]) -> str:

@@ -7,6 +7,7 @@ import itertools
 import pickle
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from ofa.compress.adaround import adaptive_rounding, output_error, second_moment
 from ofa.compress.affine import ActivationGrid, Grid, grid, on_grid, per_channel
 from ofa.compress.calibrate import observe
 from ofa.compress.chain import Work
-from ofa.compress.equalize import Equalization, equalize, find_pairs
+from ofa.compress.equalize import ChannelCap, Equalization, equalize, find_pairs
 from ofa.compress.fidelity import agreement, sqnr
 from ofa.compress.fold import fold_batch_norms
 from ofa.compress.layers import layer_macs, weight_layers
@@ -26,6 +27,7 @@ from ofa.compress.ranges import Histogram, divergence, entropy_threshold, limits
 from ofa.data import digits
 from ofa.errors import UserError
 from ofa.evaluate import accuracy
+from ofa.export.graph import onnx_model
 from ofa.finetune import Finetuning
 from ofa.table import layer_macs as table_macs
 from ofa.table import spec_table
@@ -198,6 +200,22 @@ def test_an_equalized_network_computes_the_same_and_its_ranges_are_alike(spec: o
     if spec is SPEC:
         assert any("Hardswish" in reason for reason in skipped)
         assert Equalization(relu6="relu") and not any("units.4.depthwise" in reason for reason in skipped)
+
+
+def test_an_equalized_network_is_written_as_onnx_with_a_cap_for_each_channel(images: list[Tensor]) -> None:
+    equal = equalize(random_net(), Equalization())
+    assert any(isinstance(module, ChannelCap) for module in equal.modules())
+    session = onnxruntime.InferenceSession(onnx_model(equal, tuple(images[0].shape[1:])).SerializeToString())
+    for batch in images:
+        exact = logits(equal, [batch]).numpy()
+        np.testing.assert_allclose(session.run(None, {"input": batch.numpy()})[0], exact, rtol=1e-4, atol=1e-4)
+
+
+def test_relu6_of_a_flattened_map_keeps_its_layers_apart() -> None:
+    layers = [nn.Conv2d(1, 2, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.ReLU6(), nn.Linear(2, 2)]
+    assert find_pairs(nn.Sequential(*layers))[1][0] == "0 (ReLU6)"
+    layers[2:4] = layers[3:1:-1]
+    assert [pair.relu6 for pair in find_pairs(nn.Sequential(*layers))[0]] == [("2",)]
 
 
 def test_a_network_without_pairs_is_refused() -> None:
