@@ -134,7 +134,7 @@ def onnx_model(net: nn.Module, shape: tuple[int, int, int]) -> onnx.ModelProto:
         if node.op == "placeholder":
             names[node] = INPUT
         elif node.op == "get_attr":
-            names[node] = writer.weight(node.name, _attribute(traced, str(node.target)))
+            names[node] = writer.weight(node.name, operator.attrgetter(str(node.target))(traced))
         elif node.op == "output":
             assert writer.nodes[-1].name == names[node.args[0]], "the last node gives the logits"
             writer.nodes[-1].output[0] = OUTPUT
@@ -142,12 +142,6 @@ def onnx_model(net: nn.Module, shape: tuple[int, int, int]) -> onnx.ModelProto:
             args = [names[a] if isinstance(a, fx.Node) else a for a in node.args]
             names[node] = _emit(writer, node, modules, args)
     return _model(writer, shape, classes=_width(writer))
-
-
-def _attribute(traced: fx.GraphModule, name: str) -> torch.Tensor:
-    owner, _, own = name.rpartition(".")
-    tensor: torch.Tensor = getattr(traced.get_submodule(owner), own)
-    return tensor
 
 
 def _emit(writer: Writer, node: fx.Node, modules: dict[str, nn.Module], args: list[Any]) -> str:
