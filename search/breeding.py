@@ -21,7 +21,7 @@ class Breeder:
     """An agent with a population; a subclass says how it breeds (`_bred`) and, in `tell`, which networks it keeps.
 
     population: networks that are known before the first children; the first ones are random.
-    violation: exact violations of the limits (N,); children are repaired by them before they are proposed.
+    violation: exact violations of the limits (N,); networks are repaired by them before they are proposed.
     """
 
     space: Space = field(repr=False)
@@ -53,10 +53,14 @@ class Breeder:
         raise NotImplementedError
 
     def _children(self, n: int) -> Genes:
-        return self._ancestry.express(repair(self.space, self._bred(n), self.violation, self._rng))
+        return self._allowed(self._bred(n))
 
     def _random(self, n: int) -> Genes:
-        return self._ancestry.express(draw_all(self.space, n, self._rng))
+        return self._allowed(draw_all(self.space, n, self._rng))
+
+    def _allowed(self, full: Genes) -> Genes:
+        """The canonical networks of genes for all blocks, moved within the limits."""
+        return self._ancestry.express(repair(self.space, full, self.violation, self._rng))
 
     def _with(
         self, genes: Genes, cost: NDArray[np.float64], violation: NDArray[np.float64]

@@ -1,4 +1,4 @@
-"""Repair: children beyond an exact limit are moved toward it before anything is measured.  N networks, G genes."""
+"""Repair: networks beyond an exact limit are moved toward it before anything is measured.  N networks, G genes."""
 
 from __future__ import annotations
 

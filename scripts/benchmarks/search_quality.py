@@ -108,12 +108,13 @@ def macro(folder: Path) -> Bench:
 def agents(bench: Bench, problem: Problem, seed: int) -> dict[str, Callable[[], Any]]:
     """Makers of the agents by name."""
     options: dict[str, Any] = {"seed": seed, "n_objectives": len(problem.objectives)}
+    bred = options | {"violation": problem.exceeds}  # as ofa-search passes it where costs are exact
     model = partial(TableModel, bench.space, bench.flops)
     return {
         "random": partial(RandomSearch, bench.space, **options),
-        "genetic": partial(Genetic, bench.space, **options, population=20, parents=0.5),
-        "nsga2": partial(Evolution, bench.space, **options, population=20),
-        "aging": partial(AgingEvolution, bench.space, **options, population=20, sample=10),
+        "genetic": partial(Genetic, bench.space, **bred, population=20, parents=0.5),
+        "nsga2": partial(Evolution, bench.space, **bred, population=20),
+        "aging": partial(AgingEvolution, bench.space, **bred, population=20, sample=10),
         "optuna tpe": partial(OptunaAgent, bench.space, **options, sampler="tpe"),
         "optuna nsga2": partial(OptunaAgent, bench.space, **options, sampler="nsga2"),
         "optuna nsga3": partial(OptunaAgent, bench.space, **options, sampler="nsga3"),

@@ -258,17 +258,21 @@ def test_a_block_that_comes_back_has_the_genes_of_its_ancestors() -> None:
 
 
 @pytest.mark.parametrize("kind", [Evolution, Genetic, AgingEvolution])
-def test_exact_limits_repair_children_before_they_are_proposed(kind: Any) -> None:
+def test_exact_limits_repair_networks_before_they_are_proposed(kind: Any) -> None:
     values = problem().predictors["macs"](SPACE.sample(2000, np.random.default_rng(0)))
     p = Problem(problem().predictors, {"gain": -1}, {"macs": float(np.quantile(values, 0.2))})
     options = {"population": 40} | ({"sample": 10} if kind is AgingEvolution else {})
     shares = []
     for violation in (p.exceeds, None):
         agents = [kind(SPACE, seed=seed, violation=violation, **options) for seed in range(8)]
-        genes = np.concatenate([asked(agent, 4, 40, p)[40:] for agent in agents])
-        shares.append(float((p.exceeds(genes) <= 0).mean()))
+        runs = np.stack([asked(agent, 4, 40, p) for agent in agents])
+        genes = runs.reshape(-1, runs.shape[-1])
+        kept = (p.exceeds(genes) <= 0).reshape(8, -1)
+        shares.append((kept[:, :40].mean(), kept[:, 40:].mean()))  # of the first population, random; of children
         SPACE.validate(genes)
         assert np.array_equal(genes, SPACE.canonical(genes))
-    assert shares[0] > 0.9  # the share of random networks is 0.2
-    assert shares[0] > shares[1] + 0.1
+    (first, children), (random, unrepaired) = shares
+    assert 0.1 < random < 0.3  # 0.2, by the limit
+    assert first > 0.8 and children > 0.9
+    assert children > unrepaired + 0.1
     assert "violation" not in repr(agents[0])
