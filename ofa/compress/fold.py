@@ -20,7 +20,18 @@ def fold_batch_norms(net: nn.Module) -> nn.Module:
     Raises UserError for a network that torch.fx cannot trace.
     """
     net = copy.deepcopy(net).eval()
-    modules = dict(net.named_modules())
+    for (first, behind), (conv, norm) in normed(net).items():
+        put(net, first, fuse_conv_bn_eval(conv, norm))
+        put(net, behind, nn.Identity())
+    return net
+
+
+def normed(net: nn.Module) -> dict[tuple[str, str], tuple[nn.Conv2d, nn.BatchNorm2d]]:
+    """Convolutions that a batch norm alone reads, and that norm, by their names, in order.
+
+    Raises UserError for a network that torch.fx cannot trace.
+    """
+    modules, found = dict(net.named_modules()), {}
     for node in trace(net).nodes:
         norm = modules.get(str(node.target)) if node.op == "call_module" else None
         if not isinstance(norm, nn.BatchNorm2d):
@@ -29,9 +40,8 @@ def fold_batch_norms(net: nn.Module) -> nn.Module:
         assert isinstance(before, fx.Node)
         conv = modules.get(str(before.target))
         if isinstance(conv, nn.Conv2d) and len(before.users) == 1:
-            put(net, str(before.target), fuse_conv_bn_eval(conv, norm))
-            put(net, str(node.target), nn.Identity())
-    return net
+            found[str(before.target), str(node.target)] = conv, norm
+    return found
 
 
 def trace(net: nn.Module) -> fx.Graph:

@@ -18,9 +18,11 @@ from ofa.compress.kmeans import KMeans, Shared, bake, codebook, share
 from ofa.compress.layers import weight_layers
 from ofa.compress.operations import layer_bits, weight_bits
 from ofa.compress.packed import pack
+from ofa.compress.scales import Scales
 from ofa.data import ImageData, digits
 from ofa.errors import UserError
 from ofa.export.graph import onnx_model
+from ofa.extraction import recalibrate
 from ofa.finetune import Finetuning
 from tests.ofa.nets import random_net
 
@@ -100,6 +102,43 @@ def test_entries_that_nothing_shares_are_left_out_and_order_does_not_matter() ->
     weight = torch.tensor([1.0, 6.0, 7.0, 9.0])  # means 3.5 and 8: 6 is nearer to 8
     shared.assign(weight)
     assert shared.indices.tolist() == [2, 0, 0, 0]
+
+
+def test_a_scale_passes_from_weights_to_the_batch_norm_as_computed_by_hand(work: Work) -> None:
+    net = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2, eps=1.0)).eval()
+    net[0].weight.data.copy_(torch.tensor([8.0, 2.0]).view(2, 1, 1, 1))  # the geometric mean is 4: divided by 2 and 1/2
+    net[0].bias.data.copy_(torch.tensor([6.0, 3.0]))
+    net[1].running_mean.copy_(torch.tensor([2.0, 1.0]))
+    net[1].running_var.copy_(torch.tensor([11.0, 5.0]))
+    leveled = Scales()(net, work)
+    conv, norm = leveled
+    assert (conv.weight.flatten().tolist(), conv.bias.tolist()) == ([4.0, 4.0], [3.0, 6.0])
+    assert (norm.running_mean.tolist(), norm.running_var.tolist()) == ([1.0, 2.0], [2.0, 23.0])  # (11 + 1) / 4 - 1
+    x = torch.randn(4, 1, 3, 3)
+    torch.testing.assert_close(leveled(x), net(x))
+    assert net[0].weight.flatten().tolist() == [8.0, 2.0], "the network itself is left as it is"
+
+
+def test_channels_of_one_scale_compute_the_same_and_lose_less_to_a_codebook(work: Work) -> None:
+    net, x = random_net(), torch.randn(32, 1, 16, 16)
+    depthwise = net.units[3].depthwise.conv.weight
+    with torch.no_grad():
+        depthwise.mul_(torch.logspace(-2, 2, len(depthwise)).view(-1, 1, 1, 1))
+        depthwise[0] = 0
+        recalibrate(net, [x])
+        leveled = Scales()(net, work)
+        y, found = net(x), leveled(x)
+        torch.testing.assert_close(found, y, rtol=1e-3, atol=1e-4 * y.abs().max().item())
+        squares = leveled.units[3].depthwise.conv.weight[1:].square().flatten(1).mean(1)
+        assert squares.max() / squares.min() < 1.01
+        few = KMeans(2, {"units.3.depthwise.conv": 2, "*": 32})
+        losses = [(few(one, work)(x) - y).norm() / y.norm() for one in (net, leveled)]
+    assert losses[1] < 0.7 * losses[0]
+
+
+def test_scales_without_a_batch_norm_are_refused(work: Work) -> None:
+    with pytest.raises(UserError, match="no convolution has a batch norm behind it"):
+        Scales()(nn.Sequential(nn.Conv2d(1, 2, 1)), work)
 
 
 @pytest.mark.parametrize("renewed", [True, False])
