@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 
 import torch
 from torch import fx, nn
@@ -20,27 +21,26 @@ def fold_batch_norms(net: nn.Module) -> nn.Module:
     Raises UserError for a network that torch.fx cannot trace.
     """
     net = copy.deepcopy(net).eval()
-    for (first, behind), (conv, norm) in normed(net).items():
+    for (first, behind), (conv, norm) in normed(trace(net), net).items():
         put(net, first, fuse_conv_bn_eval(conv, norm))
         put(net, behind, nn.Identity())
     return net
 
 
-def normed(net: nn.Module) -> dict[tuple[str, str], tuple[nn.Conv2d, nn.BatchNorm2d]]:
-    """Convolutions that a batch norm alone reads, and that norm, by their names, in order.
-
-    Raises UserError for a network that torch.fx cannot trace.
-    """
+def normed(graph: fx.Graph, net: nn.Module) -> dict[tuple[str, str], tuple[nn.Conv2d, nn.BatchNorm2d]]:
+    """Convolutions that a batch norm alone reads, and that norm, by their names; each runs once in the network."""
     modules, found = dict(net.named_modules()), {}
-    for node in trace(net).nodes:
+    called = Counter(str(node.target) for node in graph.nodes if node.op == "call_module")
+    for node in graph.nodes:
         norm = modules.get(str(node.target)) if node.op == "call_module" else None
         if not isinstance(norm, nn.BatchNorm2d):
             continue
         before = node.args[0]
         assert isinstance(before, fx.Node)
-        conv = modules.get(str(before.target))
-        if isinstance(conv, nn.Conv2d) and len(before.users) == 1:
-            found[str(before.target), str(node.target)] = conv, norm
+        names = str(before.target), str(node.target)
+        conv = modules.get(names[0])
+        if isinstance(conv, nn.Conv2d) and len(before.users) == called[names[0]] == called[names[1]] == 1:
+            found[names] = conv, norm
     return found
 
 

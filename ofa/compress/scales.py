@@ -13,7 +13,7 @@ from torch import nn
 
 from ofa.compress.affine import per_channel
 from ofa.compress.chain import Work
-from ofa.compress.fold import normed
+from ofa.compress.fold import normed, trace
 from ofa.errors import UserError
 
 
@@ -29,7 +29,7 @@ class Scales:
     def __call__(self, net: nn.Module, work: Work) -> nn.Module:
         """A copy in evaluation mode."""
         net = copy.deepcopy(net).eval()
-        pairs = normed(net)
+        pairs = normed(trace(net), net)
         if not pairs:
             raise UserError("no convolution has a batch norm behind it that can take its scales; leave this step out")
         for conv, norm in pairs.values():

@@ -18,6 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from ofa.compress.fold import normed
 from ofa.errors import UserError
 
 OPSET = 17
@@ -160,15 +161,8 @@ def _emit(writer: Writer, node: fx.Node, modules: dict[str, nn.Module], args: li
 def fold_batch_norms(traced: fx.GraphModule) -> dict[str, nn.Module]:
     """Modules by name, in which each convolution has taken in the batch norm behind it, now an Identity."""
     modules = dict(traced.named_modules())
-    for node in traced.graph.nodes:
-        bn = modules.get(str(node.target))
-        if node.op != "call_module" or not isinstance(bn, nn.BatchNorm2d):
-            continue
-        before = node.args[0]
-        conv = modules.get(str(before.target))
-        if isinstance(conv, nn.Conv2d) and len(before.users) == 1:
-            modules[str(before.target)] = fuse_conv_bn_eval(conv, bn)
-            modules[str(node.target)] = nn.Identity()
+    for (first, behind), (conv, norm) in normed(traced.graph, traced).items():
+        modules |= {first: fuse_conv_bn_eval(conv, norm), behind: nn.Identity()}
     return modules
 
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import replace
+from typing import cast
 
 import numpy as np
 import pytest
 import torch
 from sklearn.cluster import KMeans as Reference
-from torch import nn
+from torch import Tensor, nn
 
 from ofa.compress.binary import Binary, XnorConv2d, bearing, clip_weights, scaled_binary, sign, ternary
 from ofa.compress.binary import binary as plain_binary
 from ofa.compress.chain import Work
+from ofa.compress.fold import fold_batch_norms
 from ofa.compress.kmeans import KMeans, Shared, bake, codebook, share
 from ofa.compress.layers import weight_layers
 from ofa.compress.operations import layer_bits, weight_bits
@@ -134,6 +137,28 @@ def test_channels_of_one_scale_compute_the_same_and_lose_less_to_a_codebook(work
         few = KMeans(2, {"units.3.depthwise.conv": 2, "*": 32})
         losses = [(few(one, work)(x) - y).norm() / y.norm() for one in (net, leveled)]
     assert losses[1] < 0.7 * losses[0]
+
+
+class Twice(nn.Module):
+    """A convolution that two batch norms read, in two runs of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.first, self.second = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4), nn.BatchNorm2d(4)
+        self.last, self.norm = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.last(self.second(self.conv(self.first(self.conv(x))))))
+
+
+@pytest.mark.parametrize("change", [fold_batch_norms, lambda net: Scales()(net, cast(Work, None))])
+def test_a_convolution_that_runs_twice_keeps_its_batch_norms(change: Callable[[nn.Module], nn.Module]) -> None:
+    net, x = Twice(), torch.randn(16, 4, 3, 3)
+    recalibrate(net, [2 * x + 1])
+    changed = change(net.eval())
+    torch.testing.assert_close(changed(x), net(x))
+    assert torch.equal(changed.conv.weight, net.conv.weight)
+    assert not torch.equal(changed.last.weight, net.last.weight)
 
 
 def test_scales_without_a_batch_norm_are_refused(work: Work) -> None:
