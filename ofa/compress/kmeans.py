@@ -9,6 +9,7 @@ import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +17,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from ofa.compress.affine import straight
 from ofa.compress.allocation import sensitivity
 from ofa.compress.chain import Work
 from ofa.compress.layers import Layer, weight_layers
@@ -37,10 +37,10 @@ class KMeans:
     bits: of an index, 1 to 8: a codebook has 2^bits entries, one of which is 0 in a layer that has pruned weights.
     layers: other bits for layers that match a pattern, such as {"units.0.*": 8}; 32 leaves them as they are; the first
     pattern that matches counts.  start: where Lloyd's algorithm begins: spread evenly from the least to the largest
-    weight, by density, or at random weights.  finetuning: how the codebooks are trained (None: not at all); a gradient
-    of an entry is the sum over the weights that share it (fig. 3).  reassign: after each step every weight goes to the
-    entry nearest to where training has moved it, straight through the codebook; else it stays with the entry that
-    rounding gave it, as in the paper.  Biases and batch norm stay float.
+    weight, by density, or at random weights.  finetuning: how the codebooks are trained (None: not at all); the
+    gradient of an entry is the mean over the weights that share it (fig. 3: the sum).  reassign: after each step every
+    weight goes to the entry nearest to where training has moved it, straight through the codebook; else it stays with
+    the entry that rounding gave it, as in the paper.  Biases and batch norm stay float.
     """
 
     bits: int = 4
@@ -103,7 +103,9 @@ def share(layer: Layer, bits: int, start: str = "linear", *, seed: int = 0) -> N
     weight = layer.weight.detach()
     entries, indices = codebook(weight.double().cpu().numpy().ravel(), 1 << bits, start, seed=seed)
     zero = int(np.flatnonzero(entries == 0)[0]) if (weight == 0).any() else None
-    shared = Shared(torch.from_numpy(indices).to(weight.device).view(weight.shape), len(entries), zero)
+    shared = Shared(
+        torch.from_numpy(indices).to(weight.device).view(weight.shape), torch.from_numpy(entries).to(weight), zero
+    )
     parametrize.register_parametrization(layer, "weight", shared)
 
 
@@ -152,44 +154,58 @@ def _start(weights: Floats, k: int, start: str, seed: int) -> Floats:
 
 
 class Shared(nn.Module):
-    """A weight as entries of a codebook, each the mean of the trained weights that share it.
+    """A weight as entries of a codebook, which are trained beside the weights that choose among them.
 
-    The gradient of a weight's entry passes to the weight, so that a step of SGD moves an entry by the mean of what its
-    weights move by: the learning rate of ordinary weights suits it, whatever its cluster.  indices: of the shape of the
-    weight, below `k`; zero: the entry of pruned weights, which stays 0.
+    The gradient of a weight's entry passes to the weight, and its mean over the weights that share an entry to the
+    entry: the learning rate of ordinary weights suits it, whatever its cluster.  Entries are not the means of their
+    weights, or every assignment would move them as Lloyd's algorithm does, whatever the loss says.  indices: of the
+    shape of the weight; entries: (k,); zero: the entry of pruned weights, which stays 0.
     """
 
-    def __init__(self, indices: Tensor, k: int, zero: int | None) -> None:
+    def __init__(self, indices: Tensor, entries: Tensor, zero: int | None) -> None:
         super().__init__()
         self.register_buffer("indices", indices)
         self.indices: Tensor
-        self.k, self.zero = k, zero
-
-    def entries(self, weight: Tensor) -> Tensor:
-        """The codebook (k,); an entry that nothing shares is not a number."""
-        indices = self.indices.flatten()
-        sums = torch.bincount(indices, weight.detach().flatten().double(), self.k)
-        found = (sums / torch.bincount(indices, minlength=self.k)).to(weight.dtype)
-        return found if self.zero is None else found.index_fill(0, indices.new_tensor([self.zero]), 0)
+        self.entries, self.zero = nn.Parameter(entries), zero
 
     def forward(self, weight: Tensor) -> Tensor:
         """A trained weight to one of the same shape, of at most k values."""
-        return straight(weight, self.entries(weight)[self.indices])
+        found: Tensor = _Entries.apply(weight, self.entries, self.indices, self.zero)
+        return found
 
     def assign(self, weight: Tensor) -> None:
-        """Move each weight that is not pruned to the entry nearest to it, in place: one round of Lloyd's algorithm."""
-        entries = self.entries(weight.detach())
-        known = [i for i in entries.argsort().tolist() if i != self.zero and not entries[i].isnan()]
-        if not known:
+        """Move each weight that is not pruned to the entry nearest to it, in place."""
+        entries = self.entries.detach()
+        order = entries.argsort()
+        order = order[order != self.zero] if self.zero is not None else order
+        if not len(order):
             return
-        order = self.indices.new_tensor(known)
         centers = entries[order]
         nearest = order[torch.bucketize(weight.detach().contiguous(), (centers[1:] + centers[:-1]) / 2)]
         self.indices = nearest if self.zero is None else torch.where(self.indices == self.zero, self.zero, nearest)
 
 
+class _Entries(torch.autograd.Function):
+    """Looks up entries by indices; the gradient is the weight's as it is, and an entry's the mean of its weights'."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, entries: Tensor, indices: Tensor, zero: int | None) -> Tensor:
+        ctx.save_for_backward(indices)
+        ctx.k, ctx.zero = len(entries), zero
+        return entries[indices]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        indices = ctx.saved_tensors[0].flatten()
+        sums = torch.bincount(indices, gradient.flatten().double(), ctx.k)
+        means = (sums / torch.bincount(indices, minlength=ctx.k).clamp_min(1)).to(gradient.dtype)
+        if ctx.zero is not None:
+            means[ctx.zero] = 0
+        return gradient, means, None, None
+
+
 def reassign(net: nn.Module) -> None:
-    """For `finetune(after_step=...)`: one round of assignment of the weights of all codebooks, in place."""
+    """For `finetune(after_step=...)`: assign the weights of all codebooks anew, in place."""
     for module in net.modules():
         if isinstance(module, parametrize.ParametrizationList) and isinstance(module[0], Shared):
             module[0].assign(module.original)

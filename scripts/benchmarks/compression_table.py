@@ -83,7 +83,7 @@ def techniques(net: nn.Module, work: Work) -> dict[str, Chain]:
         "int8": {"int8": Linear()},
         "k-means, 4 bits": {"kmeans": four},
         "k-means, 2 bits": {"kmeans": KMeans(2, finetuning=CODEBOOKS)},
-        "scales, k-means, 2 bits": {"scales": Scales(), "kmeans": KMeans(2, finetuning=TUNING)},
+        "scales, k-means, 2 bits": {"scales": Scales(), "kmeans": KMeans(2, finetuning=LEVELS)},
         "k-means, 2 and 4 bits": {"kmeans": KMeans(2, mixed, finetuning=CODEBOOKS)},
         "2:4": {"nm": NOfM(finetuning=TUNING)},
         "25 % in 3 rounds": {"iterative": Magnitude(0.25, rounds=3, finetuning=TUNING)},

@@ -84,27 +84,30 @@ def test_an_entry_moves_by_the_mean_of_what_its_weights_would_move_by() -> None:
 
 
 def test_the_entry_of_pruned_weights_is_not_trained_and_takes_no_other_weight() -> None:
-    shared = Shared(torch.tensor([[0, 1], [1, 2]]), 3, zero=1)
-    weight = torch.tensor([[-1.0, 5.0], [5.0, 0.1]], requires_grad=True)  # pruned ones have been trained away from 0
-    torch.testing.assert_close(shared(weight), torch.tensor([[-1.0, 0.0], [0.0, 0.1]]))
+    shared = Shared(torch.tensor([[0, 1], [1, 2]]), torch.tensor([-1.0, 0.0, 0.1]), zero=1)
+    weight = torch.tensor([[-1.0, 5.0], [5.0, 0.01]], requires_grad=True)  # pruned ones have been trained away from 0
+    found = shared(weight)
+    assert torch.equal(found, torch.tensor([[-1.0, 0.0], [0.0, 0.1]]))
+    found.sum().backward()
+    assert shared.entries.grad is not None and shared.entries.grad.tolist() == [1.0, 0.0, 1.0]
     shared.assign(weight)
     assert shared.indices.tolist() == [[0, 1], [1, 2]]
 
 
-def test_weights_that_training_moved_go_to_the_nearest_entry() -> None:
-    shared = Shared(torch.tensor([0, 0, 0, 1, 1]), 2, zero=None)
-    weight = torch.tensor([0.0, 0.0, 4.5, 3.0, 5.0])  # means 1.5 and 4: the third is nearer to the second
-    torch.testing.assert_close(shared(weight), torch.tensor([1.5, 1.5, 1.5, 4.0, 4.0]))
+def test_weights_that_training_moved_go_to_the_nearest_entry_which_stays() -> None:
+    shared = Shared(torch.tensor([0, 0, 0, 1, 1]), torch.tensor([1.5, 4.0]), zero=None)
+    weight = torch.tensor([0.0, 0.0, 4.5, 3.0, 5.0])
     shared.assign(weight)
     assert shared.indices.tolist() == [0, 0, 1, 1, 1]
-    torch.testing.assert_close(shared(weight), torch.tensor([0.0, 0.0, 12.5 / 3, 12.5 / 3, 12.5 / 3]))
+    assert torch.equal(shared(weight), torch.tensor([1.5, 1.5, 4.0, 4.0, 4.0]))
 
 
-def test_entries_that_nothing_shares_are_left_out_and_order_does_not_matter() -> None:
-    shared = Shared(torch.tensor([2, 2, 0, 0]), 3, zero=None)  # entry 1 is empty, entry 0 above entry 2
-    weight = torch.tensor([1.0, 6.0, 7.0, 9.0])  # means 3.5 and 8: 6 is nearer to 8
-    shared.assign(weight)
-    assert shared.indices.tolist() == [2, 0, 0, 0]
+def test_entries_may_pass_one_another_and_an_empty_one_takes_weights_again() -> None:
+    shared = Shared(torch.tensor([2, 2, 0, 0]), torch.tensor([8.0, 6.2, 3.5]), zero=None)
+    shared.assign(torch.tensor([1.0, 6.0, 7.2, 9.0]))
+    assert shared.indices.tolist() == [2, 1, 0, 0]
+    shared(torch.zeros(4, requires_grad=True)).sum().backward()
+    assert shared.entries.grad is not None and shared.entries.grad.tolist() == [1.0, 1.0, 1.0]
 
 
 def test_a_scale_passes_from_weights_to_the_batch_norm_as_computed_by_hand(work: Work) -> None:
