@@ -33,7 +33,7 @@ def normed(graph: fx.Graph, net: nn.Module) -> dict[tuple[str, str], tuple[nn.Co
     called = Counter(str(node.target) for node in graph.nodes if node.op == "call_module")
     for node in graph.nodes:
         norm = modules.get(str(node.target)) if node.op == "call_module" else None
-        if not isinstance(norm, nn.BatchNorm2d):
+        if not isinstance(norm, nn.BatchNorm2d) or norm.running_var is None:
             continue
         before = node.args[0]
         assert isinstance(before, fx.Node)

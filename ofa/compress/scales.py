@@ -44,7 +44,7 @@ def level(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
     A channel shrinks by no more than eps allows: the variance behind it must not fall below 0 for the same function.
     """
     mean, variance = norm.running_mean, norm.running_var
-    assert mean is not None and variance is not None
+    assert mean is not None and variance is not None, "as `normed` finds them"
     weight = conv.weight.double()
     square = weight.square().flatten(1).sum(1) / weight.flatten(1).count_nonzero(1).clamp_min(1)
     used = square > 0
