@@ -93,7 +93,8 @@ def test_agent_is_made_and_proposes(agent: str) -> None:
 
 
 @pytest.mark.parametrize("data", groups()["data"])
-def test_data_is_made_or_its_folder_asked_for(data: str) -> None:
+def test_data_is_made_or_its_folder_asked_for(data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # where no images are, unlike the folder of one who uses the project
     if data == "digits":
         assert len(make(section("data", data)).classes) == 10
         return
