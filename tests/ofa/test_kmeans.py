@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import replace
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -117,7 +117,9 @@ def test_a_scale_passes_from_weights_to_the_batch_norm_as_computed_by_hand(work:
     net[1].running_mean.copy_(torch.tensor([2.0, 1.0]))
     net[1].running_var.copy_(torch.tensor([11.0, 5.0]))
     leveled = Scales()(net, work)
-    conv, norm = leveled
+    conv: Any
+    norm: Any
+    conv, norm = leveled.children()
     assert (conv.weight.flatten().tolist(), conv.bias.tolist()) == ([4.0, 4.0], [3.0, 6.0])
     assert (norm.running_mean.tolist(), norm.running_var.tolist()) == ([1.0, 2.0], [2.0, 23.0])  # (11 + 1) / 4 - 1
     x = torch.randn(4, 1, 3, 3)
