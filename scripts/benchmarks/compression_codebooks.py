@@ -57,11 +57,12 @@ Chains = dict[str, tuple[Step, ...]]
 def codebooks(net: nn.Module, work: Work, tuning: Finetuning) -> Chains:
     """Chains of one step each, by name."""
     found: Chains = {f"kmeans {bits}": (KMeans(bits),) for bits in (8, 4, 2)}
-    found |= {f"kmeans {bits} trained": (KMeans(bits, finetuning=tuning),) for bits in (4, 2)}
+    faster = replace(tuning, lr=0.01)
+    found["kmeans 4 trained"] = (KMeans(4, finetuning=tuning),)
+    found["kmeans 2 trained"] = (KMeans(2, finetuning=faster),)
     mixed = KMeans(2, dict.fromkeys(sensitive_layers(net, work, 2), 4))
     print(f"4 bits for {', '.join(mixed.layers)}", flush=True)
     found |= {"kmeans 2 mixed": (mixed,), "kmeans 2 mixed trained": (replace(mixed, finetuning=tuning),)}
-    faster = replace(tuning, lr=0.01)
     found["scales, kmeans 2 trained"] = Scales(), KMeans(2, finetuning=faster)
     return found | {"kmeans 2 trained, assigned once": (KMeans(2, reassign=False, finetuning=faster),)}
 

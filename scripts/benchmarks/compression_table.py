@@ -82,7 +82,7 @@ def techniques(net: nn.Module, work: Work) -> dict[str, Chain]:
         "half the MACs by low rank": {"low_rank": LowRank(0.5, finetuning=TUNING)},
         "int8": {"int8": Linear()},
         "k-means, 4 bits": {"kmeans": four},
-        "k-means, 2 bits": {"kmeans": KMeans(2, finetuning=CODEBOOKS)},
+        "k-means, 2 bits": {"kmeans": KMeans(2, finetuning=LEVELS)},
         "scales, k-means, 2 bits": {"scales": Scales(), "kmeans": KMeans(2, finetuning=LEVELS)},
         "k-means, 2 and 4 bits": {"kmeans": KMeans(2, mixed, finetuning=CODEBOOKS)},
         "2:4": {"nm": NOfM(finetuning=TUNING)},
