@@ -27,7 +27,8 @@ class Genetic(Breeder):
     parents: share of `population` that has children, the best of all networks so far.
     mutation: chance of each block of a mutant to be drawn anew, and of each gene that belongs to no block.
     mutants: share of the children that are mutants; the others have two parents.
-    repeats: children may be networks that were proposed before, as in once-for-all; a memo answers them for free.
+    repeats: children may be networks that were proposed before and parents may be the same ones, as in once-for-all; a
+        memo answers them for free, and fewer networks are found.
     """
 
     parents: float = 0.25
@@ -53,14 +54,13 @@ class Genetic(Breeder):
         return self._told >= self.population and len(self._genes) >= 2
 
     def tell(self, genes: Genes, cost: NDArray[np.float64], violation: NDArray[np.float64]) -> None:
-        """Keep the best different networks of the parents and `genes`; the best come first."""
+        """Keep the best of the parents and `genes`, each once unless `repeats`; the best come first."""
         if not self.repeats:
             self._fresh.add(genes)
         self._told += len(genes)
         genes, cost, violation = self._with(genes, cost, violation)
-        last = range(len(genes) - 1, -1, -1)
-        first = np.sort(list(dict(zip(keys(genes[::-1]), last, strict=True)).values()))
-        kept = first[best_first(cost[first], violation[first])[: self._kept]]
+        rows = np.arange(len(genes)) if self.repeats else _first_of_each(genes)
+        kept = rows[best_first(cost[rows], violation[rows])[: self._kept]]
         self._keep(kept, genes, cost, violation)
         self._full = self._ancestry.recall(self._genes)
 
@@ -70,3 +70,9 @@ class Genetic(Breeder):
         changed = redraw(self.space, mothers[:mutants], self.mutation, self._rng, self._places)
         children = np.concatenate([changed, cross(mothers[mutants:], fathers[mutants:], self._rng)])
         return children.take(self._rng.permutation(n), axis=0)
+
+
+def _first_of_each(genes: Genes) -> NDArray[np.int64]:
+    """The first row of each different network, in order."""
+    last = range(len(genes) - 1, -1, -1)
+    return np.sort(list(dict(zip(keys(genes[::-1]), last, strict=True)).values()))

@@ -88,7 +88,7 @@ class Problem:
         rows = [self._rows.setdefault(key, len(self._rows)) for key in keys(genes)]
         if len(self._rows) > len(self._table):  # twice as long, so that growing costs little on the whole
             self._table = np.concatenate([self._table, np.empty((len(self._rows), len(self.predictors)))])
-        self._table[rows] = np.stack([values[name] for name in self.predictors], axis=1)
+        self._table[rows] = np.array([values[name] for name in self.predictors]).T
 
     def predict(self, genes: Genes, names: Iterable[str]) -> Values:
         """Values (N,) of the named predictors, without the memo."""

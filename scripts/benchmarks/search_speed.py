@@ -11,9 +11,9 @@ in a process of its own for 3 generations, extrapolated to 500.  nsga2: 10,000 e
 hypervolume is of all networks that were evaluated.
 
 The finders have the same settings: the best quarter has children, half of them mutants with each block redrawn with a
-chance of 0.1.  The tutorial draws a child again until it meets the limit; ours draws so many that about 100 of them do,
-and goes on until as many networks that meet it were proposed.  The tutorial predicts every child, 50,100; ours each
-different network once, and says how many.
+chance of 0.1, and a network may be a parent twice.  The tutorial draws a child again until it meets the limit; ours
+draws so many that about 100 of them do, and goes on until as many networks that meet it were proposed.  The tutorial
+predicts every child, 50,100; ours each different network once, and says how many.
 """
 
 from __future__ import annotations

@@ -234,6 +234,14 @@ def test_children_may_repeat_networks_only_where_that_is_asked_for() -> None:
         assert (len(set(keys(genes))) < len(genes)) == repeats
 
 
+def test_a_network_is_a_parent_twice_only_where_that_is_asked_for() -> None:
+    genes = np.repeat(SPACE.largest(), 10, axis=0)
+    for repeats in (False, True):
+        agent = Genetic(SPACE, population=20, repeats=repeats)
+        agent.tell(genes, np.zeros((10, 1)), np.zeros(10))
+        assert len(agent._genes) == (5 if repeats else 1)
+
+
 def problem_of_gain(space: Space) -> Problem:
     return Problem(problem(space).predictors, {"gain": -1})
 
