@@ -117,12 +117,12 @@ def _program(stage: str) -> list[str]:
 
 
 def _settle(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
-    """The folder's own config.json, written now if it has none; raises where it disagrees with this command."""
+    """The folder's config.json, written now if nothing was made there; raises where it disagrees with this command."""
     path = folder / CONFIG
-    if not path.exists():
+    made = read_json(path) if path.exists() else config
+    if not made["done"] and all(entry.name in (CONFIG, LOCK) for entry in folder.iterdir()):
         write_json(path, config)
         return config
-    made = read_json(path)
     _agree(folder, made, config["reads"], "restart=true to discard what is there")
     for stage, done in made["after"].items():
         if config["after"].get(stage, done) != done:
