@@ -6,7 +6,8 @@
 
 `train` trains each arm with each seed and measures 50 random subnets, the smallest and the largest; `alone` trains 5
 architectures alone for the epochs of a supernet; `cost` times steps; `table` prints what the file --out holds.  Every
-finished unit of work is a line of --out, and training resumes, so the same command goes on where it was stopped.
+finished unit of work is a line of --out, and training resumes, so the same command goes on where it was stopped, and
+with another --source of as many epochs, another --out and the same --work no architecture is trained alone again.
 
 Cost is counted in epochs of the largest net: 3 of its MACs a net forward and backward, 1 a frozen teacher, on average
 over drawn steps.  Every arm gets --budget such epochs, but flat_epochs, which gets as many epochs as shrinking.
