@@ -7,7 +7,7 @@
 `train` trains each arm with each seed and measures 50 random subnets, the smallest and the largest; `alone` trains 5
 architectures alone for the epochs of a supernet; `cost` times steps; `table` prints what the file --out holds.  Every
 finished unit of work is a line of --out, and training resumes, so the same command goes on where it was stopped, and
-with another --source of as many epochs, another --out and the same --work no architecture is trained alone again.
+with another --source of as many epochs (to a tenth), another --out and the same --work none is trained alone again.
 
 Cost is counted in epochs of the largest net: 3 of its MACs a net forward and backward, 1 a frozen teacher, on average
 over drawn steps.  Every arm gets --budget such epochs, but flat_epochs, which gets as many epochs as shrinking.
@@ -155,14 +155,14 @@ def inherited(scale: Scale, data: ImageData, supernet: Supernet, arch: Arch) -> 
 
 def alone(scale: Scale, data: ImageData, i: int, source: str, work: Path, device: str) -> dict[str, Any]:
     """Train architecture i by itself for as many epochs as the supernet of an arm had, with that arm's first rate."""
+    own = load_supernet(work / f"{source}-0", scale.space).to(device)
     arch = scale.space.decode(scale.space.sample(i + 1, np.random.default_rng(7))[i:])[0]
     epochs = arm(source, scale, data.size("train") // scale.batch).epochs
     phase = Phase("alone", 1, scale.lr, rule="fixed", arch=arch, keep={"resolution": [arch.resolution]}, teacher="none")
     schedule = Schedule((phase,), scale.batch, epochs=epochs, weight_decay=5e-4, clip_norm=5.0)
-    folder = work / f"alone-{i}"
+    folder = work / f"alone-{i}-{epochs:.1f}"
     watch = replace(WATCH, images=50, calibration=50)
     supernet = Trainer(scale.space, data, schedule, folder, seed=100 + i, watch=watch, device=device).run()
-    own = load_supernet(work / f"{source}-0", scale.space).to(device)
     macs = int(layer_macs(layer_table(scale.space, scale.space.encode([arch]))).sum())
     found = {"alone": inherited(scale, data, supernet, arch), "inherited": inherited(scale, data, own, arch)}
     return found | {"arch": arch.to_dict(), "macs": macs, "epochs": epochs, "source": source}

@@ -68,7 +68,8 @@ def test_other_options_are_refused_by_name(cfg: DictConfig) -> None:
 def test_a_stage_that_failed_before_it_made_anything_takes_other_options(cfg: DictConfig) -> None:
     for made in (False, True):
         with pytest.raises(UserError, match="wrong"), open_stage(cfg, "train", ("seed",)) as stage:
-            (stage.folder / "checkpoint").touch() if made else None
+            if made:
+                (stage.folder / "checkpoint").touch()
             raise UserError("wrong")
         cfg.seed += 1
     with pytest.raises(UserError, match="was made with seed=1, this command has seed=2"):
