@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ofa.kernels import library, plain, threads
+from ofa.kernels import is_half, library, plain, threads
 
 
 class What(IntEnum):
@@ -31,7 +31,7 @@ def _kernel() -> Any:
     if found is None:
         return None
     pointers, sizes = [ctypes.c_void_p] * 4, [ctypes.c_long] * 6
-    found.depthwise.argtypes = [ctypes.c_int, *pointers, *sizes, ctypes.c_int]
+    found.depthwise.argtypes = [ctypes.c_int, ctypes.c_int, *pointers, *sizes, ctypes.c_int]
     return found.depthwise
 
 
@@ -79,7 +79,7 @@ def _usable(x: Tensor, weight: Tensor) -> bool:
 def _run(what: What, x: Tensor, weight: Tensor, gy: Tensor, stride: int, out: Tensor) -> Tensor:
     (n, c, h, w), k = x.shape, weight.shape[-1]
     pointers = [tensor.data_ptr() for tensor in (x, weight, gy, out)]
-    failed = _kernel()(int(what), *pointers, n, h, w, c, k, stride, threads())
+    failed = _kernel()(int(what), is_half(x), *pointers, n, h, w, c, k, stride, threads())
     assert not failed, "the kernel had no memory for its buffers"
     return out
 
@@ -90,7 +90,8 @@ class _Depthwise(torch.autograd.Function):
         ctx.save_for_backward(x, weight)
         ctx.stride = stride
         n, c, h, w = x.shape
-        y = torch.empty((n, c, (h - 1) // stride + 1, (w - 1) // stride + 1), memory_format=torch.channels_last)
+        size = (n, c, (h - 1) // stride + 1, (w - 1) // stride + 1)
+        y = torch.empty(size, dtype=x.dtype, memory_format=torch.channels_last)
         return _run(What.Y, x, weight.contiguous(), y, stride, y)
 
     @staticmethod
@@ -105,9 +106,11 @@ class _Depthwise(torch.autograd.Function):
         return gx, gw, None
 
 
-def _stock_backward(gy: Tensor, x: Tensor, weight: Tensor, stride: int, needed: list[bool]) -> tuple[Tensor, Tensor]:
+def _stock_backward(
+    gy: Tensor, x: Tensor, weight: Tensor, stride: int, needed: list[bool]
+) -> tuple[Tensor | None, Tensor | None]:
     pad = [weight.shape[-1] // 2] * 2
     gx, gw, _ = torch.ops.aten.convolution_backward(
-        gy, x, weight, None, [stride] * 2, pad, [1, 1], False, [0, 0], x.shape[1], needed
+        gy, x, weight.to(x.dtype), None, [stride] * 2, pad, [1, 1], False, [0, 0], x.shape[1], needed
     )
-    return gx, gw
+    return gx, gw if gw is None else gw.to(weight.dtype)

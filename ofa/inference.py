@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ofa.depthwise import depthwise
-from ofa.layers import crop_kernel, pointwise
+from ofa.layers import convolve, crop_kernel
 from ofa.modules import ConvBN, SqueezeExcite
 from ofa.norm import usable, with_statistics
 from ofa.static import StaticNet
@@ -66,7 +66,7 @@ class FoldedConv(nn.Module):
 
     def _convolved(self, x: Tensor) -> Tensor:
         if self.pointwise:
-            return self.act(pointwise(x, self.weight, self.bias))
+            return self.act(convolve(x, self.weight, self.bias))
         weight, padding = self.weight, self.padding
         if self.depthwise:
             weight = crop_kernel(weight, min(x.shape[-2:]), 1)
@@ -98,7 +98,7 @@ class CalibratingConv(nn.Module):
         if conv.groups == conv.in_channels == conv.out_channels:
             return depthwise(x, crop_kernel(conv.weight, min(x.shape[-2:]), conv.stride[0]), conv.stride[0])
         plain = conv.kernel_size == conv.stride == (1, 1) and conv.groups == 1
-        return pointwise(x, conv.weight) if plain else conv(x)
+        return convolve(x, conv.weight) if plain else conv(x)
 
 
 def _average(bn: nn.BatchNorm2d, mean: Tensor, var: Tensor) -> None:
@@ -118,8 +118,8 @@ class FoldedGate(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) to the same, each channel scaled."""
-        y = F.relu_(pointwise(x.mean((2, 3), keepdim=True), self.reduce.weight, self.reduce.bias))
-        return x * F.hardsigmoid(pointwise(y, self.expand.weight, self.expand.bias))
+        y = F.relu_(convolve(x.mean((2, 3), keepdim=True), self.reduce.weight, self.reduce.bias))
+        return x * F.hardsigmoid(convolve(y, self.expand.weight, self.expand.bias))
 
 
 def _rewritten(module: nn.Module, conv: Callable[[ConvBN], nn.Module]) -> nn.Module:

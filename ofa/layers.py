@@ -20,7 +20,7 @@ from ofa.shrink import shrink
 from ofa.spec import Unit
 
 Layout = tuple[Sequence[int], Sequence[int]]  # sizes and strides
-SMALL = 16  # pixels of a map up to which a 1x1 convolution is a matrix product
+SMALL = 16  # pixels of a map up to which a convolution is a matrix product
 
 
 def crop_kernel(weight: Tensor, size: int, stride: int) -> Tensor:
@@ -68,49 +68,82 @@ def _gradient(like: Tensor, layout: Layout, cout: int, cin: int) -> Tensor:
     return whole
 
 
-def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None = None, cout: int | None = None) -> Tensor:
-    """1x1 convolution of (N, C, H, W) with the leading part (cout, C, 1, 1) of a weight: (N, cout, H, W).
+def convolve(x: Tensor, weight: Tensor, bias: Tensor | None = None, cout: int | None = None, stride: int = 1) -> Tensor:
+    """Convolution of (N, C, H, W) with the leading part (cout, C, K, K) of a weight, padded by K // 2.
 
     A matrix product on small maps, where a convolution on a CPU spends more on reordering its weights than on them.
     """
-    (n, c, h, w), cout = x.shape, len(weight) if cout is None else cout
-    if x.device.type != "cpu" or h * w > SMALL:
-        return F.conv2d(x, leading(weight, cout, c), bias if bias is None else bias[:cout])
-    rows = x.permute(0, 2, 3, 1).reshape(-1, c)
-    if weight.shape[:2] != (cout, c) and plain(x, weight):
-        y = _Product.apply(rows, weight, bias, cout)
-    else:
-        y = F.linear(rows, leading(weight, cout, c).flatten(1), bias if bias is None else bias[:cout])
-    return y.view(n, h, w, -1).permute(0, 3, 1, 2)
+    (_, c, h, w), cout, k = x.shape, len(weight) if cout is None else cout, weight.shape[-1]
+    if x.device.type == "cpu" and _side(h, stride) * _side(w, stride) <= SMALL:
+        if (k > 1 or weight.shape[:2] != (cout, c)) and plain(x, weight):
+            return _Product.apply(x, weight, bias, cout, stride)
+        if k == stride == 1:
+            part = leading(weight, cout, c).flatten(1)
+            return _images(F.linear(_patches(x), part, bias if bias is None else bias[:cout]), x.shape)
+    return F.conv2d(x, leading(weight, cout, c), bias if bias is None else bias[:cout], stride, k // 2)
 
 
 class _Product(torch.autograd.Function):
-    """Rows (M, C) times the leading part of a weight; its gradient is written where it belongs, without a copy."""
+    """`convolve` by products with the patches of the image; of a 1x1 weight the gradient is written without a copy."""
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor | None, cout: int) -> Tensor:
-        ctx.save_for_backward(rows, weight)
-        ctx.biases = None if bias is None else len(bias)
-        used = _matrix(weight, cout, rows.shape[1]).t()
-        return rows @ used if bias is None else torch.addmm(bias[:cout], rows, used)
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, cout: int, stride: int) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.biases, ctx.stride = None if bias is None else len(bias), stride
+        rows = _patches(x, weight.shape[-1], stride)
+        used = _matrix(weight, cout, x.shape[1]).to(x.dtype).t()
+        y = rows @ used if bias is None else torch.addmm(bias[:cout].to(x.dtype), rows, used)
+        return _images(y, x.shape, stride)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor | None, None]:
-        rows, weight = ctx.saved_tensors
-        cout, cin = gradient.shape[1], rows.shape[1]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor | None, None, None]:
+        x, weight = ctx.saved_tensors
+        (cout, cin), stride, k = (gradient.shape[1], x.shape[1]), ctx.stride, weight.shape[-1]
         whole = _gradient(weight, (weight.size(), weight.stride()), cout, cin)
-        part = _matrix(whole, cout, cin)
-        if torch.is_grad_enabled():  # a gradient of the gradient is asked for
-            part.copy_(gradient.t() @ rows)
+        twice = torch.is_grad_enabled()  # a gradient of the gradient is asked for
+        g, rows = _patches(gradient), _patches(x, k, stride)
+        if k > 1 or twice or x.dtype != weight.dtype:
+            whole[:cout, :cin].copy_((g.t() @ rows).view(cout, k, k, cin).permute(0, 3, 1, 2))
         else:
-            torch.mm(gradient.t(), rows, out=part)
-        biases = ctx.biases and F.pad(gradient.sum(0), (0, ctx.biases - cout))
-        return gradient @ _matrix(weight, cout, cin), whole, biases, None
+            torch.mm(g.t(), rows, out=_matrix(whole, cout, cin))
+        used = weight[:cout, :cin].to(x.dtype)
+        if k == 1:
+            gx = _images(g @ _matrix(used, cout, cin), x.shape)
+        elif stride == 1 and not twice:
+            turned = used.flip(2, 3).permute(2, 3, 0, 1).reshape(-1, cin)
+            gx = _images(_patches(gradient, k) @ turned, x.shape)
+        else:
+            shape = [stride] * 2, [k // 2] * 2, [1, 1], False, [0, 0], 1
+            gx, _, _ = torch.ops.aten.convolution_backward(gradient, x, used, None, *shape, [True, False, False])
+        biases = ctx.biases and F.pad(gradient.sum((0, 2, 3), dtype=weight.dtype), (0, ctx.biases - cout))
+        return gx, whole, biases, None, None
+
+
+def _side(size: int, stride: int) -> int:
+    """Pixels of a side after a stride."""
+    return (size - 1) // stride + 1
 
 
 def _matrix(weight: Tensor, cout: int, cin: int) -> Tensor:
-    """The leading part of a weight (K, C, 1, 1) as a matrix (cout, cin), a view."""
-    return weight.as_strided((cout, cin), weight.stride()[:2])
+    """The leading part of a weight (M, C, K, K) as a matrix (cout, K * K * cin), of 1x1 a view."""
+    if weight.shape[-1] == 1:
+        return weight.as_strided((cout, cin), weight.stride()[:2])
+    return weight[:cout, :cin].permute(0, 2, 3, 1).reshape(cout, -1)
+
+
+def _patches(x: Tensor, k: int = 1, stride: int = 1) -> Tensor:
+    """What each pixel of a convolution sees of (N, C, H, W): (N * pixels, k * k * C); of one tap a view."""
+    x = x.permute(0, 2, 3, 1)
+    if k == stride == 1:
+        return x.reshape(-1, x.shape[-1])
+    windows = F.pad(x, (0, 0, *(4 * [k // 2]))).unfold(1, k, stride).unfold(2, k, stride)
+    return windows.permute(0, 1, 2, 4, 5, 3).reshape(-1, k * k * x.shape[-1])
+
+
+def _images(rows: Tensor, shape: Sequence[int], stride: int = 1) -> Tensor:
+    """Rows for each pixel of what an image (N, C, H, W) became, as images, channels last."""
+    n, _, h, w = shape
+    return rows.view(n, _side(h, stride), _side(w, stride), -1).permute(0, 3, 1, 2)
 
 
 def give(layer: nn.Module, weight: Tensor, bias: Tensor | None = None) -> None:
@@ -175,10 +208,7 @@ class ElasticConv(nn.Module):
 
     def forward(self, x: Tensor, cout: int) -> Tensor:
         """(N, C, H, W) to (N, cout, H / stride, W / stride)."""
-        if self.conv.kernel_size == self.conv.stride == (1, 1):
-            return self.bn(pointwise(x, self.conv.weight, None, cout))
-        weight = leading(self.conv.weight, cout, x.shape[1])
-        return self.bn(F.conv2d(x, weight, None, self.conv.stride, self.conv.padding))
+        return self.bn(convolve(x, self.conv.weight, None, cout, self.conv.stride[0]))
 
     def copy_to(self, plain: ConvBN) -> None:
         """Give a plain convolution copies of the leading channels."""
@@ -232,8 +262,8 @@ class ElasticSE(nn.Module):
         """(N, C, H, W) to the same, each channel scaled by a gate of `reduced` hidden channels."""
         c = x.shape[1]
         y = x.mean((2, 3), keepdim=True)
-        y = F.relu(pointwise(y, self.reduce.weight, self.reduce.bias, reduced))
-        return x * F.hardsigmoid(pointwise(y, self.expand.weight, self.expand.bias, c))
+        y = F.relu(convolve(y, self.reduce.weight, self.reduce.bias, reduced))
+        return x * F.hardsigmoid(convolve(y, self.expand.weight, self.expand.bias, c))
 
     def copy_to(self, plain: SqueezeExcite) -> None:
         """Give a plain squeeze-excite copies of the leading channels."""

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ofa.kernels import library, plain, threads
+from ofa.kernels import is_half, library, plain, threads
 
 ACTIVATIONS = {"none": lambda y: y, "relu": F.relu, "relu6": F.relu6, "h_swish": F.hardswish}
 CODES = {name: code for code, name in enumerate(ACTIVATIONS)}  # as norm.c numbers them
@@ -25,7 +25,7 @@ def _kernel() -> Any:
     if found is None:
         return None
     pointers, whole = [ctypes.c_void_p] * 9, ctypes.c_int
-    found.norm.argtypes = [whole, whole, *pointers, ctypes.c_long, ctypes.c_long, ctypes.c_float, whole]
+    found.norm.argtypes = [whole, whole, whole, *pointers, ctypes.c_long, ctypes.c_long, ctypes.c_float, whole]
     return found.norm
 
 
@@ -49,7 +49,7 @@ def with_statistics(
     x: Tensor, weight: Tensor, bias: Tensor, act: str, eps: float = 1e-5
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The same where the kernel is usable, without gradients; and (C,) the mean and 1 / sqrt(variance + `eps`)."""
-    z, mean, inverse = torch.empty_like(x), x.new_empty(x.shape[1]), x.new_empty(x.shape[1])
+    z, mean, inverse = torch.empty_like(x), weight.new_empty(x.shape[1]), weight.new_empty(x.shape[1])
     _run(False, act, eps, x, weight.contiguous(), bias.contiguous(), None, mean, inverse, z, None, None)
     return z, mean, inverse
 
@@ -63,7 +63,7 @@ def stock(x: Tensor, weight: Tensor, bias: Tensor, act: str, eps: float = 1e-5) 
 def _run(back: bool, act: str, eps: float, x: Tensor, *tensors: Tensor | None) -> None:
     pointers = [None if tensor is None else tensor.data_ptr() for tensor in (x, *tensors)]
     rows = x.numel() // x.shape[1]
-    failed = _kernel()(int(back), CODES[act], *pointers, rows, x.shape[1], eps, threads())
+    failed = _kernel()(int(back), is_half(x), CODES[act], *pointers, rows, x.shape[1], eps, threads())
     assert not failed, "plain() lets only through what the kernel can do"
 
 

@@ -72,15 +72,24 @@ def threads() -> int:
 def plain(x: Tensor, *weights: Tensor) -> bool:
     """Whether a kernel can work on images (N, C, H, W) and weights of a layer.
 
-    That is: all are ordinary, images channels last, weights contiguous or to be copied by the caller.
+    That is: all are ordinary, images channels last, of float32 or, under autocast, of bfloat16; weights are contiguous
+    or to be copied by the caller.
     """
     return (
         type(x) is Tensor
         and x.numel() > 0
         and x.shape[1] >= WIDEST
+        and x.device.type == "cpu"
         and x.is_contiguous(memory_format=torch.channels_last)
-        and ordinary(x, *weights)
+        and x.dtype == (torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32)
+        and x.dtype in (torch.float32, torch.bfloat16)
+        and ordinary(*weights)
     )
+
+
+def is_half(x: Tensor) -> bool:
+    """Whether images that a kernel can work on are of bfloat16."""
+    return x.dtype == torch.bfloat16
 
 
 def ordinary(*tensors: Tensor) -> bool:
@@ -90,7 +99,6 @@ def ordinary(*tensors: Tensor) -> bool:
         and all(tensor.dtype == torch.float32 and tensor.device.type == "cpu" for tensor in tensors)
         and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()
-        and not torch.is_autocast_enabled("cpu")
         and not torch._C._are_functorch_transforms_active()
     )
 
@@ -109,9 +117,10 @@ def _folder() -> Path:
 
 
 def _key(source: Path) -> str:
-    """Of the source, the flags and the processor: a home folder may be shared by different machines."""
+    """Of the source, what it includes, the flags and the processor, since machines may share a home folder."""
     cpu = Path("/proc/cpuinfo")
     lines = cpu.read_text().splitlines() if cpu.exists() else []
     flags = next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
-    text = source.read_text() + " ".join(FLAGS) + platform.machine() + os.environ.get("CC", "cc") + flags
+    shared = "".join(header.read_text() for header in sorted(source.parent.glob("*.h")))
+    text = source.read_text() + shared + " ".join(FLAGS) + platform.machine() + os.environ.get("CC", "cc") + flags
     return hashlib.sha256(text.encode()).hexdigest()[:16]

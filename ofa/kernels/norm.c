@@ -1,45 +1,34 @@
 /* Batch norm by the batch's own statistics and the activation behind it, in two passes over the image each way.
 
-   Images are rows (M, C) of floats.  CHUNK rows at a time, which stay in the cache, and of these WIDE vectors of
+   Images are rows (M, C) of floats or bfloat16; all else is floats.  CHUNK rows at a time, which stay in the cache, and of these WIDE vectors of
    channels at a time, whose sums stay in registers: so rows are read from memory in one go.  Threads share out the
    channels, so that sums do not depend on their number.  Means and squares are summed over a chunk about its own mean
    and merged in double (Chan et al. 1982). */
 
 #include <math.h>
-#include <pthread.h>
-#include <stdlib.h>
-#include <string.h>
 
-#ifdef __AVX512F__
-#define LANES 16
-#else
-#define LANES 8
-#endif
+#include "vector.h"
+
 #define CHUNK 64
 #define WIDE 4 /* vectors of channels at a time */
-#define MAX_THREADS 64
-#define INLINE static inline __attribute__((always_inline))
-
-typedef float vec __attribute__((vector_size(LANES * 4)));
-typedef int mask __attribute__((vector_size(LANES * 4)));
-typedef float loose __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
 
 typedef struct {
-    const float *x, *w, *b, *gz;  /* (M, C), (C,), (C,), (M, C) */
-    float *mean, *inv;            /* (C,): of the batch, and 1 / sqrt(variance + eps) */
-    float *out, *gw, *gb;         /* z or gx (M, C); (C,), (C,) */
+    const void *x, *gz;   /* images */
+    const float *w, *b;   /* (C,) */
+    float *mean, *inv;    /* (C,): of the batch, and 1 / sqrt(variance + eps) */
+    void *out;            /* z or gx, an image */
+    float *gw, *gb;       /* (C,) */
     double *sums;                 /* (2, C): mean and squares, or gradients of bias and weight */
     float *scale, *shift, *less, *tilt; /* (C,): y = scale x + shift; gx = scale (g - less - (x - mean) tilt) */
     long m, c;
     float eps;
-    int act, backward, part, parts; /* act 0: none, 1: ReLU, 2: ReLU6, 3: hard swish */
+    int half, act, backward, part, parts; /* half: bfloat16; act 0: none, 1: ReLU, 2: ReLU6, 3: hard swish */
 } job;
 
 INLINE vec all(float value) { return (vec){0} + value; }
 INLINE vec keep(vec a, mask where) { return (vec)((mask)a & where); }
 INLINE vec lower(vec a, vec b) { mask m = a < b; return (vec)(((mask)a & m) | ((mask)b & ~m)); }
-INLINE vec get(const float *p) { return *(const loose *)p; }
-INLINE void put(float *p, vec a) { *(loose *)p = a; }
+INLINE vec each(const float *p) { return get(0, p, 0); }
 
 INLINE vec activate(int act, vec y) {
     if (act == 1) return keep(y, y > 0);
@@ -64,14 +53,14 @@ INLINE vec slope(int act, vec y, vec g) {
 }
 
 /* Rows [from, to), `B` vectors of channels from c on: merge mean and squares into `sums`, but of the first `done`. */
-INLINE void statistics(int B, const job *a, long c, int done, long from, long to) {
+INLINE void statistics(int half, int B, const job *a, long c, int done, long from, long to) {
     vec sum[WIDE] = {{0}}, rest[WIDE] = {{0}};
     for (long i = from; i < to; i++)
-        for (int v = 0; v < B; v++) sum[v] += get(a->x + i * a->c + c + v * LANES);
+        for (int v = 0; v < B; v++) sum[v] += get(half, a->x, i * a->c + c + v * LANES);
     for (int v = 0; v < B; v++) sum[v] *= all(1.0f / (float)(to - from));
     for (long i = from; i < to; i++)
         for (int v = 0; v < B; v++) {
-            vec d = get(a->x + i * a->c + c + v * LANES) - sum[v];
+            vec d = get(half, a->x, i * a->c + c + v * LANES) - sum[v];
             rest[v] += d * d;
         }
     double share = (double)(to - from) / (double)to, *mean = a->sums + c, *square = a->sums + a->c + c;
@@ -85,16 +74,16 @@ INLINE void statistics(int B, const job *a, long c, int done, long from, long to
 }
 
 /* The same rows and channels: add the gradients of bias and weight to `sums`. */
-INLINE void gradients(int B, int act, const job *a, long c, int done, long from, long to) {
+INLINE void gradients(int half, int B, int act, const job *a, long c, int done, long from, long to) {
     vec scale[WIDE], shift[WIDE], mean[WIDE], sum[WIDE] = {{0}}, dot[WIDE] = {{0}};
     for (int v = 0; v < B; v++) {
-        mean[v] = get(a->mean + c + v * LANES);
-        scale[v] = get(a->scale + c + v * LANES), shift[v] = get(a->shift + c + v * LANES);
+        mean[v] = each(a->mean + c + v * LANES);
+        scale[v] = each(a->scale + c + v * LANES), shift[v] = each(a->shift + c + v * LANES);
     }
     for (long i = from; i < to; i++)
         for (int v = 0; v < B; v++) {
             long k = i * a->c + c + v * LANES;
-            vec x = get(a->x + k), g = slope(act, x * scale[v] + shift[v], get(a->gz + k));
+            vec x = get(half, a->x, k), g = slope(act, x * scale[v] + shift[v], get(half, a->gz, k));
             sum[v] += g, dot[v] += g * (x - mean[v]);
         }
     for (int v = 0; v < B; v++)
@@ -105,31 +94,31 @@ INLINE void gradients(int B, int act, const job *a, long c, int done, long from,
 }
 
 /* The same rows and channels: z or gx. */
-INLINE void outputs(int B, int act, const job *a, long c, long from, long to) {
+INLINE void outputs(int half, int B, int act, const job *a, long c, long from, long to) {
     vec scale[WIDE], shift[WIDE], mean[WIDE], less[WIDE], tilt[WIDE];
     for (int v = 0; v < B; v++) {
-        scale[v] = get(a->scale + c + v * LANES), shift[v] = get(a->shift + c + v * LANES);
-        less[v] = get(a->less + c + v * LANES), tilt[v] = get(a->tilt + c + v * LANES);
-        mean[v] = get(a->mean + c + v * LANES);
+        scale[v] = each(a->scale + c + v * LANES), shift[v] = each(a->shift + c + v * LANES);
+        less[v] = each(a->less + c + v * LANES), tilt[v] = each(a->tilt + c + v * LANES);
+        mean[v] = each(a->mean + c + v * LANES);
     }
     for (long i = from; i < to; i++)
         for (int v = 0; v < B; v++) {
             long k = i * a->c + c + v * LANES;
-            vec x = get(a->x + k), y = x * scale[v] + shift[v];
+            vec x = get(half, a->x, k), y = x * scale[v] + shift[v];
             if (a->backward) {
-                vec g = slope(act, y, get(a->gz + k));
-                put(a->out + k, scale[v] * (g - less[v] - (x - mean[v]) * tilt[v]));
+                vec g = slope(act, y, get(half, a->gz, k));
+                put(half, a->out, k, scale[v] * (g - less[v] - (x - mean[v]) * tilt[v]));
             } else
-                put(a->out + k, activate(act, y));
+                put(half, a->out, k, activate(act, y));
         }
 }
 
 /* One pass over all rows of channels [begin, end), CHUNK rows at a time. */
-INLINE void pass(int second, int act, const job *a, long begin, long end) {
-#define RUN(B, C, DONE)                           \
-    (second        ? outputs(B, act, a, C, from, to) \
-     : a->backward ? gradients(B, act, a, C, DONE, from, to) \
-                   : statistics(B, a, C, DONE, from, to))
+INLINE void pass(int half, int second, int act, const job *a, long begin, long end) {
+#define RUN(B, C, DONE)                                           \
+    (second        ? outputs(half, B, act, a, C, from, to)         \
+     : a->backward ? gradients(half, B, act, a, C, DONE, from, to) \
+                   : statistics(half, B, a, C, DONE, from, to))
     for (long from = 0; from < a->m; from += CHUNK) {
         long to = a->m - from < CHUNK ? a->m : from + CHUNK, c = begin;
         for (; c + WIDE * LANES <= end; c += WIDE * LANES) RUN(WIDE, c, 0);
@@ -158,31 +147,35 @@ INLINE void totals(const job *a, long c, long end) {
 }
 
 /* The channels of one thread. */
-INLINE void share(int act, const job *a) {
+INLINE void share(int half, int act, const job *a) {
     long wide = WIDE * LANES, blocks = (a->c + wide - 1) / wide;
     long begin = blocks * a->part / a->parts * wide, end = blocks * (a->part + 1) / a->parts * wide;
     if (end > a->c) end = a->c;
     if (a->backward) affine(a, begin, end);
-    pass(0, act, a, begin, end);
+    pass(half, 0, act, a, begin, end);
     totals(a, begin, end);
     if (!a->backward) affine(a, begin, end);
-    pass(1, act, a, begin, end);
+    pass(half, 1, act, a, begin, end);
 }
 
 static void *work(void *argument) {
     const job *a = argument;
-    switch (a->act) {
-    case 0: share(0, a); break;
-    case 1: share(1, a); break;
-    case 2: share(2, a); break;
-    case 3: share(3, a); break;
+    switch (2 * a->act + a->half) {
+    case 0: share(0, 0, a); break;
+    case 1: share(1, 0, a); break;
+    case 2: share(0, 1, a); break;
+    case 3: share(1, 1, a); break;
+    case 4: share(0, 2, a); break;
+    case 5: share(1, 2, a); break;
+    case 6: share(0, 3, a); break;
+    case 7: share(1, 3, a); break;
     }
     return NULL;
 }
 
 /* Forward: mean, inv and out = z.  Backward: out = gx, gw and gb.  Returns 0, or 1 where nothing was computed. */
-int norm(int back, int act, const float *x, const float *w, const float *b, const float *gz, float *mean, float *inv,
-         float *out, float *gw, float *gb, long m, long c, float eps, int threads) {
+int norm(int back, int half, int act, const void *x, const float *w, const float *b, const void *gz, float *mean,
+         float *inv, void *out, float *gw, float *gb, long m, long c, float eps, int threads) {
     pthread_t ids[MAX_THREADS];
     job jobs[MAX_THREADS];
     if (c < LANES || act < 0 || act > 3) return 1;
@@ -193,8 +186,8 @@ int norm(int back, int act, const float *x, const float *w, const float *b, cons
     if (!sums) return 1;
     float *f = (float *)(sums + 2 * c);
     for (int t = 0; t < threads; t++)
-        jobs[t] = (job){x,     w,         b,         gz,        mean, inv, out, gw,   gb, sums,
-                        f, f + c, f + 2 * c, f + 3 * c, m,    c,   eps, act, back, t, threads};
+        jobs[t] = (job){x, gz,    w,         b,         mean, inv, out, gw,   gb,  sums, f,
+                        f + c, f + 2 * c, f + 3 * c, m,    c,   eps, half, act, back, t,    threads};
     for (int t = 1; t < threads; t++)
         if (pthread_create(&ids[t], NULL, work, &jobs[t])) ids[t] = 0, work(&jobs[t]);
     work(&jobs[0]);

@@ -33,7 +33,7 @@ from ofa.extraction import extract, recalibrate
 from ofa.files import versions, write_json
 from ofa.inference import fast
 from ofa.kernels import keep_memory
-from ofa.layers import crop_kernel, pointwise
+from ofa.layers import convolve, crop_kernel
 from ofa.modules import ConvBN, SqueezeExcite
 from ofa.norm import batch_norm_act
 from ofa.schedule import Phase, Schedule
@@ -186,7 +186,7 @@ def _conv(module: ConvBN, x: Tensor) -> Tensor:
     if conv.groups > 1:
         y = depthwise(x, crop_kernel(conv.weight, min(x.shape[-2:]), conv.stride[0]), conv.stride[0])
     elif conv.kernel_size == conv.stride == (1, 1):
-        y = pointwise(x, conv.weight)
+        y = convolve(x, conv.weight)
     else:
         y = conv(x)
     act = {nn.Identity: "none", nn.ReLU: "relu", nn.Hardswish: "h_swish"}[type(module.act)]
@@ -194,8 +194,8 @@ def _conv(module: ConvBN, x: Tensor) -> Tensor:
 
 
 def _gate(module: SqueezeExcite, x: Tensor) -> Tensor:
-    y = F.relu(pointwise(x.mean((2, 3), keepdim=True), module.reduce.weight, module.reduce.bias))
-    return x * F.hardsigmoid(pointwise(y, module.expand.weight, module.expand.bias))
+    y = F.relu(convolve(x.mean((2, 3), keepdim=True), module.reduce.weight, module.reduce.bias))
+    return x * F.hardsigmoid(convolve(y, module.expand.weight, module.expand.bias))
 
 
 def other_rows(ours: Ours, rival: OnceForAll, genes: Genes, rounds: int) -> list[Row]:

@@ -18,7 +18,7 @@ from ofa.depthwise import compiled_depthwise, depthwise
 from ofa.extraction import extract, recalibrate
 from ofa.inference import fast
 from ofa.kernels import library, plain
-from ofa.layers import leading, pointwise
+from ofa.layers import convolve, leading
 from ofa.norm import ACTIVATIONS, batch_norm_act
 from ofa.shrink import shrink, stock
 from ofa.space import load_space
@@ -107,6 +107,56 @@ def test_norm_with_activation_and_its_gradients_equal_float64(
         assert relative(a, b) < 2e-5
 
 
+@compiled
+@pytest.mark.parametrize("channels", [16, 76])
+@pytest.mark.parametrize(("kernel", "stride"), [(1, 1), (3, 2), (5, 1), (7, 2)])
+def test_depthwise_of_bfloat16_images_equals_float64(kernel: int, stride: int, channels: int) -> None:
+    torch.manual_seed(0)
+    x = images(3, channels, 9, 6).detach().bfloat16().requires_grad_()
+    weight = torch.randn(channels, 1, kernel, kernel, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = depthwise(x, weight, stride)
+    assert "_Depthwise" in type(y.grad_fn).__name__ and y.dtype == torch.bfloat16
+    exact_x, exact_weight = doubled(x, weight)
+    exact = F.conv2d(exact_x, exact_weight, None, stride, kernel // 2, groups=channels)
+    gy = torch.randn_like(y)
+    gx, gw = torch.autograd.grad(y, (x, weight), gy, retain_graph=True)
+    expected = torch.autograd.grad(exact, (exact_x, exact_weight), gy.double())
+    assert relative(y, exact) < 2**-8 and relative(gx, expected[0]) < 2**-8  # rounded once, at the end
+    assert gw.dtype == torch.float32 and relative(gw, expected[1]) < 1e-6
+    (first,) = torch.autograd.grad(y, weight, gy, create_graph=True)
+    assert first.dtype == torch.float32 and relative(first, gw) < 2**-6
+
+
+@compiled
+@pytest.mark.parametrize("act", ACTIVATIONS)
+@pytest.mark.parametrize(("h", "w", "channels"), [(1, 1, 16), (9, 8, 76), (7, 7, 100)])
+def test_norm_of_bfloat16_images_equals_float64(act: str, h: int, w: int, channels: int) -> None:
+    torch.manual_seed(0)
+    x = images(8, channels, h, w).detach().bfloat16().requires_grad_()
+    weight, bias = (torch.rand(channels) + 0.5).requires_grad_(), torch.randn(channels, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        z = batch_norm_act(x, weight, bias, act)
+    assert "_BatchNormAct" in type(z.grad_fn).__name__ and z.dtype == torch.bfloat16
+    exact_x, exact_weight, exact_bias = doubled(x, weight, bias)
+    exact = norm_module.stock(exact_x, exact_weight, exact_bias, act)
+    gz = torch.randn_like(z)
+    gx, *others = torch.autograd.grad(z, (x, weight, bias), gz)
+    expected = torch.autograd.grad(exact, (exact_x, exact_weight, exact_bias), gz.double())
+    assert relative(z, exact) < 2**-8 and relative(gx, expected[0]) < 2**-8
+    assert all(relative(a, b) < 2e-5 for a, b in zip(others, expected[1:], strict=True))
+
+
+@compiled
+def test_a_bfloat16_image_that_is_not_finite_stays_so() -> None:
+    x = images(4, 16, 2, 2).detach().bfloat16()
+    x[0, 3, 0, 0], x[0, 5, 0, 0] = torch.nan, torch.inf
+    with torch.autocast("cpu", torch.bfloat16):
+        z = batch_norm_act(x, torch.ones(16), torch.zeros(16), "none")
+    finite = z.isfinite().all(3).all(2).all(0)
+    assert (~finite).nonzero().flatten().tolist() == [3, 5]
+
+
 @pytest.mark.parametrize("usable", [True, False])
 def test_weights_beyond_the_channels_of_the_image_get_no_gradient(usable: bool) -> None:
     x, weight, bias = images(4, 24, 3, 3), torch.randn(40, requires_grad=True), torch.randn(40, requires_grad=True)
@@ -175,32 +225,55 @@ def test_the_kernels_leave_other_inputs_to_pytorch() -> None:
         )
         found = depthwise(other, weight[: other.shape[1]].to(other.device, other.dtype), 1)
         assert found.is_meta or relative(found, expected) < 1e-6
+    assert not plain(x.detach().bfloat16(), weight)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert not plain(x.detach(), weight)
+        assert not plain(x.detach(), weight) and plain(x.detach().bfloat16(), weight)
+    with torch.autocast("cpu", dtype=torch.float16):
+        assert not plain(x.detach().half(), weight)
 
 
 @pytest.mark.parametrize("size", [1, 3, 5])
-def test_small_pointwise_convolutions_equal_conv2d(size: int) -> None:
+def test_small_convolve_convolutions_equal_conv2d(size: int) -> None:
     x, weight, bias = images(2, 24, size, size), torch.randn(16, 32, 1, 1)[:, :24], torch.randn(16)
-    y = pointwise(x, weight, bias)
+    y = convolve(x, weight, bias)
     assert torch.allclose(y, F.conv2d(x, weight, bias), atol=1e-5)
     assert y.is_contiguous(memory_format=torch.channels_last)
 
 
-@pytest.mark.parametrize("with_bias", [True, False])
-def test_pointwise_on_a_part_of_the_weight_has_the_gradients_of_conv2d(with_bias: bool) -> None:
-    x, weight = images(2, 24, 2, 2), torch.randn(20, 32, 1, 1, requires_grad=True)
+@pytest.mark.parametrize(("kernel", "stride", "with_bias"), [(1, 1, True), (1, 1, False), (3, 1, True), (3, 2, False)])
+def test_small_convolutions_by_a_part_of_the_weight_have_the_gradients_of_conv2d(
+    kernel: int, stride: int, with_bias: bool
+) -> None:
+    x, weight = images(2, 24, 4, 3), torch.randn(20, 32, kernel, kernel, requires_grad=True)
     bias = torch.randn(20, requires_grad=True) if with_bias else None
-    found = pointwise(x, weight, bias, 12)
-    expected = F.conv2d(x, weight[:12, :24], None if bias is None else bias[:12])
-    assert torch.allclose(found, expected, atol=1e-5)
+    found = convolve(x, weight, bias, 12, stride)
+    assert ("_Product" in type(found.grad_fn).__name__) and found.is_contiguous(memory_format=torch.channels_last)
+    expected = F.conv2d(x, weight[:12, :24], None if bias is None else bias[:12], stride, kernel // 2)
+    assert torch.allclose(found, expected, rtol=1e-4, atol=1e-4)
     inputs = [x, weight] if bias is None else [x, weight, bias]
     first = [torch.autograd.grad(y.pow(3).sum(), inputs, create_graph=True) for y in (found, expected)]
     assert all(relative(a, b) < 1e-5 for a, b in zip(*first, strict=True))
     second = [torch.autograd.grad(sum(g.square().sum() for g in gradients), inputs) for gradients in first]
     assert all(relative(a, b) < 1e-5 for a, b in zip(*second, strict=True))
-    plain_gradients = torch.autograd.grad(pointwise(x, weight, bias, 12).pow(3).sum(), inputs)
+    plain_gradients = torch.autograd.grad(convolve(x, weight, bias, 12, stride).pow(3).sum(), inputs)
     assert all(relative(a, b) < 1e-5 for a, b in zip(plain_gradients, first[1], strict=True))
+
+
+@pytest.mark.parametrize(("kernel", "stride"), [(1, 1), (3, 1), (3, 2)])
+def test_small_convolutions_of_bfloat16_images_equal_float64(kernel: int, stride: int) -> None:
+    torch.manual_seed(0)
+    x = images(2, 24, 4, 4).detach().bfloat16().requires_grad_()
+    weight, bias = torch.randn(20, 32, kernel, kernel, requires_grad=True), torch.randn(20, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = convolve(x, weight, bias, 12, stride)
+    assert found.dtype == torch.bfloat16
+    exact = doubled(x, weight, bias)
+    expected = F.conv2d(exact[0], exact[1][:12, :24], exact[2][:12], stride, kernel // 2)
+    g = torch.randn_like(found)
+    gradients = torch.autograd.grad(found, (x, weight, bias), g)
+    assert relative(found, expected) < 2**-7
+    for a, b, like in zip(gradients, torch.autograd.grad(expected, exact, g.double()), (x, weight, bias), strict=True):
+        assert a.dtype == like.dtype and relative(a, b) < 2**-7
 
 
 @torch.no_grad()
