@@ -6,15 +6,13 @@ N images, C channels, H x W pixels, K kernel size.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
-from contextlib import contextmanager
 from enum import IntEnum
 from functools import cache
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ofa.kernels import is_half, library, plain, threads
 
@@ -38,34 +36,6 @@ def _kernel() -> Any:
 def depthwise(x: Tensor, weight: Tensor, stride: int) -> Tensor:
     """(N, C, H, W) convolved with (C, 1, K, K), padded by K // 2: (N, C, H / stride, W / stride)."""
     return _Depthwise.apply(x, weight, stride) if _usable(x, weight) else _stock(x, weight, stride)
-
-
-class _Layer(nn.Conv2d):
-    """A depthwise convolution that trains on the compiled kernel."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) to (N, C, H / stride, W / stride)."""
-        return depthwise(x, self.weight, self.stride[0])
-
-
-@contextmanager
-def compiled_depthwise(net: nn.Module) -> Iterator[None]:
-    """Let the depthwise convolutions of any network run on the compiled kernel, in place, until the block is left."""
-    layers = [module for module in net.modules() if type(module) is nn.Conv2d and _is_depthwise(module)]
-    for layer in layers:
-        layer.__class__ = _Layer
-    try:
-        yield
-    finally:
-        for layer in layers:
-            layer.__class__ = nn.Conv2d
-
-
-def _is_depthwise(conv: nn.Conv2d) -> bool:
-    (k, k_wide), (stride, stride_wide) = conv.kernel_size, conv.stride
-    alike = k == k_wide and stride == stride_wide and conv.padding == (k // 2, k // 2) and conv.dilation == (1, 1)
-    whole = conv.groups == conv.in_channels == conv.out_channels > 1
-    return alike and whole and conv.bias is None and conv.padding_mode == "zeros" and "forward" not in vars(conv)
 
 
 def _stock(x: Tensor, weight: Tensor, stride: int) -> Tensor:

@@ -14,12 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ofa.depthwise import compiled_depthwise
 from ofa.distill import Distillation, Distiller
 from ofa.errors import UserError
 from ofa.evaluate import CALIBRATION_IMAGES
 from ofa.extraction import recalibrate
+from ofa.precision import Precision, check_precision
 from ofa.static import StaticNet
+from ofa.training.compiled import compiled
 from ofa.weights import load_tensors, load_weights, save_tensors
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ class Finetuning:
 
     epochs: passes over the training images (0: only batch norm is recalibrated).  soft_labels: share of the teacher's
     soft labels in the loss, the rest is the labels', smoothed; `distill` takes the place of both shares.  clip_norm: of
-    the gradient (None: not clipped).
+    the gradient (None: not clipped).  precision: of the forward pass, as `Precision` takes it.
     """
 
     epochs: float = 5.0
@@ -48,6 +49,7 @@ class Finetuning:
     soft_labels: float = 0.5
     distill: Distillation | None = None
     clip_norm: float | None = None
+    precision: str = "float32"
 
     def __post_init__(self) -> None:
         if self.epochs < 0 or self.lr <= 0 or self.batch_size < 2:
@@ -58,6 +60,7 @@ class Finetuning:
             raise UserError(f"{given}: both are shares; give numbers from 0 to 1")
         if self.clip_norm is not None and self.clip_norm <= 0:
             raise UserError(f"clip_norm {self.clip_norm} must be above 0, or null; 1 is usual")
+        check_precision(self.precision)
 
     def lesson(self, teachers: int) -> Distillation:
         """What is learned from so many teachers; without one, labels alone."""
@@ -101,7 +104,7 @@ def finetune(
     smoothing = settings.label_smoothing
     with Distiller(lesson, net, teachers, probe, smoothing=smoothing, seed=seed) as distiller:
         run = _Run(net, distiller, settings, seed, checkpoint)
-        with compiled_depthwise(net):
+        with compiled(net):
             run.train(data, resolution, after_step, report)
     recalibrate(net, (x.to(device) for x in data.calibration("val", CALIBRATION_IMAGES, resolution, augment=True)))
     return net.eval()
@@ -139,6 +142,7 @@ class _Run:
         )
         self.learned = learned
         self.device = next(net.parameters()).device
+        self.precision = Precision(settings.precision, self.device)
 
     def train(self, data: ImageData, resolution: int, after_step: Callable[[Any], None], report: Report) -> None:
         """All steps, or those that a checkpoint has not seen."""
@@ -159,14 +163,16 @@ class _Run:
     def _step(self, x: Tensor, y: Tensor, step: int, steps: int) -> dict[str, float]:
         rate = self.settings.lr * (1 + math.cos(math.pi * step / steps)) / 2
         self.optimizer.param_groups[0]["lr"] = rate
-        loss = self.distiller(x.to(self.device), y.to(self.device))
+        with self.precision.cast():
+            loss = self.distiller(x.to(self.device), y.to(self.device))
         if not torch.isfinite(loss):
             raise UserError(f"the loss is {loss.item()} at step {step} with learning rate {rate:.3g}; lower lr")
         self.optimizer.zero_grad()
-        loss.backward()
+        self.precision.backward(loss)
+        self.precision.unscale(self.optimizer)
         if self.settings.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.learned, self.settings.clip_norm)
-        self.optimizer.step()
+        self.precision.step(self.optimizer)
         return {"loss": loss.item(), "lr": rate}
 
     def _save(self, step: int) -> None:
@@ -177,7 +183,7 @@ class _Run:
             momentum = self.optimizer.state[parameter].get("momentum_buffer")
             if momentum is not None:
                 tensors[f"momentum.{i}"] = momentum
-        save_tensors(self.file, tensors, {"step": step})
+        save_tensors(self.file, tensors, {"step": step, "loss_scale": self.precision.state()})
 
     def _resume(self) -> int:
         """Number of steps that the checkpoint has seen, its state loaded; 0 where there is none."""
@@ -189,6 +195,7 @@ class _Run:
         for i, parameter in enumerate(self.learned):
             if f"momentum.{i}" in tensors:
                 self.optimizer.state[parameter]["momentum_buffer"] = tensors[f"momentum.{i}"].to(self.device)
+        self.precision.restore(state.get("loss_scale", {}))
         return int(state["step"])
 
 

@@ -45,7 +45,6 @@ class FoldedConv(nn.Module):
         conv, weight = plain.conv, plain.conv.weight
         self.stride, self.padding, self.groups = conv.stride, conv.padding, conv.groups
         self.depthwise = conv.groups == conv.in_channels == conv.out_channels and conv.stride[0] == 1
-        self.pointwise = conv.kernel_size == conv.stride == (1, 1) and conv.groups == 1
         bias = weight.new_zeros(conv.out_channels) if conv.bias is None else conv.bias
         if isinstance(plain.bn, nn.BatchNorm2d):
             assert plain.bn.running_mean is not None and plain.bn.running_var is not None
@@ -65,8 +64,8 @@ class FoldedConv(nn.Module):
         return x + y if self.shortcut else y
 
     def _convolved(self, x: Tensor) -> Tensor:
-        if self.pointwise:
-            return self.act(convolve(x, self.weight, self.bias))
+        if self.groups == 1:
+            return self.act(convolve(x, self.weight, self.bias, stride=self.stride[0]))
         weight, padding = self.weight, self.padding
         if self.depthwise:
             weight = crop_kernel(weight, min(x.shape[-2:]), 1)
@@ -97,8 +96,7 @@ class CalibratingConv(nn.Module):
         conv = self.plain.conv
         if conv.groups == conv.in_channels == conv.out_channels:
             return depthwise(x, crop_kernel(conv.weight, min(x.shape[-2:]), conv.stride[0]), conv.stride[0])
-        plain = conv.kernel_size == conv.stride == (1, 1) and conv.groups == 1
-        return convolve(x, conv.weight) if plain else conv(x)
+        return convolve(x, conv.weight, stride=conv.stride[0]) if conv.groups == 1 and conv.bias is None else conv(x)
 
 
 def _average(bn: nn.BatchNorm2d, mean: Tensor, var: Tensor) -> None:

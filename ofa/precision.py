@@ -13,6 +13,12 @@ from ofa.errors import UserError
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
+def check_precision(name: str) -> None:
+    """Raise UserError for a precision that is not known."""
+    if name not in PRECISIONS:
+        raise UserError(f"precision {name!r} is not known; choose from {', '.join(PRECISIONS)}")
+
+
 class Precision:
     """How the forward pass computes on a device: "float32", or "bfloat16" or "float16" by autocast.
 
@@ -21,8 +27,7 @@ class Precision:
     """
 
     def __init__(self, name: str, device: torch.device) -> None:
-        if name not in PRECISIONS:
-            raise UserError(f"precision {name!r} is not known; choose from {', '.join(PRECISIONS)}")
+        check_precision(name)
         self.dtype, self.device = PRECISIONS[name], device
         self.scaler = torch.amp.GradScaler(device.type, enabled=name == "float16")
 

@@ -216,9 +216,37 @@ def test_finetuning_is_reproducible_and_leaves_its_arguments_unchanged(trained: 
     assert not trained.training
 
 
+def test_finetuning_in_half_the_bits_learns_as_well_and_resumes(
+    trained: StaticNet, data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Finetuning(epochs=2, precision="bfloat16")
+    start = random_net()
+    exact, half = (finetune(start, data, replace(settings, precision=name)) for name in ("float32", "bfloat16"))
+    assert accuracy(half, data) > 0.5 and abs(accuracy(half, data) - accuracy(exact, data)) < 0.1
+    assert not torch.equal(half.units[0].conv.weight, exact.units[0].conv.weight)  # type: ignore[union-attr, arg-type]
+    short = replace(settings, epochs=0.3)
+    whole = finetune(start, data, short)
+    monkeypatch.setattr("ofa.finetune.SAVE_SECONDS", 0.0)
+
+    def killed(values: dict[str, float]) -> None:
+        if values["step"] == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        finetune(start, data, short, report=killed, checkpoint=tmp_path / "part.safetensors")
+    resumed = finetune(start, data, short, checkpoint=tmp_path / "part.safetensors")
+    for name, tensor in whole.state_dict().items():
+        assert tensor.dtype != torch.bfloat16 and torch.equal(tensor, resumed.state_dict()[name])
+
+
 def test_a_loss_that_is_not_finite_is_reported(data: ImageData) -> None:
     with pytest.raises(UserError, match=r"loss is nan at step .*; lower lr"):
         finetune(random_net(), data, Finetuning(epochs=2, lr=1e8))
+
+
+def test_a_precision_that_is_not_known_is_refused() -> None:
+    with pytest.raises(UserError, match=r"precision 'int8' is not known; choose from float32, bfloat16, float16"):
+        Finetuning(precision="int8")
 
 
 @pytest.mark.parametrize("wrong", [{"epochs": -1}, {"lr": 0}, {"batch_size": 1}, {"soft_labels": 2}])

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ofa import depthwise as depthwise_module
 from ofa import norm as norm_module
 from ofa import shrink as shrink_module
-from ofa.depthwise import compiled_depthwise, depthwise
+from ofa.depthwise import depthwise
 from ofa.extraction import extract, recalibrate
 from ofa.inference import fast
 from ofa.kernels import library, plain
@@ -23,6 +23,7 @@ from ofa.norm import ACTIVATIONS, batch_norm_act
 from ofa.shrink import shrink, stock
 from ofa.space import load_space
 from ofa.supernet import Supernet
+from ofa.training.compiled import compiled as training_compiled
 from tests.ofa.nets import SPEC, random_net
 
 compiled = pytest.mark.skipif(library("depthwise") is None, reason="no C compiler")
@@ -350,19 +351,20 @@ def test_smaller_kernels_are_made_by_the_compiled_kernel_where_it_can() -> None:
     assert relative(wrong, shrink(weight, 24, 3, [matrix])) > 1e-4
 
 
-def test_fine_tuning_runs_depthwise_layers_of_any_network_on_the_kernel_and_leaves_them_as_they_were() -> None:
+def test_fine_tuning_runs_any_network_on_kernels_and_products_and_leaves_its_layers_as_they_were() -> None:
     torch.manual_seed(0)
     odd = nn.Conv2d(16, 16, 3, padding=0, groups=16, bias=False)  # not padded as the kernel pads
     layers = [nn.Conv2d(16, 16, k, stride, k // 2, groups=16, bias=False) for k, stride in ((3, 1), (5, 2), (7, 1))]
-    net, x = nn.Sequential(*layers, odd), images(2, 16, 12, 12)
+    dense = [nn.Conv2d(16, 20, 3, 2, 1), nn.Conv2d(20, 8, 1)]  # of 2 x 2 pixels
+    net, x = nn.Sequential(*layers, odd, *dense), images(2, 16, 12, 12)
     net(x).square().sum().backward()
     plain_grads = [parameter.grad for parameter in net.parameters()]
     net.zero_grad()
-    with compiled_depthwise(net):
+    with training_compiled(net):
         y = net(x)
         names = {node.name() for node in _nodes(y.grad_fn)}
         y.square().sum().backward()
-    assert ("_DepthwiseBackward" in names) == (library("depthwise") is not None)
+    assert ("_DepthwiseBackward" in names) == (library("depthwise") is not None) and "_ProductBackward" in names
     assert {type(layer) for layer in net} == {nn.Conv2d}
     for parameter, expected in zip(net.parameters(), plain_grads, strict=True):
         torch.testing.assert_close(parameter.grad, expected, rtol=1e-4, atol=1e-5)
