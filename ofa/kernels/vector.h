@@ -14,23 +14,36 @@
 
 typedef float vec __attribute__((vector_size(LANES * 4)));
 typedef int mask __attribute__((vector_size(LANES * 4)));
-typedef unsigned bits __attribute__((vector_size(LANES * 4)));
 typedef float loose __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
+
+#if defined(__AVX512F__) && defined(__AVX512BF16__)
+#include <immintrin.h>
+INLINE vec widen(const void *p) { return (vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(p)), 16); }
+INLINE void narrow(void *p, vec a) { _mm256_storeu_si256(p, (__m256i)_mm512_cvtneps_pbh((__m512)a)); }
+#else
+typedef unsigned bits __attribute__((vector_size(LANES * 4)));
 typedef unsigned short halves __attribute__((vector_size(LANES * 2)));
 typedef unsigned short loose_halves __attribute__((vector_size(LANES * 2), aligned(2), may_alias));
 
+INLINE vec widen(const void *p) { return (vec)(__builtin_convertvector(*(const loose_halves *)p, bits) << 16); }
+
+/* Rounded to the nearest, to the even one of two; what is no number stays none. */
+INLINE void narrow(void *p, vec a) {
+    bits b = (bits)a, none = (bits)(a != a);
+    b = (b + 0x7fff + ((b >> 16) & 1)) >> 16;
+    *(loose_halves *)p = __builtin_convertvector((b & ~none) | (none & 0x7fc0), halves);
+}
+#endif
+
 /* LANES numbers from number k on; half: they are bfloat16. */
 INLINE vec get(int half, const void *p, long k) {
-    if (!half) return *(const loose *)((const float *)p + k);
-    return (vec)(__builtin_convertvector(*(const loose_halves *)((const unsigned short *)p + k), bits) << 16);
+    return half ? widen((const unsigned short *)p + k) : (vec)*(const loose *)((const float *)p + k);
 }
 
-/* The same to memory, rounded to the nearest, to the even one of two; what is no number stays none. */
+/* The same to memory. */
 INLINE void put(int half, void *p, long k, vec a) {
-    if (half) {
-        bits b = (bits)a, none = (bits)(a != a);
-        b = (b + 0x7fff + ((b >> 16) & 1)) >> 16;
-        *(loose_halves *)((unsigned short *)p + k) = __builtin_convertvector((b & ~none) | (none & 0x7fc0), halves);
-    } else
+    if (half)
+        narrow((unsigned short *)p + k, a);
+    else
         *(loose *)((float *)p + k) = a;
 }
