@@ -185,10 +185,8 @@ def _conv(module: ConvBN, x: Tensor) -> Tensor:
     conv, bn = module.conv, module.bn
     if conv.groups > 1:
         y = depthwise(x, crop_kernel(conv.weight, min(x.shape[-2:]), conv.stride[0]), conv.stride[0])
-    elif conv.kernel_size == conv.stride == (1, 1):
-        y = convolve(x, conv.weight)
     else:
-        y = conv(x)
+        y = convolve(x, conv.weight, stride=conv.stride[0])
     act = {nn.Identity: "none", nn.ReLU: "relu", nn.Hardswish: "h_swish"}[type(module.act)]
     return batch_norm_act(y, bn.weight, bn.bias, act) if isinstance(bn, nn.BatchNorm2d) else module.act(y)
 
