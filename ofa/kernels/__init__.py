@@ -5,7 +5,7 @@ Where there is no compiler, or OFA_KERNELS=0, everything runs on PyTorch's own o
 Kept because a training step of a random ofa_mbv3_w1.0 subnet gains more than the 1.10x that was asked of them: on an
 AMD EPYC with AVX2, one thread, batch 64, depthwise.c alone 1.9x at 32 px and 1.8x at 96 px (CPU time, medians of 5).
 oneDNN's gradient of depthwise weights is the reason: 90 times slower than depthwise.c on (64, 480, 2, 2) with 3x3 taps,
-5 times on (64, 144, 24, 24) with 5x5.
+5 times on (64, 144, 24, 24) with 5x5.  Under bfloat16 autocast images are bfloat16, and sums float32.
 """
 
 from __future__ import annotations
