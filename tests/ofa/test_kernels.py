@@ -23,7 +23,7 @@ from ofa.norm import ACTIVATIONS, batch_norm_act
 from ofa.shrink import shrink, stock
 from ofa.space import load_space
 from ofa.supernet import Supernet
-from ofa.training.compiled import compiled as training_compiled
+from ofa.training.convolutions import fast_convolutions
 from tests.ofa.nets import SPEC, random_net
 
 compiled = pytest.mark.skipif(library("depthwise") is None, reason="no C compiler")
@@ -360,7 +360,7 @@ def test_fine_tuning_runs_any_network_on_kernels_and_products_and_leaves_its_lay
     net(x).square().sum().backward()
     plain_grads = [parameter.grad for parameter in net.parameters()]
     net.zero_grad()
-    with training_compiled(net):
+    with fast_convolutions(net):
         y = net(x)
         names = {node.name() for node in _nodes(y.grad_fn)}
         y.square().sum().backward()

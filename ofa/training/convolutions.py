@@ -28,7 +28,7 @@ class _Dense(nn.Conv2d):
 
 
 @contextmanager
-def compiled(net: nn.Module) -> Iterator[None]:
+def fast_convolutions(net: nn.Module) -> Iterator[None]:
     """Let the convolutions of any network run on compiled kernels and products, in place, until the block is left."""
     layers = {module: kind for module in net.modules() if type(module) is nn.Conv2d and (kind := _kind(module))}
     for layer, kind in layers.items():
