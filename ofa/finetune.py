@@ -20,7 +20,7 @@ from ofa.evaluate import CALIBRATION_IMAGES
 from ofa.extraction import recalibrate
 from ofa.precision import Precision, check_precision
 from ofa.static import StaticNet
-from ofa.training.convolutions import fast_convolutions
+from ofa.training.layers import fast_layers
 from ofa.weights import load_tensors, load_weights, save_tensors
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def finetune(
     smoothing = settings.label_smoothing
     with Distiller(lesson, net, teachers, probe, smoothing=smoothing, seed=seed) as distiller:
         run = _Run(net, distiller, settings, seed, checkpoint)
-        with fast_convolutions(net):
+        with fast_layers(net):
             run.train(data, resolution, after_step, report)
     recalibrate(net, (x.to(device) for x in data.calibration("val", CALIBRATION_IMAGES, resolution, augment=True)))
     return net.eval()

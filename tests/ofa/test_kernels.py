@@ -23,7 +23,7 @@ from ofa.norm import ACTIVATIONS, batch_norm_act
 from ofa.shrink import shrink, stock
 from ofa.space import load_space
 from ofa.supernet import Supernet
-from ofa.training.convolutions import fast_convolutions
+from ofa.training.layers import fast_layers
 from tests.ofa.nets import SPEC, random_net
 
 compiled = pytest.mark.skipif(library("depthwise") is None, reason="no C compiler")
@@ -356,16 +356,17 @@ def test_fine_tuning_runs_any_network_on_kernels_and_products_and_leaves_its_lay
     odd = nn.Conv2d(16, 16, 3, padding=0, groups=16, bias=False)  # not padded as the kernel pads
     layers = [nn.Conv2d(16, 16, k, stride, k // 2, groups=16, bias=False) for k, stride in ((3, 1), (5, 2), (7, 1))]
     dense = [nn.Conv2d(16, 20, 3, 2, 1), nn.Conv2d(20, 8, 1)]  # of 2 x 2 pixels
-    net, x = nn.Sequential(*layers, odd, *dense), images(2, 16, 12, 12)
+    net, x = nn.Sequential(*layers, nn.BatchNorm2d(16), odd, *dense), images(2, 16, 12, 12)
     net(x).square().sum().backward()
     plain_grads = [parameter.grad for parameter in net.parameters()]
     net.zero_grad()
-    with fast_convolutions(net):
+    with fast_layers(net):
         y = net(x)
         names = {node.name() for node in _nodes(y.grad_fn)}
         y.square().sum().backward()
     assert ("_DepthwiseBackward" in names) == (library("depthwise") is not None) and "_ProductBackward" in names
-    assert {type(layer) for layer in net} == {nn.Conv2d}
+    assert ("_BatchNormActBackward" in names) == (library("norm") is not None)
+    assert [type(layer) for layer in net] == [*[nn.Conv2d] * 3, nn.BatchNorm2d, *[nn.Conv2d] * 3]
     for parameter, expected in zip(net.parameters(), plain_grads, strict=True):
         torch.testing.assert_close(parameter.grad, expected, rtol=1e-4, atol=1e-5)
 

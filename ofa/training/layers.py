@@ -1,0 +1,70 @@
+"""Any network's convolutions and batch norms on what is fast for training on a CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import Tensor, nn
+
+from ofa.depthwise import depthwise
+from ofa.layers import convolve
+from ofa.norm import batch_norm_act
+
+
+class _Depthwise(nn.Conv2d):
+    """A depthwise convolution on the compiled kernel."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) to (N, C, H / stride, W / stride)."""
+        return depthwise(x, self.weight, self.stride[0])
+
+
+class _Dense(nn.Conv2d):
+    """A convolution of all channels that is a product on small maps."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, cin, H, W) to (N, cout, H / stride, W / stride)."""
+        return convolve(x, self.weight, self.bias, stride=self.stride[0])
+
+
+class _Norm(nn.BatchNorm2d):
+    """Batch norm by the batch alone: running statistics stay as they are."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) to the same."""
+        return batch_norm_act(x, self.weight, self.bias, "none", self.eps) if self.training else super().forward(x)
+
+
+@contextmanager
+def fast_layers(net: nn.Module) -> Iterator[None]:
+    """Let the layers of any network run on compiled kernels and products, in place, until the block is left.
+
+    Its batch norms are to be calibrated afterwards.
+    """
+    layers = {module: (type(module), kind) for module in net.modules() if (kind := _kind(module))}
+    for layer, (_, kind) in layers.items():
+        layer.__class__ = kind
+    try:
+        yield
+    finally:
+        for layer, (own, _) in layers.items():
+            layer.__class__ = own
+
+
+def _kind(layer: nn.Module) -> type[nn.Module] | None:
+    """What a layer can run as; None where it is of another kind, or changed in a way that none knows."""
+    if "forward" in vars(layer):
+        return None
+    if type(layer) is nn.BatchNorm2d:
+        return _Norm if layer.affine and layer.track_running_stats else None
+    if type(layer) is not nn.Conv2d:
+        return None
+    (k, k_wide), (stride, stride_wide) = layer.kernel_size, layer.stride
+    alike = k == k_wide and stride == stride_wide and layer.padding == (k // 2, k // 2) and layer.dilation == (1, 1)
+    if not alike or layer.padding_mode != "zeros":
+        return None
+    if layer.groups == 1:
+        return _Dense
+    whole = layer.groups == layer.in_channels == layer.out_channels
+    return _Depthwise if whole and layer.bias is None else None
