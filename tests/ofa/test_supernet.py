@@ -20,7 +20,15 @@ from ofa.table import layer_table
 from ofa.units import arch_units
 from tests.ofa.nets import small
 
-FAMILIES = ("cifar_mbv3", "ofa_mbv3_w1.0", "ofa_proxyless_w1.3", "ofa_resnet50", "mcunet", "nas_bench_macro")
+FAMILIES = (
+    "cifar_mbv3",
+    "cifar_conv",
+    "ofa_mbv3_w1.0",
+    "ofa_proxyless_w1.3",
+    "ofa_resnet50",
+    "mcunet",
+    "nas_bench_macro",
+)
 
 
 def shaken(space: Space, steps: int = 8) -> Supernet:
@@ -101,7 +109,8 @@ def test_a_change_of_one_weight_by_one_percent_is_seen(digits: Supernet) -> None
 
 @torch.no_grad()
 @pytest.mark.parametrize(
-    "name", ["cifar_mbv3", "ofa_mbv3_w1.0", "ofa_proxyless_w1.3", "ofa_resnet50", "mcunet", "nas_bench_macro"]
+    "name",
+    ["cifar_mbv3", "cifar_conv", "ofa_mbv3_w1.0", "ofa_proxyless_w1.3", "ofa_resnet50", "mcunet", "nas_bench_macro"],
 )
 def test_other_families_too(name: str) -> None:
     space = load_space(name) if name == "ofa_mbv3_w1.0" else small(name)

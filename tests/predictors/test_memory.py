@@ -19,7 +19,7 @@ from predictors.memory import MODELS, peak_memory
 from tests.predictors.published import published_nets, read_genes
 
 FAMILIES = (
-    *("digits_mbv3", "cifar_mbv3", "ofa_mbv3_w1.0", "ofa_mbv3_w1.2"),
+    *("digits_mbv3", "cifar_mbv3", "cifar_conv", "ofa_mbv3_w1.0", "ofa_mbv3_w1.2"),
     *("ofa_proxyless_w1.3", "ofa_resnet50", "mcunet", "nas_bench_macro"),
 )
 
@@ -54,7 +54,9 @@ def test_every_row_of_the_published_peak_table_is_reproduced(data_folder: Path) 
     np.testing.assert_array_equal(predicted, frame.peak_elems)
 
 
-@pytest.mark.parametrize("name", ["digits_mbv3", "cifar_mbv3", "ofa_mbv3_w1.0", "ofa_proxyless_w1.3", "mcunet"])
+@pytest.mark.parametrize(
+    "name", ["digits_mbv3", "cifar_mbv3", "cifar_conv", "ofa_mbv3_w1.0", "ofa_proxyless_w1.3", "mcunet"]
+)
 def test_the_default_model_equals_a_walk_over_the_network(name: str) -> None:
     space = load_space(name)
     genes = space.sample(100, np.random.default_rng(1))
