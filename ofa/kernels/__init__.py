@@ -39,9 +39,17 @@ def library(name: str) -> ctypes.CDLL | None:
         if not path.exists():
             _compile(source, path)
         return ctypes.CDLL(str(path))
-    except (OSError, subprocess.CalledProcessError) as error:
+    except OSError as error:
         log.info("%s runs on PyTorch's own operations: no compiled kernel (%s)", name, error)
-        return None
+    except subprocess.CalledProcessError as error:
+        said = next((line for line in error.stderr.splitlines() if "error" in line), str(error))
+        log.warning(
+            "%s.c does not compile, so that training is slower (%s); set CC to another compiler, or OFA_KERNELS=0 "
+            "to leave it so",
+            name,
+            said,
+        )
+    return None
 
 
 @cache

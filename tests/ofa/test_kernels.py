@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,7 +29,7 @@ from ofa.supernet import Supernet
 from ofa.training.layers import fast_layers
 from tests.ofa.nets import SPEC, random_net
 
-compiled = pytest.mark.skipif(library("depthwise") is None, reason="no C compiler")
+compiled = pytest.mark.skipif(shutil.which(os.environ.get("CC", "cc")) is None, reason="no C compiler")
 CASES = [
     (h, w, k, s, c)
     for h, w in ((1, 1), (2, 3), (5, 4), (9, 13))
@@ -214,6 +217,21 @@ def test_without_a_compiler_the_stock_operations_give_the_same(no_compiler: None
     assert torch.equal(z, F.relu(F.batch_norm(x, None, None, weight[:, 0, 0, 0], weight[:, 0, 0, 1], True)))
     smaller = shrink(weight, 8, 3)
     assert torch.equal(smaller, weight[:8, :, 1:4, 1:4]) and type(smaller.grad_fn).__name__ == "SliceBackward0"
+
+
+def test_a_kernel_that_does_not_compile_is_told_and_replaced(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    bad = tmp_path / "cc"
+    bad.write_text("#!/bin/sh\necho 'norm.c:7: error: no such thing' >&2\nexit 1\n")
+    bad.chmod(0o755)
+    monkeypatch.setenv("CC", str(bad))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    library.cache_clear()
+    with caplog.at_level(logging.WARNING, "ofa.kernels"):
+        assert library("norm") is None
+    library.cache_clear()
+    assert "norm.c does not compile" in caplog.text and "no such thing" in caplog.text and "set CC" in caplog.text
 
 
 def test_the_kernels_leave_other_inputs_to_pytorch() -> None:
