@@ -96,7 +96,7 @@ class CalibratingConv(nn.Module):
         conv = self.plain.conv
         if conv.groups == conv.in_channels == conv.out_channels:
             return depthwise(x, crop_kernel(conv.weight, min(x.shape[-2:]), conv.stride[0]), conv.stride[0])
-        return convolve(x, conv.weight, stride=conv.stride[0]) if conv.groups == 1 and conv.bias is None else conv(x)
+        return convolve(x, conv.weight, conv.bias, stride=conv.stride[0]) if conv.groups == 1 else conv(x)
 
 
 def _average(bn: nn.BatchNorm2d, mean: Tensor, var: Tensor) -> None:

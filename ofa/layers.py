@@ -107,7 +107,7 @@ class _Product(torch.autograd.Function):
         else:
             torch.mm(g.t(), rows, out=_matrix(whole, cout, cin))
         used = weight[:cout, :cin].to(x.dtype)
-        if k == 1:
+        if k == stride == 1:
             gx = _images(g @ _matrix(used, cout, cin), x.shape)
         elif stride == 1 and not twice:
             turned = used.flip(2, 3).permute(2, 3, 0, 1).reshape(-1, cin)

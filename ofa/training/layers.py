@@ -61,7 +61,13 @@ def _kind(layer: nn.Module) -> type[nn.Module] | None:
     if type(layer) is not nn.Conv2d:
         return None
     (k, k_wide), (stride, stride_wide) = layer.kernel_size, layer.stride
-    alike = k == k_wide and stride == stride_wide and layer.padding == (k // 2, k // 2) and layer.dilation == (1, 1)
+    alike = (
+        k == k_wide
+        and k % 2
+        and stride == stride_wide
+        and layer.padding == (k // 2, k // 2)
+        and layer.dilation == (1, 1)
+    )
     if not alike or layer.padding_mode != "zeros":
         return None
     if layer.groups == 1:

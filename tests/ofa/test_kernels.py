@@ -259,7 +259,9 @@ def test_small_convolve_convolutions_equal_conv2d(size: int) -> None:
     assert y.is_contiguous(memory_format=torch.channels_last)
 
 
-@pytest.mark.parametrize(("kernel", "stride", "with_bias"), [(1, 1, True), (1, 1, False), (3, 1, True), (3, 2, False)])
+@pytest.mark.parametrize(
+    ("kernel", "stride", "with_bias"), [(1, 1, True), (1, 1, False), (1, 2, True), (3, 1, True), (3, 2, False)]
+)
 def test_small_convolutions_by_a_part_of_the_weight_have_the_gradients_of_conv2d(
     kernel: int, stride: int, with_bias: bool
 ) -> None:
@@ -373,7 +375,7 @@ def test_fine_tuning_runs_any_network_on_kernels_and_products_and_leaves_its_lay
     torch.manual_seed(0)
     odd = nn.Conv2d(16, 16, 3, padding=0, groups=16, bias=False)  # not padded as the kernel pads
     layers = [nn.Conv2d(16, 16, k, stride, k // 2, groups=16, bias=False) for k, stride in ((3, 1), (5, 2), (7, 1))]
-    dense = [nn.Conv2d(16, 20, 3, 2, 1), nn.Conv2d(20, 8, 1)]  # of 2 x 2 pixels
+    dense = [nn.Conv2d(16, 20, 3, 2, 1), nn.Conv2d(20, 20, 2, 1, 1), nn.Conv2d(20, 8, 1)]  # of 2 and 3 pixels a side
     net, x = nn.Sequential(*layers, nn.BatchNorm2d(16), odd, *dense), images(2, 16, 12, 12)
     net(x).square().sum().backward()
     plain_grads = [parameter.grad for parameter in net.parameters()]
@@ -384,7 +386,7 @@ def test_fine_tuning_runs_any_network_on_kernels_and_products_and_leaves_its_lay
         y.square().sum().backward()
     assert ("_DepthwiseBackward" in names) == (library("depthwise") is not None) and "_ProductBackward" in names
     assert ("_BatchNormActBackward" in names) == (library("norm") is not None)
-    assert [type(layer) for layer in net] == [*[nn.Conv2d] * 3, nn.BatchNorm2d, *[nn.Conv2d] * 3]
+    assert [type(layer) for layer in net] == [*[nn.Conv2d] * 3, nn.BatchNorm2d, *[nn.Conv2d] * 4]
     for parameter, expected in zip(net.parameters(), plain_grads, strict=True):
         torch.testing.assert_close(parameter.grad, expected, rtol=1e-4, atol=1e-5)
 
