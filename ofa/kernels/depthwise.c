@@ -134,7 +134,6 @@ static void *work(void *argument) {
 int depthwise(int what, int half, const void *x, const float *w, const void *gy, void *out, long n, long h, long wd,
               long c, long k, long stride, int threads) {
     long p = (h - 1) / stride + 1, q = (wd - 1) / stride + 1, all = (c + LANES - 1) / LANES;
-    pthread_t ids[MAX_THREADS];
     job jobs[MAX_THREADS];
     if (c < LANES || k > 7 || k % 2 == 0) return 1;
     threads = (int)least(least(threads, MAX_THREADS), all);
@@ -143,11 +142,7 @@ int depthwise(int what, int half, const void *x, const float *w, const void *gy,
     if (!scratch) return 1;
     for (int t = 0; t < threads; t++)
         jobs[t] = (job){x, gy, w, out, n, h, wd, c, k, stride, p, q, half, what, t, threads, scratch + t * each};
-    for (int t = 1; t < threads; t++)
-        if (pthread_create(&ids[t], NULL, work, &jobs[t])) ids[t] = 0, work(&jobs[t]);
-    work(&jobs[0]);
-    for (int t = 1; t < threads; t++)
-        if (ids[t]) pthread_join(ids[t], NULL);
+    run(work, jobs, sizeof(job), threads);
     free(scratch);
     return 0;
 }

@@ -176,7 +176,6 @@ static void *work(void *argument) {
 /* Forward: mean, inv and out = z.  Backward: out = gx, gw and gb.  Returns 0, or 1 where nothing was computed. */
 int norm(int back, int half, int act, const void *x, const float *w, const float *b, const void *gz, float *mean,
          float *inv, void *out, float *gw, float *gb, long m, long c, float eps, int threads) {
-    pthread_t ids[MAX_THREADS];
     job jobs[MAX_THREADS];
     if (c < LANES || act < 0 || act > 3) return 1;
     if (threads > MAX_THREADS) threads = MAX_THREADS;
@@ -188,11 +187,7 @@ int norm(int back, int half, int act, const void *x, const float *w, const float
     for (int t = 0; t < threads; t++)
         jobs[t] = (job){x, gz,    w,         b,         mean, inv, out, gw,   gb,  sums, f,
                         f + c, f + 2 * c, f + 3 * c, m,    c,   eps, half, act, back, t,    threads};
-    for (int t = 1; t < threads; t++)
-        if (pthread_create(&ids[t], NULL, work, &jobs[t])) ids[t] = 0, work(&jobs[t]);
-    work(&jobs[0]);
-    for (int t = 1; t < threads; t++)
-        if (ids[t]) pthread_join(ids[t], NULL);
+    run(work, jobs, sizeof(job), threads);
     free(sums);
     return 0;
 }

@@ -1,4 +1,4 @@
-/* Vectors of channels, from images of floats or of bfloat16, which is the upper half of a float. */
+/* Vectors of channels, from images of floats or of bfloat16, which is the upper half of a float; and threads. */
 
 #include <pthread.h>
 #include <stdlib.h>
@@ -46,4 +46,14 @@ INLINE void put(int half, void *p, long k, vec a) {
         narrow((unsigned short *)p + k, a);
     else
         *(loose *)((float *)p + k) = a;
+}
+
+/* work(job) for each of up to MAX_THREADS jobs of `size` bytes, the first here and each other in a thread of its own. */
+INLINE void run(void *(*work)(void *), void *jobs, size_t size, int threads) {
+    pthread_t ids[MAX_THREADS];
+    for (int t = 1; t < threads; t++)
+        if (pthread_create(&ids[t], NULL, work, (char *)jobs + t * size)) ids[t] = 0, work((char *)jobs + t * size);
+    work(jobs);
+    for (int t = 1; t < threads; t++)
+        if (ids[t]) pthread_join(ids[t], NULL);
 }
