@@ -132,9 +132,9 @@ def test_worker_processes_give_the_same_batches(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_images(data_folder: Path, tmp_path: Path) -> None:
-    photos.write(tmp_path, photos.photographs(data_folder / "cifar10", 3000))
+    photos.write(tmp_path, photos.photographs(data_folder / "cifar10", 6000))  # far more than what a process varies by
     held, files, groups = (photos.measure(mode, tmp_path, 1) for mode in ("held", "files", "row groups"))
-    decoded = 2700 * 256 * 256 * 3 / 2**20
+    decoded = 5400 * 256 * 256 * 3 / 2**20
     for few in (files, groups):
         assert few["peak_mb"] < held["peak_mb"] - 0.7 * decoded
         assert few["worker_mb"] < few["peak_mb"] + 100
