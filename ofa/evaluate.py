@@ -24,7 +24,7 @@ BATCH = 256
 def accuracy(net: nn.Module, data: ImageData, split: str, *, resolution: int, limit: int | None = None) -> float:
     """Top-1 accuracy (0 to 1) of a plain net on the first `limit` images of a split."""
     device = next(net.parameters()).device
-    if isinstance(net, StaticNet) and not net.training and device.type == "cpu":
+    if not net.training:
         net = fast(net)
     right = total = 0
     for x, y in data.batches(split, BATCH, resolution, rng=None, limit=limit):

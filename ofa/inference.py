@@ -21,11 +21,14 @@ NAMES = {nn.Identity: "none", nn.ReLU: "relu", nn.ReLU6: "relu6", nn.Hardswish: 
 
 
 @torch.no_grad()
-def fast(net: StaticNet) -> nn.Module:
+def fast(net: nn.Module) -> nn.Module:
     """A net that gives the logits of `net` in evaluation mode, up to rounding, and shares its other tensors.
 
-    It can neither be trained nor exported; what is changed in `net` afterwards may or may not be seen.
+    It can neither be trained nor exported; what is changed in `net` afterwards may or may not be seen.  Of a network
+    that is no StaticNet on a CPU: itself.
     """
+    if not isinstance(net, StaticNet) or next(net.parameters()).device.type != "cpu":
+        return net
     return _rewritten(net, FoldedConv).eval()
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ofa.distill.logits import label_loss
 from ofa.distill.settings import BY_CHANNEL, ON_LOGITS, REGRESSED, Distillation, require_classes
 from ofa.distill.taps import Outputs, Tap, evaluating, match, require_layers, stage_ends
+from ofa.inference import fast
 
 
 class Distiller:
@@ -46,8 +47,9 @@ class Distiller:
         embedding = settings.reads_embedding
         self.student = Tap(student, self._names, embedding=embedding)
         self.networks = tuple(teachers)
+        looked_into = settings.mutual or settings.reads_maps or embedding
         self.teachers = [
-            Tap(teacher, [other for _, other in found], embedding=embedding)
+            Tap(teacher if looked_into else fast(teacher), [other for _, other in found], embedding=embedding)
             for teacher, found in zip(teachers, pairs, strict=True)
         ]
         for teacher in teachers:

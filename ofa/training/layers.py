@@ -8,8 +8,10 @@ from contextlib import contextmanager
 from torch import Tensor, nn
 
 from ofa.depthwise import depthwise
+from ofa.inference import NAMES
 from ofa.layers import convolve
-from ofa.norm import batch_norm_act
+from ofa.modules import ConvBN
+from ofa.norm import ACTIVATIONS, batch_norm_act
 
 
 class _Depthwise(nn.Conv2d):
@@ -29,11 +31,18 @@ class _Dense(nn.Conv2d):
 
 
 class _Norm(nn.BatchNorm2d):
-    """Batch norm by the batch alone: running statistics stay as they are."""
+    """Batch norm by the batch alone, and the activation behind it: running statistics stay as they are."""
+
+    act = "none"
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) to the same."""
-        return batch_norm_act(x, self.weight, self.bias, "none", self.eps) if self.training else super().forward(x)
+        if self.training:
+            return batch_norm_act(x, self.weight, self.bias, self.act, self.eps)
+        return ACTIVATIONS[self.act](super().forward(x))
+
+
+NORMS: dict[str, type[nn.Module]] = {act: type("_Norm", (_Norm,), {"act": act}) for act in ACTIVATIONS}
 
 
 @contextmanager
@@ -43,6 +52,10 @@ def fast_layers(net: nn.Module) -> Iterator[None]:
     Its batch norms are to be calibrated afterwards.
     """
     layers = {module: (type(module), kind) for module in net.modules() if (kind := _kind(module))}
+    for module in net.modules():
+        if isinstance(module, ConvBN) and _together(module.bn, module.act) and module.bn in layers:
+            layers[module.bn] = nn.BatchNorm2d, NORMS[NAMES[type(module.act)]]
+            layers[module.act] = type(module.act), nn.Identity
     for layer, (_, kind) in layers.items():
         layer.__class__ = kind
     try:
@@ -50,6 +63,11 @@ def fast_layers(net: nn.Module) -> Iterator[None]:
     finally:
         for layer, (own, _) in layers.items():
             layer.__class__ = own
+
+
+def _together(bn: nn.Module, act: nn.Module) -> bool:
+    """Whether an activation can be part of the batch norm in front of it: nobody looks between them."""
+    return type(act) in NAMES and not bn._forward_hooks and not act._forward_pre_hooks
 
 
 def _kind(layer: nn.Module) -> type[nn.Module] | None:

@@ -47,5 +47,5 @@ def load_teacher(
     net = net.to(device).eval()
     if features:
         return Tap(net, stage_units(net.spec.units), embedding=True)
-    quick = fast(net) if device.type == "cpu" else net
+    quick = fast(net)
     return lambda x: Outputs(quick(x))

@@ -22,6 +22,7 @@ from ofa.extraction import extract, recalibrate
 from ofa.inference import fast
 from ofa.kernels import library, plain
 from ofa.layers import convolve, leading
+from ofa.modules import ConvBN, activation
 from ofa.norm import ACTIVATIONS, batch_norm_act
 from ofa.shrink import shrink, stock
 from ofa.space import load_space
@@ -389,6 +390,33 @@ def test_fine_tuning_runs_any_network_on_kernels_and_products_and_leaves_its_lay
     assert [type(layer) for layer in net] == [*[nn.Conv2d] * 3, nn.BatchNorm2d, *[nn.Conv2d] * 4]
     for parameter, expected in zip(net.parameters(), plain_grads, strict=True):
         torch.testing.assert_close(parameter.grad, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("act", ["none", "relu", "relu6", "h_swish"])
+def test_fine_tuning_runs_an_activation_with_the_batch_norm_before_it_unless_somebody_looks_between(act: str) -> None:
+    torch.manual_seed(0)
+    net, x, seen = ConvBN(6, 16, 3, 1, act=act), images(2, 6, 12, 12), list[Tensor]()
+    gradient = images(2, 16, 12, 12)
+    expected = net(x)
+    expected.backward(gradient)
+    plain_grads = [parameter.grad for parameter in net.parameters()]
+    for looked in (False, True):
+        hook = net.bn.register_forward_hook(lambda _, __, y: seen.append(y)) if looked else None
+        net.zero_grad()
+        with fast_layers(net):
+            assert isinstance(net.act, nn.Identity) == (not looked or act == "none")
+            y = net(x)
+            y.backward(gradient)
+            evaluated = net.eval()(x)
+        assert type(net.bn) is nn.BatchNorm2d and type(net.act) is type(activation(act))
+        torch.testing.assert_close(y, expected)
+        torch.testing.assert_close(evaluated, net(x))
+        net.train()
+        for parameter, grad in zip(net.parameters(), plain_grads, strict=True):
+            torch.testing.assert_close(parameter.grad, grad, rtol=1e-3, atol=1e-3)
+        if hook:
+            torch.testing.assert_close(seen[0], net.bn(net.conv(x)))
+            hook.remove()
 
 
 def _nodes(node: Any) -> Iterator[Any]:
