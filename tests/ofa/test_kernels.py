@@ -419,6 +419,14 @@ def test_fine_tuning_runs_an_activation_with_the_batch_norm_before_it_unless_som
             hook.remove()
 
 
+def test_fine_tuning_leaves_an_activation_with_a_forward_of_its_own() -> None:
+    net, x = ConvBN(6, 16, 3, 1, act="relu"), images(2, 6, 12, 12)
+    net.act.forward = lambda y: 2 * y
+    expected = net(x)
+    with fast_layers(net):
+        torch.testing.assert_close(net(x), expected)
+
+
 def _nodes(node: Any) -> Iterator[Any]:
     yield node
     for earlier, _ in node.next_functions:
