@@ -35,6 +35,7 @@ from ofa.training.step import Step
 from ofa.training.teacher import Teacher, load_teacher, taken
 from ofa.training.trained import AVERAGE, SUPERNET, start_from
 from ofa.training.watch import Watch, collapsed, memory
+from ofa.training.whiten import whiten
 from ofa.weights import save_tensors
 
 if TYPE_CHECKING:
@@ -80,6 +81,8 @@ class Trainer:
         self.supernet = Supernet(space)
         if initial is not None:
             start_from(self.supernet, initial)
+        elif schedule.whiten:
+            whiten(self.supernet, data)
         self.supernet.to(self.device)
         scale = scale or Scale()
         self.world = scale.world

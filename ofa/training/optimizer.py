@@ -9,15 +9,30 @@ from ofa.schedule import Schedule
 
 
 def make_optimizer(net: nn.Module, schedule: Schedule) -> torch.optim.SGD:
-    """Fused SGD; no weight decay on vectors.  Momentum buffers exist from the start, as fused SGD needs them to."""
+    """Fused SGD; no weight decay on vectors.  Momentum buffers exist from the start, as fused SGD needs them to.
+
+    `set_rate` gives each group of parameters its share of the learning rate.
+    """
     named = list(net.named_parameters())
+    biases = [p for name, p in named if name.endswith("bias")]
     decayed = [p for name, p in named if p.ndim > 1 and "transforms" not in name]
-    rest = [p for name, p in named if p.ndim <= 1 or "transforms" in name]
-    groups = [{"params": decayed, "weight_decay": schedule.weight_decay}, {"params": rest, "weight_decay": 0.0}]
+    taken = {id(p) for p in biases + decayed}
+    rest = [p for _, p in named if id(p) not in taken]
+    groups = [
+        {"params": decayed, "weight_decay": schedule.weight_decay, "share": 1.0},
+        {"params": rest, "weight_decay": 0.0, "share": 1.0},
+        {"params": biases, "weight_decay": 0.0, "share": schedule.bias_lr},
+    ]
     optimizer = torch.optim.SGD(groups, lr=0.1, momentum=schedule.momentum, nesterov=True, fused=True)
     for _, parameter in named:
         optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return optimizer
+
+
+def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Set the learning rate of every parameter, in place."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["share"]
 
 
 def reset_momentum(optimizer: torch.optim.Optimizer) -> None:

@@ -17,7 +17,7 @@ from ofa.space import Arch, Space
 from ofa.supernet import Supernet
 from ofa.training.gradients import Add, Gradients
 from ofa.training.losses import net_loss, reads_features, regularized, teaching
-from ofa.training.optimizer import clip
+from ofa.training.optimizer import clip, set_rate
 from ofa.training.rollback import check_finite
 from ofa.training.teacher import Teacher
 
@@ -63,8 +63,7 @@ class Step:
         x, y = x.to(self.gradients.device), y.to(self.gradients.device)
         if self.augment.mixes:
             x, y = self.augment.mixed(x, y, self.supernet.space.classes, self._random(6, step))
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        set_rate(self.optimizer, lr)
         self.supernet.train()
         loss = self.gradients.of(partial(self._losses, phase, archs, step, teacher), x, y)
         check_finite(loss, step, phase.name, lr)
