@@ -16,8 +16,7 @@ def make_optimizer(net: nn.Module, schedule: Schedule) -> torch.optim.SGD:
     named = list(net.named_parameters())
     biases = [p for name, p in named if name.endswith("bias")]
     decayed = [p for name, p in named if p.ndim > 1 and "transforms" not in name]
-    taken = {id(p) for p in biases + decayed}
-    rest = [p for _, p in named if id(p) not in taken]
+    rest = [p for name, p in named if not name.endswith("bias") and (p.ndim <= 1 or "transforms" in name)]
     groups = [
         {"params": decayed, "weight_decay": schedule.weight_decay, "share": 1.0},
         {"params": rest, "weight_decay": 0.0, "share": 1.0},
