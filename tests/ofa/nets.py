@@ -63,11 +63,13 @@ def random_net(spec: NetSpec = SPEC, seed: int = 0) -> StaticNet:
 def small(name: str) -> Space:
     """A published family with few blocks and narrow stages, so that it is quick."""
     space = load_space(name)
-    stages = []
-    for i, s in enumerate(space.stages[:3]):
-        channels = (64 if s.block == "bottleneck" else 8) * (i + 1)
-        kept = {0: 0, s.channels: channels}  # of layers before the stage: none of a pool, those of its first block
-        before = tuple(replace(x, channels=kept.get(x.channels, 16)) for x in s.before)
-        stages.append(replace(s, channels=channels, before=before))
+    stages = tuple(
+        replace(
+            s,
+            channels=(64 if s.block == "bottleneck" else 8) * (i + 1),
+            before=tuple(replace(x, channels=x.channels and 16) for x in s.before),
+        )
+        for i, s in enumerate(space.stages[:3])
+    )
     stem = tuple(replace(layer, channels=8) for layer in space.stem)
-    return replace(space, name="small", resolution=(32,), stages=tuple(stages), stem=stem, classes=10)
+    return replace(space, name="small", resolution=(32,), stages=stages, stem=stem, classes=10)
