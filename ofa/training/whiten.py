@@ -1,7 +1,7 @@
 """A first convolution that whitens what it sees: its filters decorrelate the patches of the training images.
 
 Neighbouring pixels are alike, so a fresh first layer mostly sees brightness, and learns the rest slowly.  After Jordan
-2024, "94% on CIFAR-10 in 3.29 seconds on a single GPU", sec. 3.2 (there frozen and without batch norm).
+2024, "94% on CIFAR-10 in 3.29 seconds on a single GPU" (there frozen and without batch norm).
 """
 
 from __future__ import annotations
