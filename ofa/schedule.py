@@ -127,9 +127,10 @@ class Schedule:
             raise UserError(f"phases {names} must be at least one, each with a name of its own")
         if self.batch_size < 2:
             raise UserError(f"batch_size {self.batch_size} is too small for batch norm; give at least 2 images")
-        for name in ("lr_batch_size", "epochs", "decay", "decay_epochs", "floor", "clip_norm", "clip_value", "bias_lr"):
-            if getattr(self, name) is not None:
-                positive(name, getattr(self, name))
+        optional = ("lr_batch_size", "epochs", "clip_norm", "clip_value")
+        given = [name for name in optional if getattr(self, name) is not None]
+        for name in (*given, "decay", "decay_epochs", "floor", "bias_lr"):
+            positive(name, getattr(self, name))
         for name in ("warmup", "momentum", "label_smoothing", "dropout", "drop_path", "weight_decay"):
             share(name, getattr(self, name))
 

@@ -108,6 +108,12 @@ def test_another_batch_size_scales_the_published_rates() -> None:
         replace(half, lr_batch_size=0)
 
 
+@pytest.mark.parametrize("name", ["decay", "decay_epochs", "floor", "bias_lr"])
+def test_what_has_no_off_is_not_null(name: str) -> None:
+    with pytest.raises(UserError, match=f"{name} is None; give a finite number above 0"):
+        replace(load("bignas"), **{name: None})
+
+
 def test_once_for_alls_phases_are_the_papers() -> None:
     phases = load("once_for_all").phases
     assert [(p.epochs, p.lr, p.random_nets) for p in phases[1:]] == [
