@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from ofa.errors import UserError
 from predictors.averaged import AveragedGP
 from predictors.features import Group
+from predictors.perceptron import perceptron
 from predictors.warp import Warp
 
 Float = NDArray[np.float64]
@@ -88,21 +89,13 @@ class Network:
         options = {"alpha": 1e-2, "learning_rate_init": 1e-3, "batch_size": min(32, len(x)), "max_iter": 100}
         net = MLPRegressor(hidden_layer_sizes=self.widths, **options, random_state=self.seed)
         Ensemble([net]).fit(x.astype(np.float32), y.astype(np.float32))
-        self.layers = [(np.float32(w), np.float32(b)) for w, b in zip(net.coefs_, net.intercepts_, strict=True)]
+        self.forward = perceptron(list(zip(net.coefs_, net.intercepts_, strict=True)))
         return self
 
     def predict(self, x: Float) -> tuple[Float, Float]:
         """Mean and 1, (Q,) each."""
-        pieces = [self._forward(x[a:b].astype(np.float32, copy=False)) for a, b in _batches(len(x))]
+        pieces = [self.forward(x[a:b].astype(np.float32, copy=False)) for a, b in _batches(len(x))]
         return np.concatenate(pieces).astype(np.float64), np.ones(len(x))
-
-    def _forward(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
-        for i, (weights, bias) in enumerate(self.layers):
-            x = x @ weights
-            x += bias
-            if i < len(self.layers) - 1:
-                np.maximum(x, 0, out=x)
-        return x[:, 0]
 
 
 def _batches(n: int) -> Sequence[tuple[int, int]]:

@@ -39,6 +39,7 @@ from ofa.files import versions, write_json
 from ofa.space import Genes, Space, load_space
 from predictors.costs import Macs, Params
 from predictors.models import Network
+from predictors.perceptron import perceptron
 from search.evolution import Evolution
 from search.genetic import Genetic
 from search.pareto import hypervolume
@@ -79,7 +80,7 @@ def mlp_of(model: Any, space: Space) -> Callable[[Genes], Floats]:
         ordered[ends[space.columns(name).start] :][:n] = layers[0][0][first : first + n]
     network = Network(0)
     layers[0] = ordered, layers[0][1]
-    network.layers = layers
+    network.forward = perceptron(layers)
     return lambda genes: network.predict(space.onehot(genes))[0]  # type: ignore[arg-type]  # float32 as it works
 
 
