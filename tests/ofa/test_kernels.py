@@ -427,6 +427,18 @@ def test_fine_tuning_leaves_an_activation_with_a_forward_of_its_own() -> None:
         torch.testing.assert_close(net(x), expected)
 
 
+@pytest.mark.parametrize("module", ["bn", "act"])
+@pytest.mark.parametrize("kind", ["full_backward_hook", "full_backward_pre_hook"])
+def test_fine_tuning_shows_hooks_the_gradients_of_their_own_layer(module: str, kind: str) -> None:
+    net, x, gradient = ConvBN(6, 16, 3, 1, act="relu"), images(2, 6, 12, 12), images(2, 16, 12, 12)
+    seen: list[torch.Tensor] = []
+    getattr(getattr(net, module), f"register_{kind}")(lambda layer, *gradients: seen.append(gradients[0][0].clone()))
+    net(x).backward(gradient)
+    with fast_layers(net):
+        net(x).backward(gradient)
+    torch.testing.assert_close(seen[1], seen[0])
+
+
 def _nodes(node: Any) -> Iterator[Any]:
     yield node
     for earlier, _ in node.next_functions:
