@@ -24,6 +24,7 @@ from ofa.errors import UserError
 from ofa.export.graph import INPUT
 from ofa.export.onnx import load_onnx
 from ofa.files import atomic_write
+from ofa.processor import flags
 
 METHODS = {"minmax": "MinMax", "percentile": "Percentile"}
 QUANTIZED = ("Conv", "Gemm")
@@ -90,10 +91,7 @@ def quantize(
 
 def saturates() -> bool:
     """Whether this processor adds pairs of 8-bit products in 16 bits: x86 without VNNI."""
-    if platform.machine() not in ("x86_64", "AMD64"):
-        return False
-    info = Path("/proc/cpuinfo")
-    return not (info.exists() and "vnni" in info.read_text())
+    return platform.machine() in ("x86_64", "AMD64") and "vnni" not in flags()
 
 
 def check_quantized(model: onnx.ModelProto, *, biases: bool = True) -> dict[str, int]:

@@ -6,7 +6,6 @@ M models, R repeats.  Times are milliseconds of wall clock.
 from __future__ import annotations
 
 import os
-import platform
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from time import perf_counter
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ofa import processor
 from ofa.errors import UserError
 from ofa.space import Genes, Space
 
@@ -29,7 +29,7 @@ def device_card(threads: int = 1, batch: int = 1) -> dict[str, Any]:
     import onnxruntime
 
     return {
-        "machine": _processor(),
+        "machine": processor.name(),
         "cores": os.cpu_count(),
         "runtime": f"onnxruntime {onnxruntime.__version__}",
         "provider": PROVIDER,
@@ -131,13 +131,3 @@ def _burst(call: Callable[[], object]) -> list[float]:
         call()
         marks.append(perf_counter())
     return list(np.diff(marks))
-
-
-def _processor() -> str:
-    """The processor's name, from Linux where it tells."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()

@@ -23,6 +23,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ofa.processor import flags
+
 FLAGS = ("-O3", "-march=native", "-shared", "-fPIC", "-pthread")
 WIDEST = 16  # channels that a kernel works on at a time, on processors with AVX-512
 log = logging.getLogger(__name__)
@@ -126,9 +128,6 @@ def _folder() -> Path:
 
 def _key(source: Path) -> str:
     """Of the source, what it includes, the flags and the processor, since machines may share a home folder."""
-    cpu = Path("/proc/cpuinfo")
-    lines = cpu.read_text().splitlines() if cpu.exists() else []
-    flags = next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
     shared = "".join(header.read_text() for header in sorted(source.parent.glob("*.h")))
-    text = source.read_text() + shared + " ".join(FLAGS) + platform.machine() + os.environ.get("CC", "cc") + flags
+    text = source.read_text() + shared + " ".join(FLAGS) + platform.machine() + os.environ.get("CC", "cc") + flags()
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -10,7 +10,6 @@ both sides, the first of them in turns; a row is the median of the rounds' ratio
 from __future__ import annotations
 
 import argparse
-import platform
 import sys
 import time
 from collections.abc import Callable
@@ -27,6 +26,7 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+from ofa import processor
 from ofa.depthwise import depthwise
 from ofa.distill import label_loss
 from ofa.extraction import extract, recalibrate
@@ -226,9 +226,7 @@ def architectures(space: Space, n: int, seed: int) -> dict[str, Genes]:
 
 def machine() -> dict[str, Any]:
     """Processor and threads."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
-    return {"processor": model or platform.processor(), "threads": torch.get_num_threads()}
+    return {"processor": processor.name(), "threads": torch.get_num_threads()}
 
 
 def line(found: dict[str, Any]) -> str:
