@@ -48,8 +48,9 @@ def spoiled(folder: Path, data: ImageData, space: Space, attempts: int) -> tuple
         seen.append(dict(values))
         if values["step"] == 3 * run.steps_per_epoch - 1 and not any("rollback" in each for each in seen):
             with torch.no_grad():
-                for parameter in run.supernet.units[-1].parameters():
-                    parameter.normal_(0, 10)
+                linear = run.supernet.units[-1].linear
+                linear.weight.zero_()
+                linear.bias.zero_()[0] = 1e4  # one class for every image, whatever one more step does
 
     run.report = report
     run.run()
