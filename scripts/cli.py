@@ -101,7 +101,7 @@ def _run(job: Function, parser: argparse.ArgumentParser) -> None:
     version.setbase("1.3")
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
-        _run_hydra(parser.parse_args(), parser, job, "pkg://conf", "config")
+        _run_hydra(parser.parse_intermixed_args(), parser, job, "pkg://conf", "config")
     except SystemExit as end:
         if end.code:
             raise

@@ -156,10 +156,11 @@ def test_mistake_found_by_a_stage_is_one_line(command: Command, body: str, part:
     assert answer.status in (1, 2) and len(answer.err.splitlines()) == 1 and part in answer.err
 
 
-def test_missing_value_is_named_with_its_explanation(command: Command, tmp_path: Path) -> None:
+@pytest.mark.parametrize("before", [(), ("seed=1",)])
+def test_missing_value_is_named_with_its_explanation(command: Command, tmp_path: Path, before: tuple[str, ...]) -> None:
     (tmp_path / "more/data").mkdir(parents=True)
     (tmp_path / "more/data/mine.yaml").write_text("path: ???\n")
-    answer = command("--config-dir", "more", "data=mine")
+    answer = command(*before, "--config-dir", "more", "data=mine")
     assert answer.err.startswith("ofa-train: data.path has no value; give data.path=<value>")
 
 
