@@ -22,7 +22,7 @@ from ofa.spec import Unit
 
 Layout = tuple[Sequence[int], Sequence[int]]  # sizes and strides
 SMALL = 16  # pixels of a map up to which a convolution is a matrix product
-# MKL leaves AVX-512 unused on AMD's processors: its float32 products have half the speed of oneDNN's convolutions there
+# MKL leaves AVX-512 unused on AMD's processors: its float32 products are slower than oneDNN's convolutions there
 SMALL_FLOAT = 1 if facts().get("vendor_id") == "AuthenticAMD" and "avx512f" in flags() else SMALL
 
 

@@ -67,9 +67,8 @@ def fast_layers(net: nn.Module) -> Iterator[None]:
 
 def _together(bn: nn.Module, act: nn.Module) -> bool:
     """Whether an activation can be part of the batch norm in front of it: nobody looks between them."""
-    before, after = bn._forward_hooks or bn._backward_hooks, act._forward_pre_hooks or act._backward_hooks
-    looked = before or bn._backward_pre_hooks or after
-    return type(act) in NAMES and "forward" not in vars(act) and not looked
+    hooks = bn._forward_hooks, bn._backward_hooks, bn._backward_pre_hooks, act._forward_pre_hooks, act._backward_hooks
+    return type(act) in NAMES and "forward" not in vars(act) and not any(hooks)
 
 
 def _kind(layer: nn.Module) -> type[nn.Module] | None:
