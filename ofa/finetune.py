@@ -204,5 +204,5 @@ def _batches(data: ImageData, size: int, resolution: int, seed: int, start: int)
     epoch, done = divmod(start, data.size("train") // size)
     while True:
         rng = np.random.default_rng((seed, epoch))
-        yield from data.batches("train", size, resolution, rng=rng, drop_last=True, start=done)
+        yield from data.batches("train", size, resolution, rng=rng, drop_last=True, start=done, epoch=epoch)
         epoch, done = epoch + 1, 0

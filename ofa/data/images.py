@@ -101,6 +101,7 @@ class ImageData:
         drop_last: bool = False,
         start: int = 0,
         share: tuple[int, int] = (0, 1),
+        epoch: int = 0,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Normalised images, float32 (n, C, R, R) channels_last, and labels, int64 (n,).
 
@@ -108,6 +109,7 @@ class ImageData:
         the same generator; None: in order, as they are.  limit: at most so many images, spread evenly over the split
         where there is no rng.  drop_last: leave out a batch that is not full.  start: number of the first batch given.
         share: (i, n) gives every n-th image of each batch from its i-th on; the n shares together are the batch.
+        epoch: its number; an image mirrored in one is not in the next (Jordan 2024, as `Schedule` cites it, sec. 3.6).
         """
         images, (first, every) = self.split(split), share
         order = images.order(limit, rng)
@@ -116,7 +118,10 @@ class ImageData:
         if batch_size < 1 or not len(order):
             raise UserError(f"batches of {batch_size} cannot be drawn from {len(images)} images; change batch_size")
         parts = np.split(order, range(batch_size, len(order), batch_size))
-        moves = [_draw_moves(len(part), self.shift, self.flip, rng) for part in parts] if rng else None
+        mirrored = [_mirrored(part, epoch) & self.flip for part in parts]
+        if rng and self.flip:
+            parts = [part[np.argsort(~mask, kind="stable")] for part, mask in zip(parts, mirrored, strict=True)]
+        moves = [_draw_moves(mask, self.shift, rng) for mask in mirrored] if rng else None
         seeds = rng.integers(2**62, size=len(parts)) + first if rng and self.augment != NOTHING else None
         if every > 1:
             parts = [part[first::every] for part in parts]
@@ -164,7 +169,7 @@ class ImageData:
 
 @dataclass(frozen=True, slots=True)
 class Moves:
-    """How one batch is augmented: crop offsets (n,) from 0 to twice the shift, and how many images are mirrored."""
+    """How one batch is augmented: crop offsets (n,) up to twice the shift; its first `flips` images are mirrored."""
 
     down: Tensor
     right: Tensor
@@ -208,13 +213,19 @@ def _order(n: int, limit: int | None, rng: np.random.Generator | None) -> NDArra
     return rng.permutation(n)[:count] if rng else np.arange(count) * n // max(count, 1)
 
 
-def _draw_moves(n: int, shift: int, flip: bool, rng: np.random.Generator) -> Moves:
-    down, right = torch.from_numpy(rng.integers(0, 2 * shift + 1, (2, n)))
-    return Moves(down, right, int(rng.binomial(n, 0.5)) if flip else 0)
+def _mirrored(images: NDArray[np.int64], epoch: int) -> NDArray[np.bool_]:
+    """Which images, by their index (n,), an epoch mirrors: about half of them, and the next one the others."""
+    hashed = images.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) >> np.uint64(63)  # Fibonacci hashing (Knuth)
+    return hashed == epoch % 2
+
+
+def _draw_moves(mirrored: NDArray[np.bool_], shift: int, rng: np.random.Generator) -> Moves:
+    down, right = torch.from_numpy(rng.integers(0, 2 * shift + 1, (2, len(mirrored))))
+    return Moves(down, right, int(mirrored.sum()))
 
 
 def _move(x: Tensor, moves: Moves, shift: int) -> Tensor:
-    """Shifted and mirrored images.  Their order is random already: mirroring the first few mirrors a random few."""
+    """Shifted images, the first few of them mirrored."""
     x = _crop(x, moves, shift) if shift else x
     return torch.cat([x[: moves.flips].flip(3), x[moves.flips :]]) if moves.flips else x
 

@@ -105,6 +105,21 @@ def test_training_images_are_shifted_and_half_of_them_mirrored(colour: ImageData
     assert np.mean([flip for _, _, flip in seen]) == pytest.approx(0.5, abs=0.05)  # 3 standard deviations
 
 
+def test_an_image_is_mirrored_in_every_other_epoch(colour: ImageData) -> None:
+    def images(number: int) -> dict[int, np.ndarray]:
+        still, rng = replace(colour, shift=0), np.random.default_rng(number)
+        batches = still.batches("train", 100, 8, rng=rng, epoch=number)
+        return {int(y): x for xs, ys in batches for x, y in zip(pixels_of(still, xs), ys, strict=True)}
+
+    first, second, third = (images(number) for number in range(3))
+    mirrored = 0
+    for label, image in first.items():
+        assert np.array_equal(image, second[label][:, :, ::-1])
+        assert np.array_equal(image, third[label])
+        mirrored += not np.array_equal(image, np.asarray(colour.train.images)[label])
+    assert mirrored == pytest.approx(len(first) / 2, rel=0.1)
+
+
 def test_the_same_generator_gives_the_same_batches(colour: ImageData) -> None:
     x, y = epoch(colour, 12)
     threads = torch.get_num_threads()
