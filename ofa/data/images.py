@@ -118,10 +118,7 @@ class ImageData:
         if batch_size < 1 or not len(order):
             raise UserError(f"batches of {batch_size} cannot be drawn from {len(images)} images; change batch_size")
         parts = np.split(order, range(batch_size, len(order), batch_size))
-        mirrored = [_mirrored(part, epoch) & self.flip for part in parts]
-        if rng and self.flip:
-            parts = [part[np.argsort(~mask, kind="stable")] for part, mask in zip(parts, mirrored, strict=True)]
-        moves = [_draw_moves(mask, self.shift, rng) for mask in mirrored] if rng else None
+        moves = [_draw_moves(part, self.shift, self.flip, epoch, rng) for part in parts] if rng else None
         seeds = rng.integers(2**62, size=len(parts)) + first if rng and self.augment != NOTHING else None
         if every > 1:
             parts = [part[first::every] for part in parts]
@@ -169,15 +166,15 @@ class ImageData:
 
 @dataclass(frozen=True, slots=True)
 class Moves:
-    """How one batch is augmented: crop offsets (n,) up to twice the shift; its first `flips` images are mirrored."""
+    """How one batch is augmented: crop offsets (n,) from 0 to twice the shift, and which images are mirrored, (n,)."""
 
     down: Tensor
     right: Tensor
-    flips: int
+    mirrored: Tensor
 
     def share(self, first: int, every: int) -> Moves:
         """Those of every n-th image, from the first on."""
-        return Moves(self.down[first::every], self.right[first::every], len(range(first, self.flips, every)))
+        return Moves(self.down[first::every], self.right[first::every], self.mirrored[first::every])
 
 
 def resize(x: Tensor, side: int) -> Tensor:
@@ -213,21 +210,19 @@ def _order(n: int, limit: int | None, rng: np.random.Generator | None) -> NDArra
     return rng.permutation(n)[:count] if rng else np.arange(count) * n // max(count, 1)
 
 
-def _mirrored(images: NDArray[np.int64], epoch: int) -> NDArray[np.bool_]:
-    """Which images, by their index (n,), an epoch mirrors: about half of them, and the next one the others."""
+def _draw_moves(images: NDArray[np.int64], shift: int, flip: bool, epoch: int, rng: np.random.Generator) -> Moves:
+    """Of images by their index (n,).  An epoch mirrors about half of them, and the next one the others."""
+    down, right = torch.from_numpy(rng.integers(0, 2 * shift + 1, (2, len(images))))
     hashed = images.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) >> np.uint64(63)  # Fibonacci hashing (Knuth)
-    return hashed == epoch % 2
-
-
-def _draw_moves(mirrored: NDArray[np.bool_], shift: int, rng: np.random.Generator) -> Moves:
-    down, right = torch.from_numpy(rng.integers(0, 2 * shift + 1, (2, len(mirrored))))
-    return Moves(down, right, int(mirrored.sum()))
+    return Moves(down, right, torch.from_numpy((hashed == epoch % 2) & flip))
 
 
 def _move(x: Tensor, moves: Moves, shift: int) -> Tensor:
-    """Shifted images, the first few of them mirrored."""
+    """Shifted and mirrored images, which may be the tensor that came in."""
     x = _crop(x, moves, shift) if shift else x
-    return torch.cat([x[: moves.flips].flip(3), x[moves.flips :]]) if moves.flips else x
+    if moves.mirrored.any():
+        x[moves.mirrored] = x[moves.mirrored].flip(3)
+    return x
 
 
 def _crop(x: Tensor, moves: Moves, shift: int) -> Tensor:
