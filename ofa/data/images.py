@@ -109,7 +109,7 @@ class ImageData:
         the same generator; None: in order, as they are.  limit: at most so many images, spread evenly over the split
         where there is no rng.  drop_last: leave out a batch that is not full.  start: number of the first batch given.
         share: (i, n) gives every n-th image of each batch from its i-th on; the n shares together are the batch.
-        epoch: its number; an image mirrored in one is not in the next (Jordan 2024, as `Schedule` cites it, sec. 3.6).
+        epoch: its number; an image mirrored in one is not in the next (Jordan 2024, as `Schedule` cites it).
         """
         images, (first, every) = self.split(split), share
         order = images.order(limit, rng)
