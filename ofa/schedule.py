@@ -141,7 +141,7 @@ class Schedule:
             positive(name, getattr(self, name))
         if not isinstance(self.norm_lr, (int, float)) or not 0 <= self.norm_lr < math.inf:
             raise UserError(f"norm_lr is {self.norm_lr}; give a finite number of at least 0")
-        if self.lookahead < 0 or int(self.lookahead) != self.lookahead:
+        if not isinstance(self.lookahead, int) or self.lookahead < 0:
             raise UserError(f"lookahead is {self.lookahead}; give a number of steps, 5 for instance, or 0 for none")
         for name in ("warmup", "momentum", "label_smoothing", "dropout", "drop_path", "weight_decay"):
             share(name, getattr(self, name))

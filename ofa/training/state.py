@@ -43,13 +43,14 @@ def restore(
     load_weights(net, _part(tensors, "weights."), source)
     for name, parameter in net.named_parameters():
         optimizer.state[parameter]["momentum_buffer"].copy_(tensors[f"momentum.{name}"])
-    averaged = _part(tensors, "average.")
-    if (average is None) != (not averaged):
-        raise UserError(f"{source} was written {'without' if average else 'with'} an average of weights; give the same")
+    averaged, slow = _part(tensors, "average."), _part(tensors, "slow.")
+    for name, own, stored in (("an average of weights", average, averaged), ("a lookahead", lookahead, slow)):
+        if (own is None) != (not stored):
+            raise UserError(f"{source} was written {'without' if own else 'with'} {name}; give the same")
     if average is not None:
         load_weights(average.supernet, averaged, source)
     if lookahead is not None:
-        lookahead.restart(_part(tensors, "slow."))
+        lookahead.restart(slow)
 
 
 def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -55,8 +55,16 @@ def test_training_without_a_lookahead_ends_elsewhere(tmp_path: Path, data: Image
 def test_the_steps_of_a_lookahead_are_whole() -> None:
     with pytest.raises(UserError, match=r"lookahead is -1; give a number of steps"):
         Schedule((Phase("one", 1, 0.05),), lookahead=-1)
-    with pytest.raises(UserError, match=r"lookahead is 0\.5"):
-        Schedule((Phase("one", 1, 0.05),), lookahead=0.5)  # type: ignore[arg-type]
+    for wrong in (0.5, None):
+        with pytest.raises(UserError, match=f"lookahead is {wrong}"):
+            Schedule((Phase("one", 1, 0.05),), lookahead=wrong)  # type: ignore[arg-type]
+
+
+def test_a_checkpoint_with_a_lookahead_goes_on_with_one(tmp_path: Path, data: ImageData, space: Space) -> None:
+    one = Schedule((Phase("one", 0.1, 0.05),), batch_size=32, lookahead=2)
+    Trainer(space, data, one, tmp_path, watch=WATCH).run()
+    with pytest.raises(UserError, match="was written with a lookahead; give the same"):
+        Trainer(space, data, replace(one, lookahead=0), tmp_path, watch=WATCH).run()
 
 
 def test_convolutions_start_by_passing_their_channels_on() -> None:
