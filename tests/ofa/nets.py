@@ -67,7 +67,7 @@ def small(name: str) -> Space:
         replace(
             s,
             channels=(64 if s.block == "bottleneck" else 8) * (i + 1),
-            before=tuple(replace(x, channels=x.channels and 8 * (i + 1)) for x in s.before),
+            before=tuple(replace(x, channels=x.channels and 16) for x in s.before),
         )
         for i, s in enumerate(space.stages[:3])
     )

@@ -72,15 +72,15 @@ def test_convolutions_start_by_passing_their_channels_on() -> None:
     net = Supernet(space)
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     identity(net)
-    convs = [m for m in net.modules() if isinstance(m, nn.Conv2d)]
-    for conv in convs:
-        x = torch.randn(2, conv.in_channels, 5, 5)
-        assert torch.equal(conv(x)[:, : conv.in_channels], x)
-        part = nn.functional.conv2d(x[:, :2], conv.weight[:5, :2], padding=1)  # of a narrower network
-        assert torch.equal(part[:, :2], x[:, :2])
-    widening = next(name for name, m in net.named_modules() if m is convs[1])
-    own, fresh = net.state_dict()[f"{widening}.weight"], before[f"{widening}.weight"]
-    assert torch.equal(own[32:], fresh[32:]) and not torch.equal(own[:32], fresh[:32])
+    convs = {name: m for name, m in net.named_modules() if isinstance(m, nn.Conv2d) and m.kernel_size[0] > 1}
+    for name, conv in convs.items():
+        x, n, stride = torch.randn(2, conv.in_channels, 6, 6), conv.in_channels, conv.stride[0]
+        assert torch.equal(conv(x)[:, :n], x[:, :, ::stride, ::stride])
+        part = nn.functional.conv2d(x[:, :2], conv.weight[:5, :2], stride=stride, padding=1)  # of a narrower network
+        assert torch.equal(part[:, :2], x[:, :2, ::stride, ::stride])
+        own, fresh = net.state_dict()[f"{name}.weight"], before[f"{name}.weight"]
+        assert torch.equal(own[n:], fresh[n:]) and not torch.equal(own[:n], fresh[:n])
+    assert any(conv.out_channels > conv.in_channels for conv in convs.values())
 
 
 def test_an_identity_leaves_depthwise_and_1x1_convolutions(space: Space) -> None:
