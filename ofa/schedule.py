@@ -91,9 +91,7 @@ class Schedule:
     dropout: share of the classifier's inputs set to 0, drop_path: share of images that skip a block with a shortcut;
     regularize: whether these and label smoothing are for "all" nets or the "largest" alone.
     distill: how a net learns from its teacher, where its phase has one (None: from its soft labels alone).
-    bias_lr: times the rate, for biases (Jordan 2024, "94% on CIFAR-10 in 3.29 seconds on a single GPU": 64);
-    classifier_lr: for the classifier (1/81 does what there a division of its logits by 9 does); norm_lr: for the scales
-    of batch norm (0: they stay at 1, as there).
+    bias_lr: times the rate, for biases (Jordan 2024, "94% on CIFAR-10 in 3.29 seconds on a single GPU": 64).
     whiten: whether the first convolution starts with filters that decorrelate the training images' pixels.
     identity: whether convolutions of more than a pixel start by passing their channels on.
     lookahead: steps between two times that slow weights take the trained ones in and give theirs back (0: none).
@@ -119,8 +117,6 @@ class Schedule:
     clip_value: float | None = None
     distill: Distillation | None = None
     bias_lr: float = 1.0
-    classifier_lr: float = 1.0
-    norm_lr: float = 1.0
     whiten: bool = False
     identity: bool = False
     lookahead: int = 0
@@ -137,10 +133,8 @@ class Schedule:
             raise UserError(f"batch_size {self.batch_size} is too small for batch norm; give at least 2 images")
         optional = ("lr_batch_size", "epochs", "clip_norm", "clip_value")
         given = [name for name in optional if getattr(self, name) is not None]
-        for name in (*given, "decay", "decay_epochs", "floor", "bias_lr", "classifier_lr"):
+        for name in (*given, "decay", "decay_epochs", "floor", "bias_lr"):
             positive(name, getattr(self, name))
-        if not isinstance(self.norm_lr, (int, float)) or not 0 <= self.norm_lr < math.inf:
-            raise UserError(f"norm_lr is {self.norm_lr}; give a finite number of at least 0")
         if not isinstance(self.lookahead, int) or self.lookahead < 0:
             raise UserError(f"lookahead is {self.lookahead}; give a number of steps, 5 for instance, or 0 for none")
         for name in ("warmup", "momentum", "label_smoothing", "dropout", "drop_path", "weight_decay"):

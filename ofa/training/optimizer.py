@@ -11,29 +11,21 @@ from ofa.schedule import Schedule
 def make_optimizer(net: nn.Module, schedule: Schedule) -> torch.optim.SGD:
     """Fused SGD; no weight decay on vectors.  Momentum buffers exist from the start, as fused SGD needs them to.
 
-    `set_rate` gives each group of parameters its share of the learning rate; the shares do not touch weight decay.
+    `set_rate` gives each group of parameters its share of the learning rate.
     """
-    groups: dict[float, dict[bool, list[nn.Parameter]]] = {}
     named = list(net.named_parameters())
-    for name, parameter in named:
-        decayed = parameter.ndim > 1 and "transforms" not in name
-        groups.setdefault(_share(name, schedule), {}).setdefault(decayed, []).append(parameter)
-    every = [
-        {"params": parameters, "share": share, "weight_decay": schedule.weight_decay / share if decayed else 0.0}
-        for share, parts in groups.items()
-        for decayed, parameters in parts.items()
+    biases = [p for name, p in named if name.endswith("bias")]
+    decayed = [p for name, p in named if p.ndim > 1 and "transforms" not in name]
+    rest = [p for name, p in named if not name.endswith("bias") and (p.ndim <= 1 or "transforms" in name)]
+    groups = [
+        {"params": decayed, "weight_decay": schedule.weight_decay, "share": 1.0},
+        {"params": rest, "weight_decay": 0.0, "share": 1.0},
+        {"params": biases, "weight_decay": 0.0, "share": schedule.bias_lr},
     ]
-    optimizer = torch.optim.SGD(every, lr=0.1, momentum=schedule.momentum, nesterov=True, fused=True)
+    optimizer = torch.optim.SGD(groups, lr=0.1, momentum=schedule.momentum, nesterov=True, fused=True)
     for _, parameter in named:
         optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return optimizer
-
-
-def _share(name: str, schedule: Schedule) -> float:
-    """Of the learning rate, for a parameter of a supernet."""
-    share = schedule.bias_lr if name.endswith("bias") else 1.0
-    share *= schedule.norm_lr if name.endswith("bn.weight") else 1.0
-    return share * schedule.classifier_lr if ".linear." in name else share
 
 
 def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
