@@ -1,10 +1,11 @@
-"""Latency from look-up tables in once-for-all's YAML format: one file for each resolution, one time for each block.
+"""Latency from once-for-all's look-up tables, of MobileNetV3 and of ProxylessNAS: YAML with a time for each block.
 
 N architectures, L layers.  Times are milliseconds of one image on the device that the tables are of.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,49 +21,68 @@ from ofa.table import LayerTable, spec_table
 from predictors.lookup import Lookup
 
 Float = NDArray[np.float64]
-SUFFIX = "_lookup_table.yaml"
+FIRST = re.compile(r"Conv-input:(\d+)x\1x\d+-")  # the first convolution's key, which tells the resolution
+BLOCK = "expanded_conv"
 
 
 @dataclass(frozen=True)
 class BlockTables:
-    """Mean milliseconds of every key of every resolution in a folder of `<resolution>_lookup_table.yaml`.
+    """Mean milliseconds of every key for every resolution in a folder of `*.yaml`, or in one such file.
 
     The keys are once-for-all's for MobileNetV3 (Cai et al. 2020; `MBv3LatencyTable`): the first convolution ("Conv"),
     each block with the channels, sides, middle channels, kernel, stride, shortcut, squeeze-excite and h_swish it has
     ("expanded_conv"), the last convolution ("Conv_1"), the pool ("AvgPool2D"), the convolution behind it ("Conv_2") and
-    the classifier ("Logits").  A resolution without a file is not interpolated: the sides inside a network round up at
-    each stride, so its blocks have keys of their own, which nobody measured.
+    the classifier ("Logits"); or those for ProxylessNAS (Cai et al. 2019; `ProxylessNASLatencyTable`), whose blocks
+    have an expand ratio for the middle channels and tell neither of the last two, and whose pool belongs to "Logits".
+    A resolution without a table is not interpolated: the sides inside a network round up at each stride, so its blocks
+    have keys of their own, which nobody measured.
     """
 
-    folder: Path
+    path: Path
     times: Mapping[int, Mapping[str, float]]
+    files: Mapping[int, Path]
 
     @staticmethod
-    def load(folder: str | Path) -> BlockTables:
-        """Read every table of a folder; raises UserError where there is none or a file is not such a table."""
-        paths = sorted(Path(folder).glob(f"*{SUFFIX}"))
-        if not paths:
-            raise UserError(f"{folder} holds no file called <resolution>{SUFFIX}; name a folder of look-up tables")
-        return BlockTables(Path(folder), {_resolution(path): _read(path) for path in paths})
+    def load(path: str | Path) -> BlockTables:
+        """Read a table, or every table of a folder; raises UserError where there is none or a file is no such table."""
+        path = Path(path)
+        files = [path] if path.is_file() else sorted(path.glob("*.yaml"))
+        if not files:
+            raise UserError(f"{path} is no table and holds none (*.yaml); name a folder of look-up tables")
+        times: dict[int, Mapping[str, float]] = {}
+        origin: dict[int, Path] = {}
+        for file in files:
+            table = _read(file)
+            for resolution in _resolutions(file, table):
+                if resolution in times:
+                    raise UserError(f"{file} and {origin[resolution]} are both of resolution {resolution}; remove one")
+                times[resolution], origin[resolution] = table, file
+        return BlockTables(path, times, origin)
 
     def __call__(self, resolution: int, key: str) -> float:
         """Mean milliseconds of one key; raises UserError where the tables lack it."""
-        path = self.folder / f"{resolution}{SUFFIX}"
         if resolution not in self.times:
             raise UserError(
-                f"resolution {resolution} has no table ({path} does not exist) and is not interpolated; "
+                f"resolution {resolution} has no table in {self.path} and is not interpolated; "
                 f"keep to the resolutions {', '.join(map(str, sorted(self.times)))}"
             )
         if key not in self.times[resolution]:
-            raise UserError(f"{path} lacks the key {key}; choose the space the tables are of, or measure the block")
+            raise UserError(
+                f"{self.files[resolution]} lacks the key {key}; "
+                "choose the space the tables are of, or measure the block"
+            )
         return self.times[resolution][key]
+
+    def of_proxyless(self, resolution: int) -> bool:
+        """Whether the keys are those for ProxylessNAS."""
+        return not any(key.startswith(BLOCK) and "-hs:" in key for key in self.times.get(resolution, ()))
 
 
 class LutLatency:
     """Milliseconds of one image, the sum of a device's look-up tables: genes (N, G) to (N,) float64.
 
-    folder: of the tables, as `BlockTables.load` reads it.  Raises UserError, before any network is priced, where the
-    tables lack a resolution or a block of the space.
+    folder: of the tables, or one table, as `BlockTables.load` reads it.  Raises UserError, before any network is
+    priced, where the tables lack a resolution or a block of the space.
     """
 
     name, unit = "latency_ms", "ms"
@@ -90,49 +110,52 @@ def layer_ms(table: LayerTable, tables: BlockTables) -> Float:
     Returns: (N, L), 0 for the other layers of a block and for skipped blocks.
     """
     found = np.zeros(table.cin.shape)
+    proxyless = {size: tables.of_proxyless(int(size)) for size in np.unique(table.size_in[:, 0])}
     for row, ms in enumerate(found):
-        for layer, key in network_keys(table, row):
-            ms[layer] += tables(int(table.size_in[row, 0]), key)
+        size = int(table.size_in[row, 0])
+        for layer, key in network_keys(table, row, proxyless=proxyless[size]):
+            ms[layer] += tables(size, key)
     return found
 
 
-def network_keys(table: LayerTable, row: int) -> Iterator[tuple[int, str]]:
+def network_keys(table: LayerTable, row: int, *, proxyless: bool = False) -> Iterator[tuple[int, str]]:
     """The keys that one network of a layer table is the sum of, each with the layer it belongs to."""
     layers = np.flatnonzero(table.active[row])
     blocks = np.split(layers, np.flatnonzero(np.diff(table.block[layers])) + 1)
     for at, block in enumerate(blocks):
-        if len(block) > 1:
-            yield int(block[0]), _block_key(table, row, block)
-            continue
         layer = int(block[0])
-        yield layer, _plain_key(table, row, layer, first=at == 0)
+        if len(block) > 1:
+            yield layer, _block_key(table, row, block, proxyless)
+        elif table.op[layer] == "linear":
+            given = layer - 1 if proxyless else layer  # there it begins with the pool
+            yield layer, f"Logits-input:{_shape(table, row, given, 'in')}-output:{table.cout[row, layer]}"
+        elif not (proxyless and table.op[layer] == "pool"):
+            yield layer, _plain_key(table, row, layer, first=at == 0)
 
 
 def _plain_key(table: LayerTable, row: int, layer: int, *, first: bool) -> str:
-    """The key of a pool, of a convolution outside the blocks, or of the classifier, whose output has no side."""
-    given = f"input:{_shape(table, row, layer, 'in')}-output:"
-    if table.op[layer] == "pool":
-        return f"AvgPool2D-{given}{_shape(table, row, layer, 'out')}"
-    if table.op[layer] == "linear":
-        return f"Logits-{given}{table.cout[row, layer]}"
-    name = "Conv" if first else "Conv_2" if table.size_in[row, layer] == 1 else "Conv_1"
-    return f"{name}-{given}{_shape(table, row, layer, 'out')}"
+    """The key of a pool or of a convolution outside the blocks."""
+    behind = table.size_in[row, layer] == 1
+    name = "AvgPool2D" if table.op[layer] == "pool" else "Conv" if first else "Conv_2" if behind else "Conv_1"
+    return f"{name}-input:{_shape(table, row, layer, 'in')}-output:{_shape(table, row, layer, 'out')}"
 
 
-def _block_key(table: LayerTable, row: int, block: NDArray[np.int64]) -> str:
+def _block_key(table: LayerTable, row: int, block: NDArray[np.int64], proxyless: bool) -> str:
     first, last = int(block[0]), int(block[-1])
     depthwise = next(int(layer) for layer in block if table.names[layer].endswith(".depthwise"))
+    middle = table.cin[row, last]
     parts = {
         "input": _shape(table, row, first, "in"),
         "output": _shape(table, row, last, "out"),
-        "expand": table.cin[row, last],
+        "expand": round(middle / table.cin[row, first]) if proxyless else middle,
         "kernel": table.kernel[row, depthwise],
         "stride": table.stride[row, depthwise],
         "idskip": int(table.shortcut[first]),
-        "se": int(any(table.names[layer].endswith(".se.reduce") for layer in block)),
-        "hs": int(table.act[depthwise] == "h_swish"),
     }
-    return "-".join(["expanded_conv", *(f"{name}:{value}" for name, value in parts.items())])
+    if not proxyless:
+        parts["se"] = int(any(table.names[layer].endswith(".se.reduce") for layer in block))
+        parts["hs"] = int(table.act[depthwise] == "h_swish")
+    return "-".join([BLOCK, *(f"{name}:{value}" for name, value in parts.items())])
 
 
 def _shape(table: LayerTable, row: int, layer: int, end: str) -> str:
@@ -141,11 +164,14 @@ def _shape(table: LayerTable, row: int, layer: int, end: str) -> str:
     return f"{size}x{size}x{(table.cin if end == 'in' else table.cout)[row, layer]}"
 
 
-def _resolution(path: Path) -> int:
-    text = path.name.removesuffix(SUFFIX)
-    if not text.isdecimal():
-        raise UserError(f"{path} is not called <resolution>{SUFFIX}, such as 224{SUFFIX}; rename or remove it")
-    return int(text)
+def _resolutions(path: Path, table: Mapping[str, float]) -> list[int]:
+    found = sorted({int(match[1]) for key in table if (match := FIRST.match(key))})
+    if not found:
+        raise UserError(
+            f"{path} tells no resolution; a look-up table needs the first convolution, such as "
+            "Conv-input:224x224x3-output:112x112x24"
+        )
+    return found
 
 
 def _read(path: Path) -> dict[str, float]:

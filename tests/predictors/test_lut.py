@@ -105,6 +105,43 @@ def test_at_one_millisecond_a_key_latency_counts_the_steps(tmp_path: Path) -> No
     np.testing.assert_array_equal(LutLatency(space, tmp_path)(genes), steps)
 
 
+def proxyless_keys(arch: Arch) -> list[str]:
+    """What one network of `ofa_proxyless_w1.3` is the sum of, from its values alone."""
+    side, kernels, expands = (arch.resolution + 1) // 2, iter(arch.kernel), iter(arch.expand)
+    block = "expanded_conv-input:{0}x{0}x{1}-output:{2}x{2}x{3}-expand:{4}-kernel:{5}-stride:{6}-idskip:{7}"
+    keys = [f"Conv-input:{arch.resolution}x{arch.resolution}x3-output:{side}x{side}x40"]
+    keys.append(block.format(side, 40, side, 24, 1, 3, 1, 0))
+    cin = 24
+    for cout, stride, depth in zip((32, 56, 104, 128, 248, 416), (2, 2, 2, 1, 2, 1), (*arch.depth, 1), strict=False):
+        for i in range(depth):
+            step = 1 if i else stride
+            after = (side - 1) // step + 1
+            keys.append(block.format(side, cin, after, cout, next(expands), next(kernels), step, int(i > 0)))
+            side, cin = after, cout
+    keys.append(f"Conv_1-input:{side}x{side}x416-output:{side}x{side}x1664")
+    return [*keys, f"Logits-input:{side}x{side}x1664-output:1000"]
+
+
+def test_networks_of_proxylessnas_are_priced_by_their_own_keys(tmp_path: Path) -> None:
+    space = load_space("ofa_proxyless_w1.3").restrict(resolution=[160, 164])
+    rng, tables = np.random.default_rng(0), {}
+    write_tables(tmp_path, space, proxyless=True)
+    for resolution in space.resolution:
+        path = tmp_path / f"{resolution}_lookup_table.yaml"
+        tables[resolution] = {key: {"mean": float(rng.uniform(0.1, 2))} for key in _yaml(path)}
+        path.write_text(yaml.safe_dump(tables[resolution]))
+        path.rename(tmp_path / f"phone_{resolution}.yaml")
+    genes = np.concatenate([space.sample(40, rng), space.smallest(), space.largest()])
+    expected = [
+        sum(tables[arch.resolution][key]["mean"] for key in proxyless_keys(arch)) for arch in space.decode(genes)
+    ]
+    np.testing.assert_allclose(LutLatency(space, tmp_path)(genes), expected, rtol=1e-12)
+    one = space.restrict(resolution=[164])
+    np.testing.assert_array_equal(
+        LutLatency(one, tmp_path / "phone_164.yaml")(one.largest()), LutLatency(space, tmp_path)(space.largest())
+    )
+
+
 def test_what_the_tables_lack_is_named_with_the_remedy(tmp_path: Path) -> None:
     space = load_space("ofa_mbv3_w1.2").restrict(resolution=[160])
     write_tables(tmp_path, space)
@@ -114,11 +151,15 @@ def test_what_the_tables_lack_is_named_with_the_remedy(tmp_path: Path) -> None:
         UserError, match=r"resolution 164 has no table .* not interpolated; keep to the resolutions 160"
     ):
         LutLatency(load_space("ofa_mbv3_w1.2").restrict(resolution=[160, 164]), tmp_path)
-    with pytest.raises(UserError, match=r"holds no file called <resolution>_lookup_table.yaml"):
+    with pytest.raises(UserError, match=r"nowhere is no table and holds none \(\*.yaml\); name a folder"):
         BlockTables.load(tmp_path / "nowhere")
-    (tmp_path / "164_lookup_table.yaml").write_text("Conv: {std: 1}")
-    with pytest.raises(UserError, match=r"164_lookup_table.yaml is no look-up table .*each key needs a mean"):
+    table = tmp_path / "164.yaml"
+    table.write_text("Conv: {std: 1}")
+    with pytest.raises(UserError, match=r"164.yaml is no look-up table .*each key needs a mean"):
         BlockTables.load(tmp_path)
-    (tmp_path / "164_lookup_table.yaml").rename(tmp_path / "big_lookup_table.yaml")
-    with pytest.raises(UserError, match=r"big_lookup_table.yaml is not called <resolution>"):
+    table.write_text("Conv: {mean: 1}")
+    with pytest.raises(UserError, match=r"164.yaml tells no resolution; .* such as Conv-input:224x224x3"):
+        BlockTables.load(tmp_path)
+    table.write_text("Conv-input:160x160x3-output:80x80x24: {mean: 1}")
+    with pytest.raises(UserError, match=r"164.yaml and .*160_lookup_table.yaml are both of resolution 160; remove one"):
         BlockTables.load(tmp_path)
