@@ -12,7 +12,7 @@ from ofa.arrays import make_divisible
 from ofa.checkpoint import import_network
 from ofa.errors import UserError
 from ofa.files import read_json
-from ofa.space import Arch, Space
+from ofa.settings import arch_of as arch_of
 from ofa.spec import ACTIVATIONS, NetSpec, Unit
 from ofa.static import StaticNet, build_spec
 
@@ -54,27 +54,6 @@ def read_network(config: str | Path | Config, *, resolution: int | None = None) 
     units = tuple(unit for _, unit in named)
     eps = float(given.get("bn", {}).get("eps", default))  # what their builders use where the list is silent
     return NetSpec(units, int(resolution), units[0].cin, units[-1].cout, eps), [name for name, _ in named]
-
-
-def arch_of(space: Space, config: Config, *, resolution: int | None = None) -> Arch:
-    """An architecture from once-for-all's or MCUNet's settings: d, and ks, e, w (positions), wid, r or image_size.
-
-    `space.encode` takes the result.  A depth that means the same network as a smaller one becomes that.
-    """
-    known = {"d", "ks", "e", "w", "wid", "r", "image_size"}
-    if unknown := set(config) - known:
-        raise UserError(f"setting {sorted(unknown)} is not known; choose from {', '.join(sorted(known))}")
-    side = resolution or config.get("r") or config.get("image_size")
-    stages = [stage for stage in space.stages if stage.chooses("depth")]
-    depths = _list(config.get("d"))[: len(stages)]
-    depth = tuple(max(c for c in s.choices("depth") if c <= d) for s, d in zip(stages, depths, strict=True))
-    widths = _list(config.get("w", config.get("wid", len(space.width) - 1)))
-    lists = {name: tuple(_list(config[key])) for name, key in (("kernel", "ks"), ("expand", "e")) if key in config}
-    return Arch(int(_list(side)[0]), tuple(map(int, depth)), width=tuple(space.width[int(i)] for i in widths), **lists)
-
-
-def _list(value: Any) -> list[Any]:
-    return list(value) if isinstance(value, Sequence) else [value]
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -58,13 +58,12 @@ class LatencyFeatures:
 
     def __call__(self, genes: Genes) -> Float:
         """Features (N, F) in the groups `groups`: costs of the network, of its stages, and the sums of its choices."""
-        others = np.log(np.stack([cost(genes) for cost in self._others], axis=1).astype(np.float64))
+        others = np.log(np.maximum(np.stack([cost(genes) for cost in self._others], axis=1), 1).astype(np.float64))
         stages = [np.stack([cost(genes) for cost in costs], axis=1) for costs in self._stages]
-        used = self.space.active(genes)[:, self.space.columns("kernel")]
-        of = np.eye(len(self.space.stages))[self.space.blocks[:, 0]]
-        sums = [np.where(used, self.space.values(genes, name), 0) @ of for name in ("kernel", "expand")]
+        used, of = self.space.used(genes), np.eye(len(self.space.stages))[self.space.blocks[:, 0]]
+        sums = [np.where(used, self.space.block_values(genes, name), 0) @ of for name in ("kernel", "expand")]
         image = np.log(self.space.values(genes, "resolution"))
-        depth = self.space.values(genes, "depth")
+        depth = self.space.depths(genes)
         return np.concatenate([self.log_costs(genes), others, image, depth, *stages, *sums], axis=1)
 
     def _groups(self) -> tuple[slice, ...]:

@@ -3,6 +3,7 @@
     OFA_DATA=<folder> python scripts/benchmarks/predictors_accuracy.py [--models auto gp] [--sizes 50 100]
     ... --table peak --sizes 50 100        the noisy table with three resolutions
     ... --table macro --sizes 50 100 250   NAS-Bench-Macro, 8 blocks with 3 choices
+    ... --table FILE.csv --space ofa_resnet50 --column top1   any table that `predictors.tables.read_table` reads
     ... --split later --sizes 100          the shift of a search: fitted on 100 random rows of the worse half by
                                            accuracy, tested on the whole better half
     ... --split first --sizes 100          fitted on the first 100 rows of the file, tested on the later ones; whether
@@ -32,38 +33,36 @@ from numpy.typing import NDArray
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from ofa.files import versions, write_json
-from ofa.space import Arch, Genes, Space, load_space
+from ofa.space import Genes, Space, load_space
 from predictors.accuracy import Accuracy
+from predictors.costs import Macs, Params
 from predictors.models import MODELS
 from predictors.scores import Learned, first_split, held_out, later_split, random_split
+from predictors.tables import read_table
 from scripts.benchmarks.accuracy_rivals import RIVALS
 
 Table = tuple[Space, Genes, NDArray[np.float64]]
 SPLITS = {"random": random_split, "later": later_split, "first": first_split}
 
 
-def read_ofa(path: Path) -> Table:
-    """once-for-all's subnets: their space, genes (N, G) and top-1 in percent (N,)."""
-    frame = pd.read_csv(path)
-    space = replace(load_space("ofa_mbv3_w1.0"), resolution=tuple(sorted(set(frame.r.tolist()))))
-    columns = (frame[name].str.split("-").map(lambda row: tuple(map(int, row))) for name in ("d", "ks", "e"))
-    archs = [Arch(int(r), *rest) for r, *rest in zip(frame.r, *columns, strict=True)]
-    top1 = frame.top1.to_numpy()
-    return space, space.encode(archs), top1 if top1.max() > 1 else 100 * top1
+def read_measured(path: Path, space: str, column: str) -> Table:
+    """A space with the resolutions of a table, genes (N, G) and accuracy in percent (N,); counts are compared."""
+    frame, known = pd.read_csv(path), load_space(space)
+    if "r" in frame:
+        known = replace(known, resolution=tuple(sorted(set(frame.r.tolist()))))
+    genes, top1 = read_table(path, known, column)
+    for name, count in (("macs", Macs), ("flops", Macs), ("params", Params)):
+        if name in frame:
+            same = int((count(known)(genes) == frame[name][frame[column].notna()]).sum())
+            print(f"{name}: as counted here in {same} of {len(genes)} rows")
+    return known, genes, top1 if top1.max() > 1 else 100 * top1
 
 
-def read_macro(path: Path) -> Table:
-    """NAS-Bench-Macro and its accuracy in percent (N,)."""
-    frame, space = pd.read_csv(path, dtype={"arch": str}), load_space("nas_bench_macro")
-    genes = space.encode([Arch(32, op=tuple(map(int, arch))) for arch in frame.arch])
-    return space, genes, frame.mean_acc.to_numpy()
-
-
-TABLES: dict[str, tuple[str, Callable[[Path], Table]]] = {
-    "r224": ("tables/ofa_mbv3_w1.0_imagenet_r224.csv", read_ofa),
-    "peak": ("tables/ofa_mbv3_w1.0_imagenet_peak.csv", read_ofa),
-    "macro": ("tables/nas_bench_macro.csv", read_macro),
-}
+TABLES: dict[str, tuple[str, str, str]] = {
+    "r224": ("tables/ofa_mbv3_w1.0_imagenet_r224.csv", "ofa_mbv3_w1.0", "top1"),
+    "peak": ("tables/ofa_mbv3_w1.0_imagenet_peak.csv", "ofa_mbv3_w1.0", "top1"),
+    "macro": ("tables/nas_bench_macro.csv", "nas_bench_macro", "mean_acc"),
+}  # file in OFA_DATA, space, column
 
 
 def main() -> None:
@@ -71,14 +70,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=[*RIVALS, *MODELS, "auto"])
     parser.add_argument("--sizes", nargs="+", type=int, default=[50, 100, 250, 500])
-    parser.add_argument("--table", choices=TABLES, default="r224")
+    parser.add_argument("--table", default="r224", help=f"{', '.join(TABLES)}, or a CSV file")
+    parser.add_argument("--space", default="ofa_mbv3_w1.0", help="of a CSV file")
+    parser.add_argument("--column", default="top1", help="of a CSV file: accuracy, in percent or as a share")
     parser.add_argument("--split", choices=SPLITS, default="random")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0, help="of the splits")
     parser.add_argument("--out", type=Path, help="JSON file of the result")
     args = parser.parse_args()
-    name, read = TABLES[args.table]
-    space, genes, top1 = read(Path(os.environ.get("OFA_DATA", "../shared/data"), name))
+    name, *of = TABLES.get(args.table, (args.table, args.space, args.column))
+    folder = Path(os.environ.get("OFA_DATA", "../shared/data")) if args.table in TABLES else Path()
+    space, genes, top1 = read_measured(folder / name, *of)
     makers: dict[str, Callable[[int], Learned]] = {name: partial(make, space) for name, make in RIVALS.items()}
     makers |= {name: partial(_accuracy, space, name) for name in (*MODELS, "auto")}
     options = {"repeats": args.repeats, "seed": args.seed, "split": SPLITS[args.split]}

@@ -27,7 +27,7 @@ from ofa.files import versions, write_json
 from ofa.space import Genes, Space
 from predictors.accuracy import Accuracy
 from predictors.costs import Macs
-from scripts.benchmarks.predictors_accuracy import read_ofa
+from scripts.benchmarks.predictors_accuracy import read_measured
 from search.agents import RandomSearch
 from search.evolution import Evolution
 from search.loop import run_search
@@ -67,9 +67,13 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--methods", nargs="+", default=["random", "nsga2", "model"])
+    parser.add_argument("--table", type=Path, help=f"CSV file (default: {TABLE} in OFA_DATA)")
+    parser.add_argument("--space", default="ofa_mbv3_w1.0")
+    parser.add_argument("--column", default="top1")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    space, genes, top1 = read_ofa(Path(os.environ.get("OFA_DATA", "../shared/data"), TABLE))
+    path = args.table or Path(os.environ.get("OFA_DATA", "../shared/data"), TABLE)
+    space, genes, top1 = read_measured(path, args.space, args.column)
     oracle, macs = Oracle(space, genes, top1), Macs(space)
     corner = np.array([-top1.min(), macs(genes).max() / 1e6])
 

@@ -23,14 +23,15 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from ofa.files import versions, write_json
-from ofa.space import Arch, Genes, Space, load_space
+from ofa.space import Genes, Space, load_space
+from predictors.costs import Macs
 from predictors.gp import GroupedGP
+from predictors.tables import read_table
 from search.agents import RandomSearch, keys
 from search.aging import AgingEvolution
 from search.evolution import Evolution
@@ -71,7 +72,7 @@ class TableModel:
 
 @dataclass(frozen=True)
 class Bench:
-    """A space with a column of choices for each digit of `arch`, and its table as predictors of genes."""
+    """A space, all its networks (N, G), and the truth about them as predictors of genes."""
 
     space: Space
     accuracy: Callable[[Genes], Floats]
@@ -92,17 +93,17 @@ class Bench:
 PROBLEMS = ("accuracy", "accuracy, FLOPs limit", "front")
 
 
-def macro(folder: Path) -> Bench:
-    """NAS-Bench-Macro."""
-    frame = pd.read_csv(folder / TABLE, dtype={"arch": str})
-    space = load_space("nas_bench_macro")
-    genes = space.encode([Arch(32, op=tuple(map(int, arch))) for arch in frame.arch])
+def bench_of(path: Path, name: str, column: str) -> Bench:
+    """A table of all networks of a space."""
+    space = load_space(name)
+    genes, accuracy = read_table(path, space, column)
     row = dict(zip(keys(genes), range(len(genes)), strict=True))
-
-    def column(name: str, genes: Genes) -> Floats:
-        return frame[name].to_numpy(float)[[row[key] for key in keys(genes)]]
-
-    return Bench(space, partial(column, "mean_acc"), partial(column, "flops"), genes)
+    if len(row) < space.size:
+        raise SystemExit(f"{path} has {len(row)} of the {space.size} networks of {name}; the truth needs all")
+    macs = Macs(space)
+    return Bench(
+        space, lambda genes: accuracy[[row[key] for key in keys(genes)]], lambda genes: macs(genes).astype(float), genes
+    )
 
 
 def agents(bench: Bench, problem: Problem, seed: int) -> dict[str, Callable[[], Any]]:
@@ -166,9 +167,13 @@ def main() -> None:
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--until", type=int, default=500)
     parser.add_argument("--batch", type=int, default=1, help="networks that the model-based search measures at a time")
+    parser.add_argument("--table", type=Path, help=f"CSV file of every network (default: {TABLE} in OFA_DATA)")
+    parser.add_argument("--space", default="nas_bench_macro")
+    parser.add_argument("--column", default="mean_acc", help="accuracy, in points")
     parser.add_argument("--out", type=Path, help="JSON file of the result")
     args = parser.parse_args()
-    bench = macro(Path(os.environ.get("OFA_DATA", "../shared/data")))
+    path = args.table or Path(os.environ.get("OFA_DATA", "../shared/data"), TABLE)
+    bench = bench_of(path, args.space, args.column)
     every = agents(bench, bench.problem("accuracy"), 0)
     rows: list[dict[str, Any]] = []
     print(f"missing after {', '.join(map(str, STEPS))} measurements: mean ± spread over seeds")
@@ -182,7 +187,7 @@ def main() -> None:
             print(f"{name:22} {method:13} {cells}  n={args.seeds} {seconds:6.1f} s/run", flush=True)
     print(versions())
     if args.out:
-        write_json(args.out, {"rows": rows, "steps": STEPS, "table": TABLE, "versions": versions()})
+        write_json(args.out, {"rows": rows, "steps": STEPS, "table": path.name, "versions": versions()})
 
 
 if __name__ == "__main__":

@@ -1,0 +1,58 @@
+"""Architectures as once-for-all and MCUNet write them: the settings of `set_active_subnet`.  Needs no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ofa.errors import UserError
+from ofa.space import Arch, Space
+
+NAMES = {"r": "resolution", "image_size": "resolution", "w": "width", "wid": "width", "d": "depth"}
+NAMES |= {"ks": "kernel", "e": "expand", "op": "op"}
+
+
+def arch_of(space: Space, config: Mapping[str, Any], *, resolution: int | None = None) -> Arch:
+    """An architecture from settings: d, ks, e, w or wid, r or image_size, and op where blocks choose an operation.
+
+    d, ks, e, op: one for each stage or block, or one for all; skipped blocks have theirs, which is not used.  Where ks
+    or e lack the last block (DyNAS-T's do for ProxylessNAS), it keeps its largest choice, as in once-for-all's code.
+    w: positions among the space's width multipliers, or, as floats, these themselves.  `space.encode` takes the result,
+    and checks it.  A depth that means the same network as a smaller one becomes that.  Raises UserError.
+    """
+    if unknown := set(config) - set(NAMES):
+        raise UserError(f"setting {sorted(unknown)} is not known; choose from {', '.join(sorted(NAMES))}")
+    given = {NAMES[name]: _list(value) for name, value in config.items()}
+    side = resolution or given.get("resolution", [space.resolution[-1]])[0]
+    stages = [stage for stage in space.stages if stage.chooses("depth")]
+    depths = _long(given.get("depth", []), len(stages))[: len(stages)]
+    pairs = zip(stages, depths, strict=False)  # `encode` tells of too few
+    depth = tuple(int(max((c for c in stage.choices("depth") if c <= d), default=d)) for stage, d in pairs)
+    widths = given.get("width", [len(space.width) - 1])
+    lists = {name: _blocks(space, name, given[name]) for name in ("kernel", "expand", "op") if name in given}
+    return Arch(int(side), depth, width=tuple(_width(space, value) for value in widths), **lists)
+
+
+def _blocks(space: Space, name: str, values: list[Any]) -> tuple[Any, ...]:
+    """Values of one dimension for every block that chooses it."""
+    stages = [space.stages[stage] for stage, _ in space.blocks]
+    own = [stage for stage in stages if stage.chooses(name)]
+    if len(values) == len(own) - 1 and not own[-1].chooses("depth"):
+        values = [*values, own[-1].choices(name)[-1]]
+    return tuple(_long(values, len(own)))
+
+
+def _long(values: list[Any], n: int) -> list[Any]:
+    return values * n if len(values) == 1 and n else values
+
+
+def _width(space: Space, value: float) -> float:
+    if isinstance(value, float) and value in space.width:
+        return value
+    if value != int(value) or not 0 <= value < len(space.width):
+        raise UserError(f"width {value} is no position among {space.width} of {space.name}, nor one of them")
+    return space.width[int(value)]
+
+
+def _list(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, Sequence) else [value]

@@ -1,0 +1,109 @@
+"""Tables of measured networks: of every space, as once-for-all's and DyNAS-T's users write them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from ofa.errors import UserError
+from ofa.settings import arch_of
+from ofa.space import Space, load_space
+from predictors.costs import Macs
+from predictors.learned_latency import LearnedLatency
+from predictors.scores import kendall_tau
+from predictors.tables import read_table
+from tests.predictors.test_costs import SPACES
+
+NAMES = {"depth": "d", "kernel": "ks", "expand": "e"}
+
+
+def _joined(values: Iterable[Any]) -> str:
+    return "-".join(f"{value:g}" for value in values)
+
+
+def _rows(space: Space, genes: np.ndarray[Any, Any]) -> list[dict[str, Any]]:
+    """Full-length lists, widths by position, a digit for each operation; columns in any order."""
+    rows = []
+    for i, row in enumerate(genes):
+        lists = {column: _joined(space.values(row[None], name)[0]) for name, column in NAMES.items()}
+        lists |= {"w": _joined(row[space.columns("width")]), "arch": "".join(map(str, row[space.columns("op")]))}
+        rows.append({"value": i / 2, **lists, "r": int(space.values(row[None], "resolution")[0, 0])})
+    return rows
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_a_table_of_any_space_is_read(tmp_path: Path, name: str) -> None:
+    space = load_space(name)
+    genes = space.sample(30, np.random.default_rng(0))
+    frame = pd.DataFrame(_rows(space, genes))
+    frame.to_csv(tmp_path / "table.csv", index=False)
+    read, values = read_table(tmp_path / "table.csv", space, "value")
+    np.testing.assert_array_equal(read, genes)
+    np.testing.assert_array_equal(values, np.arange(30) / 2)
+    chosen = [c for c in frame if frame[c].astype(str).str.len().min() > 0]
+    frame[chosen].to_csv(tmp_path / "few.csv", index=False)
+    np.testing.assert_array_equal(read_table(tmp_path / "few.csv", space, "value")[0], genes)
+
+
+@pytest.mark.parametrize("name", SPACES)
+@pytest.mark.filterwarnings("error")
+def test_latency_is_learned_from_a_table_of_any_space(name: str) -> None:
+    space = load_space(name)
+    genes = space.sample(120, np.random.default_rng(0))
+    ms = 1 + 5 * Macs(space)(genes) / Macs(space)(space.largest())[0]
+    found = LearnedLatency(space).fit(genes[:80], ms[:80])
+    assert kendall_tau(found(genes[80:]), ms[80:]) > 0.95
+
+
+def test_settings_of_proxylessnas_may_leave_out_the_last_block() -> None:
+    """once-for-all's code gives settings to the blocks from the first on; the last keeps its largest choices."""
+    space = load_space("ofa_proxyless_w1.3")
+    config = {"ks": [3, 5, 7, 3] * 5, "e": [3, 4, 6, 4] * 5, "d": [2, 3, 4, 3, 2, 1], "r": 160}
+    short = space.encode([arch_of(space, config)])
+    full = space.encode([arch_of(space, config | {"ks": [*config["ks"], 7], "e": [*config["e"], 6]})])
+    np.testing.assert_array_equal(short, full)
+    with pytest.raises(UserError, match=r"kernel has 19 entries; give one for each"):
+        space.encode([arch_of(space, config | {"ks": [3] * 19})])
+    with pytest.raises(UserError, match=r"depth \(2, 3\) has 2 entries; ofa_proxyless_w1.3 has 5"):
+        space.encode([arch_of(space, config | {"d": [2, 3]})])
+
+
+def test_one_setting_stands_for_all() -> None:
+    space = load_space("ofa_mbv3_w1.0")
+    arch = arch_of(space, {"ks": 7, "e": 6, "d": 4, "r": 224})
+    np.testing.assert_array_equal(space.encode([arch]), space.largest())
+
+
+def test_widths_are_positions_or_multipliers() -> None:
+    space = load_space("ofa_resnet50")
+    config = {"d": 0, "e": 0.2, "r": 128}
+    by_position = space.encode([arch_of(space, config | {"w": [0, 1, 2, 0, 1, 2]})])
+    by_value = space.encode([arch_of(space, config | {"w": [0.65, 0.8, 1.0, 0.65, 0.8, 1.0]})])
+    np.testing.assert_array_equal(by_position, by_value)
+    for wrong in (3, 0.7, -1):
+        with pytest.raises(UserError, match=rf"width {wrong} is no position among \(0.65, 0.8, 1.0\) of ofa_resnet50"):
+            arch_of(space, config | {"w": [wrong] * 6})
+
+
+def test_lists_in_brackets_are_read(tmp_path: Path) -> None:
+    space = load_space("ofa_mbv3_w1.0")
+    row = {"r": 224, "d": [4] * 5, "ks": [7] * 20, "e": [6] * 20, "top1": 0.8}
+    pd.DataFrame([row]).to_csv(tmp_path / "table.csv", index=False)
+    np.testing.assert_array_equal(read_table(tmp_path / "table.csv", space, "top1")[0], space.largest())
+
+
+def test_what_a_table_lacks_is_named(tmp_path: Path) -> None:
+    space = load_space("ofa_resnet50")
+    frame = pd.DataFrame(_rows(space, space.sample(3, np.random.default_rng(0))))
+    frame.drop(columns="w").to_csv(tmp_path / "table.csv", index=False)
+    with pytest.raises(UserError, match=r"table.csv lacks the column w; it has value, "):
+        read_table(tmp_path / "table.csv", space, "value")
+    frame["r"] = [128, None, 128]
+    frame.to_csv(tmp_path / "table.csv", index=False)
+    with pytest.raises(UserError, match=r"table.csv has an entry that is no number"):
+        read_table(tmp_path / "table.csv", space, "value")
