@@ -18,11 +18,13 @@ from predictors.calibration import Calibration, error_ratio
 from predictors.features import Features, OneHot
 from predictors.models import Model, make_model
 from predictors.scores import score
+from predictors.tables import distinct
 
 Float = NDArray[np.float64]
 FOLDS = 5
 FEWEST = 2 * FOLDS
 AUTO = ("gp", "svr", "ridge", "boosting")
+MOST = {"svr": 1000}  # samples beyond which auto leaves a model out: its grid would take minutes
 
 
 class Accuracy:
@@ -54,11 +56,17 @@ class Accuracy:
 
     @threadpool_limits.wrap(limits=1, user_api="blas")  # on matrices this small more threads only spin
     def fit(self, genes: Genes, accuracy: ArrayLike) -> Accuracy:
-        """Learn from genes (N, G) and measured accuracies (N,), N >= 10; chooses the model by cross-validation."""
+        """Learn from genes (N, G) and measured accuracies (N,), N >= 10; chooses the model by cross-validation.
+
+        A network that was measured several times counts once, with the mean.
+        """
         self._genes, self._accuracy = self.space.canonical(genes), np.asarray(accuracy, dtype=np.float64)
         self._check()
+        self._genes, self._accuracy = distinct(self._genes, self._accuracy)
+        self._enough()
         held_out, fitted = {}, {}
-        for name in self.candidates:
+        fast = [name for name in self.candidates if len(self._genes) <= MOST.get(name, np.inf)]
+        for name in fast or self.candidates:
             features = self._features[name](self._genes)
             fitted[name] = _Scaled(self._make(name)).fit(features, self._accuracy)
             held_out[name] = self._out_of_fold(name, features, fitted[name])
@@ -144,6 +152,8 @@ class Accuracy:
                 f"accuracy must hold one finite number for each of {len(self._genes)} architectures, "
                 f"not {self._accuracy.shape}"
             )
+
+    def _enough(self) -> None:
         if len(self._genes) < FEWEST:
             raise UserError(f"{len(self._genes)} measured subnets are too few to learn from; measure at least {FEWEST}")
 

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Float = NDArray[np.float64]
+LEAST = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,5 +32,5 @@ class Calibration:
 
 
 def error_ratio(measured: Float, mean: Float, std: Float) -> float:
-    """Root of the mean squared error in deviations, from (N,) each."""
-    return float(np.sqrt(np.mean(((measured - mean) / std) ** 2)))
+    """Root of the mean squared error in deviations, from (N,) each; no less than `LEAST`, where all are equal."""
+    return max(LEAST, float(np.sqrt(np.mean(((measured - mean) / std) ** 2))))

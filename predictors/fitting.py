@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from ofa.errors import UserError
 from ofa.space import Genes
 from predictors.accuracy import FEWEST, Accuracy
 from predictors.latency import Latency
@@ -30,9 +31,14 @@ def fit_accuracy(
     """The predictor fitted on all networks (N, G), its scores, and its predictions for one held-out part.
 
     make: builds an unfitted predictor (`make(seed=...)`, and `make(model=..., seed=...)`).  share: of the networks held
-    out in each of `repeats` random splits; every split chooses its model anew.
+    out in each of `repeats` random splits; every split chooses its model anew.  Raises UserError for too few networks.
     """
-    fit_on = min(len(genes) - 2, round(len(genes) * (1 - share)))
+    if len(genes) < FEWEST + 2:
+        raise UserError(
+            f"{len(genes)} measured subnets are too few to learn from and to test on; measure at least {FEWEST + 2} "
+            "(measure.subnets)"
+        )
+    fit_on = min(len(genes) - 2, max(FEWEST, round(len(genes) * (1 - share))))
     split = held_out(lambda s: make(seed=s), genes, accuracy, fit_on=fit_on, repeats=repeats, seed=seed)
     predictor = make(seed=seed).fit(genes, accuracy)
     sizes = [n for n in np.unique(np.linspace(FEWEST, fit_on, 4).astype(int)) if n < len(genes) - 1]

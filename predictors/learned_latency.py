@@ -20,7 +20,7 @@ from ofa.space import Genes, Space, load_space
 from predictors.gp import GroupedGP
 from predictors.latency_features import LatencyFeatures
 from predictors.power_mean import TRIM, fit_power_mean, robust_scale, undisturbed
-from predictors.tables import read_table
+from predictors.tables import distinct, read_table
 
 Float = NDArray[np.float64]
 FEWEST = 10
@@ -48,9 +48,11 @@ class LearnedLatency:
 
     @threadpool_limits.wrap(limits=1, user_api="blas")  # on matrices this small more threads only spin
     def fit(self, genes: Genes, latency_ms: ArrayLike) -> LearnedLatency:
-        """Learn from genes (N, G) and measured milliseconds (N,), N >= 10."""
+        """Learn from genes (N, G) and measured milliseconds (N,), N >= 10; repeated networks count once."""
         self._genes, self._latency = self.space.canonical(genes), np.asarray(latency_ms, dtype=np.float64)
         self._check()
+        self._genes, self._latency = distinct(self._genes, self._latency)
+        self._enough()
         costs, target = self._costs(self._genes), np.log(self._latency)
         self.mean = fit_power_mean(costs, target)
         errors = target - self.mean(costs)
@@ -116,6 +118,8 @@ class LearnedLatency:
                 f"latency must hold milliseconds above 0 for each of {len(self._genes)} architectures, "
                 f"not {self._latency.shape} numbers from {np.min(self._latency, initial=0)}"
             )
+
+    def _enough(self) -> None:
         if len(self._genes) < FEWEST:
             raise UserError(
                 f"{len(self._genes)} measured networks are too few to learn from; measure at least {FEWEST}"

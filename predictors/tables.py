@@ -58,6 +58,18 @@ def read_table(path: str | Path, space: Space, column: str) -> tuple[Genes, NDAr
     return space.encode([arch_of(space, setting) for setting in settings]), values
 
 
+def distinct(genes: Genes, values: NDArray[np.float64]) -> tuple[Genes, NDArray[np.float64]]:
+    """Each network of canonical genes (N, G) once, with the mean of its values (N,), in the order of first sight.
+
+    A network on both sides of a fold would let a fit look better than it is.
+    """
+    _, first, which = np.unique(genes, axis=0, return_index=True, return_inverse=True)
+    if len(first) == len(genes):
+        return genes, values
+    order = np.argsort(first)
+    return genes[first[order]], (np.bincount(which, values) / np.bincount(which))[order]
+
+
 def _needed(space: Space) -> list[str]:
     """Dimensions that a space chooses."""
     free = {"resolution": len(space.resolution) > 1, "width": len(space.width) > 1}

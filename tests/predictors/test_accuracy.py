@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from predictors.accuracy import _choose
 from predictors.averaged import AveragedGP
 from predictors.calibration import Calibration
 from predictors.features import Features
+from predictors.fitting import fit_accuracy
 from predictors.gp import GroupedGP, WarpedGP
 from predictors.likelihood import (
     JITTER,
@@ -234,6 +236,48 @@ def test_better_networks_than_the_measured_ones_lie_within_their_intervals(data_
     assert coverage(mean, std, accuracy[test], 0.9) > 0.8
     raw = predictor._fitted.predict(Features(space)(genes[test]))[1]
     assert coverage(mean, raw * predictor._calibration.within, accuracy[test], 0.9) < 0.5
+
+
+def test_a_network_measured_again_is_no_second_witness() -> None:
+    """Twice the same rows: the same predictor, deviations and all; other values of a network count by their mean."""
+    space = load_space("cifar_mbv3")
+    genes = space.sample(60, np.random.default_rng(0))
+    accuracy = np.log(Macs(space)(genes)) + np.random.default_rng(1).normal(0, 0.1, 60)
+    once, asked = Accuracy(space, "gp").fit(genes, accuracy), space.sample(50, np.random.default_rng(2))
+    again = np.concatenate([accuracy + 0.3, accuracy - 0.3])
+    twice = Accuracy(space, "gp").fit(np.concatenate([genes, genes]), again)
+    np.testing.assert_allclose(twice.predict(asked), once.predict(asked), rtol=1e-6)
+    with pytest.raises(UserError, match="6 measured subnets are too few"):
+        Accuracy(space, "gp").fit(genes[:6].repeat(5, axis=0), np.arange(30.0))
+
+
+@pytest.mark.parametrize("model", [*MODELS, "auto"])
+@pytest.mark.filterwarnings("error")
+def test_where_all_are_equal_so_is_the_prediction_and_the_deviation_is_finite(model: str) -> None:
+    space = load_space("digits_mbv3")
+    predictor = Accuracy(space, model).fit(space.sample(30, np.random.default_rng(0)), np.full(30, 0.1))
+    mean, std = predictor.predict(space.sample(20, np.random.default_rng(1)))
+    np.testing.assert_allclose(mean, 0.1, atol=0.02)
+    assert (np.isfinite(std) & (std > 0)).all()
+
+
+def test_auto_leaves_out_what_takes_minutes_with_many_samples() -> None:
+    space = load_space("digits_mbv3")
+    genes = np.unique(space.sample(1200, np.random.default_rng(0)), axis=0)
+    accuracy = np.log(Macs(space)(genes))
+    predictor = Accuracy(space, candidates=("ridge", "svr"))
+    assert set(predictor.fit(genes[:40], accuracy[:40]).cross_validation) == {"ridge", "svr"}
+    assert set(predictor.fit(genes[:1001], accuracy[:1001]).cross_validation) == {"ridge"}
+
+
+def test_a_dozen_networks_are_enough_to_fit_and_to_score() -> None:
+    space = load_space("digits_mbv3")
+    genes = space.sample(12, np.random.default_rng(0))
+    accuracy = np.log(Macs(space)(genes))
+    make = partial(Accuracy, space, candidates=("ridge",))
+    assert fit_accuracy(make, genes, accuracy)[1]["n_heldout"] == 2
+    with pytest.raises(UserError, match=r"11 measured subnets are too few .* at least 12 \(measure.subnets\)"):
+        fit_accuracy(make, genes[:11], accuracy[:11])
 
 
 def test_mistakes_are_answered_with_rule_value_and_remedy(tmp_path: Path) -> None:
