@@ -63,7 +63,7 @@ def test_latency_is_learned_from_a_table_of_any_space(name: str) -> None:
 def test_settings_of_proxylessnas_may_leave_out_the_last_block() -> None:
     """once-for-all's code gives settings to the blocks from the first on; the last keeps its largest choices."""
     space = load_space("ofa_proxyless_w1.3")
-    config = {"ks": [3, 5, 7, 3] * 5, "e": [3, 4, 6, 4] * 5, "d": [2, 3, 4, 3, 2, 1], "r": 160}
+    config: dict[str, Any] = {"ks": [3, 5, 7, 3] * 5, "e": [3, 4, 6, 4] * 5, "d": [2, 3, 4, 3, 2, 1], "r": 160}
     short = space.encode([arch_of(space, config)])
     full = space.encode([arch_of(space, config | {"ks": [*config["ks"], 7], "e": [*config["e"], 6]})])
     np.testing.assert_array_equal(short, full)
