@@ -36,6 +36,26 @@ def parse_limit(name: str, value: float | str) -> float:
     return number
 
 
+def sought(name: str) -> int:
+    """Which way a value is better: -1 for an accuracy, the more the better, 1 for every cost."""
+    return -1 if name.startswith("accuracy") else 1
+
+
+def keeps(name: str, value: float, limit: float) -> bool:
+    """Whether a value is within its limit: an accuracy at least that, every cost at most."""
+    return sought(name) * value <= sought(name) * limit
+
+
+def beyond(name: str, value: float, limit: float) -> str:
+    """A value that does not keep its limit, for a message."""
+    return f"{name} {value:g} {'<' if sought(name) < 0 else '>'} {limit:g}"
+
+
+def side(name: str) -> str:
+    """On which side of its limit a value may be, in words."""
+    return "at least" if sought(name) < 0 else "at most"
+
+
 def show(value: float) -> str:
     """A value for a message: whole from 1,000 on, four digits below."""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
@@ -18,6 +16,7 @@ from numpy.typing import NDArray
 from ofa.errors import UserError
 from ofa.files import append_jsonl, atomic_write, read_jsonl
 from ofa.space import Arch, Genes, Space
+from ofa.workers import end_with
 
 if TYPE_CHECKING:
     from ofa.data import ImageData
@@ -110,14 +109,8 @@ def _start_worker(load: Load, workers: int, parent: int) -> None:
     import torch
 
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // workers))
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    end_with(parent)
     _worker.append(load())
-
-
-def _end_with(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(1)
 
 
 def _measure_one(arch: Arch, options: Mapping[str, Any], state: State | None = None) -> float:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
+from ofa.limits import beyond
 from scripts.cli import make
 from scripts.onnx_files import SHIPPED
 from scripts.stage import plain
@@ -50,8 +51,8 @@ def deploy(
     for line in [line for proof in proofs for line in proof.lines()] + missing:
         print(f"{device}: {line}")
     met = is_met(proofs, budget)
-    over = [f"{row['limit']} {row['value']:g} > {row['max']:g}" for row in budget if not row["met"]]
-    over += [f"{p.runtime} {row.limit} {row.value:g} > {row.max:g}" for p in proofs for row in p.rows if not row.met]
+    over = [beyond(row["limit"], row["value"], row["max"]) for row in budget if not row["met"]]
+    over += [f"{p.runtime} {beyond(r.limit, r.value, r.max)}" for p in proofs for r in p.rows if not r.met]
     print(f"{device}: budget {'met' if met else 'exceeded: ' + ', '.join(over)}")
     return {"runtimes": found, "proofs": {proof.runtime: proof.to_dict() for proof in proofs}, "met": met}
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from omegaconf import DictConfig
 
+from ofa.files import read_json, write_json
 from ofa.space import Space
 from scripts.parts import load_trained, objectives
 from scripts.progress import Progress
@@ -19,6 +20,7 @@ from search.problem import Problem
 from search.result import SearchResult
 
 MEASURED = "measured.jsonl"
+START = "start.json"  # genes of the networks that were measured before
 
 
 def iterate(
@@ -39,7 +41,10 @@ def iterate(
         SubnetAccuracy(space, load, log, images=cfg.measure.images, workers=cfg.workers) as accuracy,
     ):
         pool = [accuracy.know(path) for path in (Path(cfg.run, "measure", "subnets.jsonl"), *earlier)]
-        initial = np.unique(np.concatenate(pool), axis=0)
+        start = folder / START
+        if not start.exists():  # the log is of this start, whatever later commands search before
+            write_json(start, np.unique(np.concatenate(pool), axis=0).tolist())
+        initial = np.array(read_json(start), dtype=np.int8).reshape(-1, len(space.genes))
         problem = Problem(predictors | {"accuracy": accuracy}, objectives(cfg), limits)
         agent = ModelBased(space, model=model, problem=problem, seed=cfg.seed)
         return run_search(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
+from ofa.limits import keeps
 from scripts.cli import make
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def write_onnx(
 def budget_of(limits: Mapping[str, float], values: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Each limit beside the value of the shipped model."""
     return [
-        {"limit": name, "value": values[name], "max": most, "met": values[name] <= most}
+        {"limit": name, "value": values[name], "max": most, "met": keeps(name, values[name], most)}
         for name, most in limits.items()
     ]
 

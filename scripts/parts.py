@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from ofa.files import read_json
+from ofa.limits import sought
 from ofa.space import Genes, Space, load_space
 from scripts.cli import make
 from scripts.stage import note, plain
@@ -73,7 +74,7 @@ def objectives(cfg: DictConfig) -> dict[str, int]:
     """What is sought, by name: -1 is maximised, 1 minimised."""
     if cfg.objectives is None:
         return dict(plain(cfg.search.objectives))
-    return {name: -1 if name.startswith("accuracy") else 1 for name in plain(cfg.objectives)}
+    return {name: sought(name) for name in plain(cfg.objectives)}
 
 
 def _predictor(cfg: DictConfig, space: Space, name: str) -> Callable[[Genes], Any]:

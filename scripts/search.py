@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from functools import lru_cache, partial
+from functools import cache, lru_cache, partial
 from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,12 +16,14 @@ from omegaconf import DictConfig, OmegaConf
 from ofa.errors import UserError
 from ofa.files import atomic_write, write_json, write_parquet
 from ofa.space import Space
+from ofa.workers import end_with
 from scripts.cli import make, stage_command, use_threads
 from scripts.iterate import MEASURED, iterate
 from scripts.parts import SEARCH, fitted, objectives, searched_space
 from scripts.progress import Progress
 from scripts.stage import note, open_stage, plain
 from search.compare import curves, finals, summary
+from search.feasible import InfeasibleError
 from search.loop import run_search
 from search.problem import Problem
 from search.result import SearchResult, best_result
@@ -36,33 +40,60 @@ def main(cfg: DictConfig) -> None:
     """Search the space for the best network within each device's limits.  Writes <run>/search/<device>/<agent>."""
     space = searched_space(cfg)
     note(cfg.run, devices=list(cfg.device))
-    seeds = cfg.seeds
-    if not isinstance(seeds, int) or seeds < 1:
-        raise UserError(f"seeds={seeds} must be a whole number, 1 or more")
-    if cfg.mode not in MODES:
-        raise UserError(f"mode={cfg.mode} is not known; choose from {', '.join(MODES)}")
-    if not isinstance(cfg.workers, int) or cfg.workers < 1:
-        raise UserError(f"workers={cfg.workers} must be at least 1, the process itself")
+    _check(cfg)
     many = cfg.mode == "predict" and cfg.workers > 1 and len(cfg.device) * len(cfg.agent) > 1
     found_by = _side_by_side(cfg) if many else {}
-    predictors: dict[str, Any] = {}
+    predictors = cache(partial(fitted, cfg, space))
     earlier: list[Path] = []
+    infeasible = []
     for device, settings in plain(cfg.device).items():
-        results: Results = {}
-        if cfg.mode == "iterate":
-            reads: tuple[str, ...] = (*SEARCH, f"device.{device}")
-            with open_stage(cfg, f"search/{device}/iterate", reads, needs=("fit",)) as stage:
-                predictors = predictors or fitted(cfg, space)
-                found = iterate(cfg, predictors, settings["limits"], space, stage.folder, earlier)
-                results["iterate", cfg.seed] = found
-                earlier.append(stage.folder / MEASURED)
-        for agent in cfg.agent if cfg.mode == "predict" else ():
-            if not many:
-                predictors = predictors or fitted(cfg, space)
-                found_by[device, agent] = _agent(cfg, device, agent, space, predictors)
-            results |= found_by[device, agent]
+        try:
+            if cfg.mode == "iterate":
+                results = _iterate(cfg, device, space, predictors, earlier)
+            else:
+                results = {}
+                for agent in cfg.agent:
+                    found = found_by[device, agent] if many else _agent(cfg, device, agent, space, predictors())
+                    if isinstance(found, InfeasibleError):
+                        raise found
+                    results |= found
+        except InfeasibleError as error:  # the other devices are searched all the same
+            infeasible.append(f"{settings['name']}: {error}")
+            continue
         write_json(Path(cfg.run, "search", device, "chosen.json"), _choose(settings, results))
-        _compare(Path(cfg.run, "search", device), settings["name"], results, seeds)
+        _compare(Path(cfg.run, "search", device), settings["name"], results, cfg.seeds)
+    if infeasible:
+        raise UserError("; ".join(infeasible))
+
+
+def _check(cfg: DictConfig) -> None:
+    """Raise UserError for settings that would fail only after a search."""
+    for name, value in (("seeds", cfg.seeds), ("workers", cfg.workers)):
+        if not isinstance(value, int) or value < 1:
+            raise UserError(f"{name}={value} must be a whole number, 1 or more")
+    for name in ("evaluations", "batch", "measurements", "measure_batch"):
+        if not isinstance(cfg.search[name], int) or cfg.search[name] < 1:
+            raise UserError(f"search.{name}={cfg.search[name]} must be a whole number, 1 or more")
+    if cfg.mode not in MODES:
+        raise UserError(f"mode={cfg.mode} is not known; choose from {', '.join(MODES)}")
+    if cfg.mode == "iterate" and cfg.seeds > 1:
+        raise UserError(f"mode=iterate measures for one seed, not seeds={cfg.seeds}; give each seed a run=<folder>")
+    for device, settings in plain(cfg.device).items():
+        if not isinstance(settings, dict) or not {"name", "limits"} <= set(settings):
+            raise UserError(
+                f"device {device} lacks a name or limits; a device's YAML file begins with # @package device.<name>"
+            )
+
+
+def _iterate(
+    cfg: DictConfig, device: str, space: Space, predictors: Callable[[], dict[str, Any]], earlier: list[Path]
+) -> Results:
+    """What measuring the most promising networks finds; its log joins the `earlier` ones."""
+    with open_stage(cfg, f"search/{device}/iterate", (*SEARCH, f"device.{device}"), needs=("fit",)) as stage:
+        limits = plain(cfg.device[device].limits)
+        found = iterate(cfg, predictors(), limits, space, stage.folder, earlier)
+        earlier.append(stage.folder / MEASURED)
+    return {("iterate", cfg.seed): found}
 
 
 def _agent(cfg: DictConfig, device: str, agent: str, space: Space, predictors: dict[str, Any]) -> Results:
@@ -72,16 +103,22 @@ def _agent(cfg: DictConfig, device: str, agent: str, space: Space, predictors: d
         problem = Problem(predictors, objectives(cfg), plain(cfg.device[device].limits))
         for seed in range(cfg.seed, cfg.seed + cfg.seeds):
             folder = stage.folder if seed == cfg.seed else stage.folder / f"seed-{seed}"
-            title = f"search {device} {agent}" + (f" seed {seed}" if cfg.seeds > 1 else "")
-            results[agent, seed] = _search(cfg, agent, seed, problem, space, folder, title)
+            results[agent, seed] = _search(cfg, device, agent, seed, problem, space, folder)
     return results
 
 
-def _side_by_side(cfg: DictConfig) -> dict[tuple[str, str], Results]:
-    """What each device's agents find, by device and agent, in processes of their own."""
+def _side_by_side(cfg: DictConfig) -> dict[tuple[str, str], Results | InfeasibleError]:
+    """What each device's agents find, or that none can, by device and agent, in processes of their own."""
     options = json.dumps(plain(cfg))
     jobs = [(options, str(device), str(agent)) for agent in reversed(list(cfg.agent)) for device in cfg.device]
-    with ProcessPoolExecutor(min(cfg.workers, len(jobs)), mp_context=get_context("spawn")) as pool:
+    for agent in plain(cfg.agent).values():
+        if agent.get("storage"):  # two processes at once cannot make a database's tables
+            from search.storage import opened
+
+            with opened(agent["storage"]):
+                pass
+    workers = min(cfg.workers, len(jobs))
+    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=end_with, initargs=(os.getpid(),)) as pool:
         futures = {pool.submit(_job, *job): job[1:] for job in jobs}
         try:
             return {futures[done]: done.result() for done in as_completed(futures)}
@@ -91,8 +128,11 @@ def _side_by_side(cfg: DictConfig) -> dict[tuple[str, str], Results]:
             raise
 
 
-def _job(options: str, device: str, agent: str) -> Results:
-    return _agent(_loaded(options)[0], device, agent, *_loaded(options)[1:])
+def _job(options: str, device: str, agent: str) -> Results | InfeasibleError:
+    try:
+        return _agent(_loaded(options)[0], device, agent, *_loaded(options)[1:])
+    except InfeasibleError as error:
+        return error
 
 
 @lru_cache(maxsize=1)
@@ -105,13 +145,15 @@ def _loaded(options: str) -> tuple[DictConfig, Space, dict[str, Any]]:
 
 
 def _search(
-    cfg: DictConfig, agent: str, seed: int, problem: Problem, space: Space, folder: Path, title: str
+    cfg: DictConfig, device: str, agent: str, seed: int, problem: Problem, space: Space, folder: Path
 ) -> SearchResult:
-    strategy = make(cfg.agent[agent], space, seed=seed, n_objectives=len(problem.objectives))
+    settings = plain(cfg.agent[agent])
+    own = {"study": f"{settings['study']}/{device}/{agent}/seed-{seed}"} if "study" in settings else {}
+    strategy = make(cfg.agent[agent], space, seed=seed, n_objectives=len(problem.objectives), **own)
     if hasattr(strategy, "violation") and "accuracy" not in problem.bounds:
         strategy.violation = problem.exceeds  # all other limits are of sums and maxima over layers, cheap to look up
     size = cfg.search.evaluations, cfg.search.batch
-    with Progress(title) as progress:
+    with Progress(f"search {device} {agent}" + (f" seed {seed}" if cfg.seeds > 1 else "")) as progress:
         return run_search(strategy, problem, *size, folder=folder, progress=partial(_show, progress))
 
 

@@ -59,7 +59,7 @@ def run_search(
         raise UserError(f"{agent!r} is not made for {len(problem.objectives)} objectives; set n_objectives")
     start = feasible_network(agent.space, problem)
     if initial is not None and len(initial):
-        start = np.concatenate([initial, start]) if (problem.exceeds(initial) > 0).all() else initial
+        start = np.concatenate([start, initial]) if (problem.exceeds(initial) > 0).all() else initial
     if folder is not None and (done := _finished(Path(folder), agent, problem, evaluations)):
         return done
     log = _Log(None if folder is None else Path(folder) / LOG)
@@ -179,7 +179,7 @@ def _finished(folder: Path, agent: Agent, problem: Problem, evaluations: int) ->
 
 def _check_values(problem: Problem, genes: Genes, values: Values, where: str) -> None:
     """Raise UserError where the predictors of `problem` are not those that gave `values`."""
-    now = problem.predict(genes, problem.predictors)
+    now = problem.everything(genes)
     if set(now) != set(values) or not all(np.allclose(now[name], values[name], rtol=1e-5) for name in now):
         raise UserError(f"{where} was searched with other predictors; delete its folder or choose another")
 

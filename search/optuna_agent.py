@@ -79,13 +79,13 @@ class OptunaAgent:
     seed: int = 0
     n_objectives: int = 1
     sampler: str = "tpe"
-    options: dict[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] | None = None
     storage: str | None = field(default=None, repr=False)
     study: str = field(default="search", repr=False)
 
     def __post_init__(self) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        sampler, storage = make_sampler(self.sampler, self.seed, self.options), open_storage(self.storage)
+        sampler, storage = make_sampler(self.sampler, self.seed, self.options or {}), open_storage(self.storage)
         if self.storage is not None and self.study in optuna.get_all_study_names(storage):
             optuna.delete_study(study_name=self.study, storage=storage)
         self._study = optuna.create_study(
@@ -169,4 +169,7 @@ def make_sampler(sampler: str, seed: int, options: Mapping[str, Any] = MappingPr
     kind, defaults = SAMPLERS[sampler]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        return kind(seed=seed, **defaults | dict(options))  # type: ignore[call-arg]
+        try:
+            return kind(seed=seed, **defaults | dict(options))  # type: ignore[call-arg]
+        except TypeError as error:
+            raise UserError(f"sampler {sampler} does not take options {dict(options)}: {error}") from None

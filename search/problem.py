@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ofa.errors import UserError
+from ofa.limits import sought
 from ofa.space import Genes, Space
 from search.agents import keys
 from search.limits import known_name, parse_limits, show
@@ -66,20 +67,20 @@ class Problem:
         keyed = keys(genes)
         new = list({key: i for i, key in enumerate(keyed) if key not in self._rows}.values())
         if new:
-            self.remember(genes[new], self._everything(genes[new]))
+            self.remember(genes[new], self.everything(genes[new]))
         rows = np.fromiter(map(self._rows.__getitem__, keyed), np.int64, len(keyed))
         values = dict(zip(self.predictors, self._table.take(rows, axis=0).T, strict=True))
         return Evaluation(genes, values, self.cost(values), self.violation(values))
 
-    def _everything(self, genes: Genes) -> Values:
-        """Values (N,) of all predictors, those of infeasible networks only as far as `frugal` allows."""
+    def everything(self, genes: Genes) -> Values:
+        """Values (N,) of all predictors, without the memo, of infeasible networks only as far as `frugal` allows."""
         if not (self.frugal and self.bounds):
             return self.predict(genes, self.predictors)
         values = self.predict(genes, self.bounds)
         allowed = self.violation(values) <= 0
         for name in self.predictors:
             if name not in values:
-                values[name] = np.full(len(genes), np.inf * self.objectives.get(name, 1))
+                values[name] = np.full(len(genes), np.inf * self._sign(name))
                 values[name][allowed] = self._predict(name, genes[allowed]) if allowed.any() else 0
         return values
 
@@ -110,12 +111,16 @@ class Problem:
 
     def excess(self, name: str, value: Floats) -> Floats:
         """How far values lie beyond their limit, relative to it, 0 where they meet it (N,)."""
-        excess = (value / self.bounds[name] - 1) * self.objectives.get(name, 1)
+        excess = (value / self.bounds[name] - 1) * self._sign(name)
         return np.where(excess > TOLERANCE, excess, 0)
+
+    def _sign(self, name: str) -> int:
+        """Which way a value is better: as an objective says, or else as its name does."""
+        return self.objectives.get(name, sought(name))
 
     def limit(self, name: str) -> str:
         """A limit as text: "macs <= 6,000,000"."""
-        return f"{name} {'<=' if self.objectives.get(name, 1) > 0 else '>='} {show(self.bounds[name])}"
+        return f"{name} {'<=' if self._sign(name) > 0 else '>='} {show(self.bounds[name])}"
 
     def reference(self, space: Space) -> Floats:
         """The reference point (M,) for hypervolumes, the same for every agent and seed.

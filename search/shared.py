@@ -21,6 +21,7 @@ from optuna.trial import FrozenTrial, TrialState
 from ofa.errors import UserError
 from ofa.space import Genes, Space
 from search.agents import keys
+from search.feasible import feasible_network
 from search.optuna_agent import make_sampler, parameters
 from search.problem import Problem
 from search.result import SearchResult, evaluation_frame
@@ -56,10 +57,15 @@ def work(
     seed: of the sampler, another one for each worker.
     lease: seconds after which a measurement of a worker on another machine counts as lost; on this machine a worker
         that has ended is noticed at once.
+    The first network is one that meets the limits; raises InfeasibleError where none does.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with opened(storage) as place:
         study = optuna.load_study(study_name=name, storage=place, sampler=make_sampler(sampler, seed))
+        start = feasible_network(space, problem)
+        if not study.get_trials(deepcopy=False):  # two workers may both do so: a repeated network is measured once
+            for row in start:
+                study.enqueue_trial(dict(zip(parameters(space), row.tolist(), strict=True)))
         _work(study, space, problem, min(evaluations, space.size), lease)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import optuna
 import pandas as pd
 import pytest
 import torch
@@ -138,9 +139,51 @@ def test_agents_side_by_side_find_what_they_find_one_after_the_other(run: Path, 
     for agent in ("random", "evolution", "optuna"):
         name = f"search/stm32f746/{agent}/evaluations.parquet"
         pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "runs/digits" / name), pd.read_parquet(run / name))
-    tight = ofa("search", *SHORT, "workers=2", "restart=true", "device.stm32f746.limits.macs=1", folder=tmp_path)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_budget_out_of_reach_is_named_and_the_other_devices_are_searched(
+    run: Path, tmp_path: Path, workers: int
+) -> None:
+    shutil.copytree(run, tmp_path / "runs/digits", ignore=shutil.ignore_patterns("search", "specialize", "export"))
+    options = ("agent=[random,evolution]", f"workers={workers}", "device.stm32l073.limits.macs=1")
+    tight = ofa("search", *SHORT, *options, folder=tmp_path)
     assert tight.returncode == 1
-    assert "no network of space digits_mbv3 meets macs <= 1" in tight.stderr
+    assert "STM32L073: no network of space digits_mbv3 meets macs <= 1" in tight.stderr
+    assert (tmp_path / "runs/digits/search/stm32f746/chosen.json").exists()
+    assert not (tmp_path / "runs/digits/search/stm32l073/chosen.json").exists()
+
+
+def test_every_search_has_a_study_of_its_own_in_a_storage(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "runs/digits", ignore=shutil.ignore_patterns("search", "specialize", "export"))
+    options = [*without("evaluations"), "search.evaluations=10", "agent=optuna", "seeds=2", "workers=2"]
+    options += ["agent.optuna.storage=sqlite:///studies.db", "agent.optuna.options={n_startup_trials: 5}"]
+    found = ofa("search", *options, folder=tmp_path)
+    assert found.returncode == 0, found.stderr[-4000:]
+    studies = optuna.get_all_study_names(f"sqlite:///{tmp_path}/studies.db")
+    names = {f"search/{device}/optuna/seed-{seed}" for device in ("stm32l073", "stm32f746") for seed in (0, 1)}
+    assert set(studies) == names
+    wrong = ofa(
+        "search", *SHORT, "agent=optuna", "agent.optuna.options={n_startups: 5}", "restart=true", folder=tmp_path
+    )
+    assert "sampler tpe does not take options {'n_startups': 5}" in wrong.stderr
+
+
+@pytest.mark.parametrize(
+    ("option", "answer"),
+    [
+        ("search.evaluations=1.5", "search.evaluations=1.5 must be a whole number, 1 or more"),
+        ("workers=0", "workers=0 must be a whole number, 1 or more"),
+        ("device=bare", "lacks a name or limits; a device's YAML file begins with # @package device.<name>"),
+    ],
+)
+def test_settings_that_would_fail_after_a_search_are_refused_before_it(
+    run: Path, tmp_path: Path, option: str, answer: str
+) -> None:
+    (tmp_path / "my/device").mkdir(parents=True)
+    (tmp_path / "my/device/bare.yaml").write_text("limits: {macs: 1M}\n")
+    found = ofa("search", f"run={run}", "--config-dir", "my", *without("stm32f746"), option, folder=tmp_path)
+    assert found.returncode == 1 and answer in found.stderr
 
 
 def test_a_network_is_timed_here_in_the_threads_asked_for(run: Path, tmp_path: Path) -> None:
@@ -234,3 +277,7 @@ def test_a_search_that_iterates_measures_only_what_is_not_known_and_goes_on_wher
     assert found.returncode == 0, found.stdout[-2000:] + found.stderr[-4000:]
     assert (folder / "iterate/measured.jsonl").read_text().splitlines() == rows
     assert read(folder / "iterate/result.json")["hypervolume"] == kept["hypervolume"]
+    both = [option.replace("device=stm32l073", "device=[stm32f746,stm32l073]") for option in options]
+    found = ofa("search", *both, folder=tmp_path)
+    assert found.returncode == 0, "another device in front: " + found.stderr[-4000:]
+    assert (folder / "iterate/measured.jsonl").read_text().splitlines() == rows

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ofa.errors import UserError
 from ofa.export import flatbuffer
+from ofa.limits import beyond, keeps, show
 
 CLOSE = 0.1  # share by which a measured arena may differ from the predicted peak without a word
 Limits = Mapping[str, float]
@@ -38,7 +39,7 @@ class Row:
     @property
     def met(self) -> bool:
         """Whether the value is within the limit."""
-        return self.value <= self.max
+        return keeps(self.limit, self.value, self.max)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +62,7 @@ class Proof:
     def lines(self) -> list[str]:
         """As a person reads it."""
         table = [
-            f"{self.runtime}: {row.limit} {row.value:,.0f} of {row.max:,.0f}, {'met' if row.met else 'EXCEEDED'} "
+            f"{self.runtime}: {row.limit} {show(row.value)} of {show(row.max)}, {'met' if row.met else 'EXCEEDED'} "
             f"({row.source})"
             for row in self.rows
         ]
@@ -180,7 +181,7 @@ def require(device: str, proofs: list[Proof], rows: list[dict[str, Any]], *, for
         return ""
     proven = [(proof.runtime, row.limit, row.value, row.max) for proof in proofs for row in proof.rows if not row.met]
     known = [("int8", row["limit"], row["value"], row["max"]) for row in rows if not row["met"]]
-    over = ", ".join(f"{name} {limit} {value:g} > {most:g}" for name, limit, value, most in (proven or known))
+    over = ", ".join(f"{name} {beyond(limit, value, most)}" for name, limit, value, most in (proven or known))
     if force:
         return f"{device}: accepted by force=true, {over}"
     raise OverBudgetError(

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from ofa.limits import side
 from ofa.report.load import Device, Run, load_run
 
 MODELS = ("float", "pruned", "int8")
@@ -157,7 +158,7 @@ def _limit(limit: dict[str, Any]) -> str:
     """One limit in rich's markup."""
     name, value, largest = limit["limit"], show(limit["limit"], limit["value"]), bound(limit["limit"], limit["max"])
     answer = "[green]yes[/]" if limit["met"] else "[bold red]NO[/]"
-    return f"{escape(label(name)):12} {value:>10} of at most {largest:>8}  {answer}"
+    return f"{escape(label(name)):12} {value:>10} of {side(name)} {largest:>8}  {answer}"
 
 
 def _table(device: Device) -> Table:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from ofa.limits import side
 from ofa.report.load import Device, Run
 from ofa.report.markup import Html, el, join
 from ofa.report.summary import COLUMNS, arch_text, bound, cell, device_rows, label, ranking_text, show
@@ -68,7 +69,7 @@ def _meter(limit: dict[str, Any]) -> Html:
     name, value, largest, answer = limit["limit"], limit["value"], limit["max"], "yes" if limit["met"] else "no"
     share = min(100.0, 100 * value / largest) if largest else 100.0
     bar = el("span", el("i", "", style=f"width:{share:.0f}%"), class_=f"meter {answer}")
-    text = el("span", f"{show(name, value)} of at most {bound(name, largest)}: ", el("b", answer, class_=answer))
+    text = el("span", f"{show(name, value)} of {side(name)} {bound(name, largest)}: ", el("b", answer, class_=answer))
     return el("div", el("span", label(name)), bar, text)
 
 

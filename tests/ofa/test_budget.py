@@ -17,6 +17,7 @@ from ofa.export.budget import OverBudgetError, Proof, Row, explain, is_met, prov
 from ofa.export.c.build import has_compiler
 from ofa.export.flatbuffer import Peak
 from ofa.files import read_json
+from scripts.onnx_files import budget_of
 from tests.ofa.nets import random_net
 
 FITS = Proof("tflm", (Row("peak_memory_bytes", 90, 100, "measured"),))
@@ -38,6 +39,18 @@ def test_what_exceeds_a_device_is_refused_unless_forced() -> None:
     rows = [{"limit": "macs", "value": 11, "max": 10, "met": False}]
     with pytest.raises(OverBudgetError, match="int8 macs 11 > 10"):
         require("board", [], rows, force=False)
+
+
+def test_an_accuracy_must_be_at_least_its_limit() -> None:
+    good, bad = Row("accuracy", 0.98, 0.9, "measured"), Row("accuracy", 0.85, 0.9, "measured")
+    assert good.met and not bad.met
+    assert Proof("c", (good,)).lines() == ["c: accuracy 0.98 of 0.9, met (measured)"]
+    with pytest.raises(OverBudgetError, match=r"c accuracy 0.85 < 0.9"):
+        require("board", [Proof("c", (bad,))], [], force=False)
+    assert [row["met"] for row in budget_of({"accuracy": 0.9, "macs": 5}, {"accuracy": 0.95, "macs": 6})] == [
+        True,
+        False,
+    ]
 
 
 def test_a_difference_above_ten_percent_is_explained_in_numbers() -> None:

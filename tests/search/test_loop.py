@@ -131,6 +131,25 @@ def test_the_search_starts_from_a_network_within_the_limits() -> None:
     assert (result.evaluations["violation"] > 0).sum() == 19
 
 
+def test_a_network_within_the_limits_comes_before_initial_ones_that_are_not() -> None:
+    least = float(problem(SMALL).predictors["macs"](all_networks(SMALL)).min())
+    tight, largest = problem(SMALL, macs=least * 1.0001), SMALL.largest()
+    agent = RandomSearch(SMALL, seed=0, n_objectives=2)
+    assert run_search(agent, tight, 1, 1, initial=largest).chosen == 0
+
+
+def test_a_frugal_search_is_continued(tmp_path: Path) -> None:
+    limit = float(problem(SMALL).predictors["macs"](SMALL.largest())[0]) * 0.9
+
+    def search(evaluations: int) -> int:
+        frugal = Problem(problem(SMALL).predictors, {"gain": -1}, {"macs": limit}, frugal=True)
+        agent = RandomSearch(SMALL, seed=0)
+        initial = np.concatenate([SMALL.largest(), SMALL.smallest()])
+        return len(run_search(agent, frugal, evaluations, 5, folder=tmp_path, initial=initial).evaluations)
+
+    assert (search(10), search(10), search(20)) == (10, 10, 20)
+
+
 def test_no_search_is_begun_for_an_infeasible_budget(tmp_path: Path) -> None:
     with pytest.raises(InfeasibleError, match="relax macs"):
         run_search(RandomSearch(SMALL, seed=0, n_objectives=2), problem(SMALL, macs=1e-3), 20, 10, folder=tmp_path)

@@ -41,6 +41,14 @@ def test_costs_are_minimised_and_violations_are_relative_excess() -> None:
     assert (problem().evaluate(GENES).violation == 0).all()
 
 
+def test_a_limit_on_accuracy_is_the_least_whether_it_is_sought_or_not() -> None:
+    predictors = {"accuracy": lambda genes: np.array([0.2, 0.95]), "macs": lambda genes: np.array([1.0, 2.0])}
+    for objectives in ({"macs": 1}, {"macs": 1, "accuracy": -1}):
+        found = Problem(predictors, objectives, {"accuracy": 0.9})
+        assert found.limit("accuracy") == "accuracy >= 0.9"
+        np.testing.assert_allclose(found.evaluate(GENES[:2]).violation, [1 - 0.2 / 0.9, 0])
+
+
 def test_a_repeated_network_is_free() -> None:
     counted = Counted()
     p = Problem({"macs": counted}, {"macs": 1})

@@ -19,11 +19,12 @@ import pytest
 from ofa.errors import UserError
 from ofa.files import read_jsonl
 from search.agents import keys
+from search.feasible import InfeasibleError
 from search.optuna_agent import OptunaAgent
-from search.shared import create_shared, shared_result
+from search.shared import create_shared, shared_result, work
 from search.storage import open_storage
 from tests.search.shared_worker import NAME, told
-from tests.search.toy import SPACE
+from tests.search.toy import SPACE, problem
 
 ROOT = Path(__file__).parents[2]
 EVALUATIONS = 16
@@ -126,6 +127,16 @@ def test_two_processes_lose_and_repeat_nothing_when_one_is_killed(
     twice = [key for key, count in Counter(one + other).items() if count > 1]
     assert set(twice) <= {other[-1]}  # killed after the measurement, before the storage had it
     assert set(one + other) == set(keys(result.genes))
+
+
+def test_workers_start_from_a_network_within_the_limits(tmp_path: Path) -> None:
+    storage = f"journal:{tmp_path}/study.journal"
+    tight = problem(SPACE, macs=float(problem(SPACE).predictors["macs"](SPACE.smallest())[0]) * 1.0001)
+    create_shared(storage, NAME, tight)
+    work(storage, NAME, SPACE, tight, 5, sampler="random")
+    assert shared_result(storage, NAME, SPACE, tight).chosen == 0
+    with pytest.raises(InfeasibleError, match="relax macs"):
+        work(storage, NAME, SPACE, problem(SPACE, macs=1e-3), 5)
 
 
 def test_an_agent_keeps_its_study_in_a_journal_and_begins_it_anew(tmp_path: Path) -> None:
