@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 TRAIN = ("space", "data", "augment", "schedule", "seed", "train")
 MEASURE = (*TRAIN, "measure")
-FIT = (*MEASURE, "predictor", "fit")
-SEARCH = (*FIT, "search", "objectives")
+FIT = (*MEASURE, "predictor.accuracy", "fit")
+SEARCH = (*FIT, "predictor", "search", "objectives")
 MEASURED_HERE = "predictors.latency.Latency"
 
 

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ofa.errors import UserError
 from ofa.files import read_json
+from scripts.parts import FIT, SEARCH
 from scripts.stage import next_command, note, open_stage
 
 
@@ -175,6 +176,19 @@ def test_next_command_repeats_the_options(monkeypatch: pytest.MonkeyPatch) -> No
     assert next_command("train") == "ofa-measure data=folder 'data.path=my pictures'"
     assert next_command("report") is None
     assert next_command("run") is None
+
+
+def test_what_ofa_fit_does_not_fit_may_change_before_the_search(cfg: DictConfig) -> None:
+    cfg.predictor = {"accuracy": {"model": "gp"}, "latency_ms": {"table": "here"}}
+    finish(cfg, "fit", *FIT)
+    cfg.predictor.latency_ms.table = "another device"
+    finish(cfg, "search", *SEARCH)
+    cfg.predictor.latency_ms.table = "a third"
+    with pytest.raises(UserError, match=r"search was made with predictor\.latency_ms\.table"):
+        finish(cfg, "search", *SEARCH)
+    cfg.predictor.accuracy.model = "svr"
+    with pytest.raises(UserError, match=r"fit was made with predictor\.accuracy\.model"):
+        finish(cfg, "search", *SEARCH)
 
 
 def test_next_command_starts_a_script_as_this_one_was(monkeypatch: pytest.MonkeyPatch) -> None:
