@@ -2,10 +2,10 @@
 
     python3 runner.py jobs.json results.json        # Python 3.10 or newer
 
-jobs.json: {"protocol": 1, "threads", "batch", "repeats", "seconds", "groups": [[file, ...], ...]}; the models of a
-group (.onnx or .tflite, beside jobs.json) are timed in turns, so that a busy moment hits all alike.
-results.json: {"protocol": 1, "device": {...}, "times": {file: [milliseconds, ...]}}, written after every group; what it
-holds already is not measured again.
+jobs.json: {"protocol": 1, "id", "threads", "batch", "repeats", "seconds", "groups": [[file, ...], ...]}; the models of
+a group (.onnx or .tflite, beside jobs.json) are timed in turns, so that a busy moment hits all alike.
+results.json: {"protocol": 1, "id", "device": {...}, "times": {file: [milliseconds, ...]}}, written after every group;
+what it holds of the same jobs (id) on the same device is not measured again.
 """
 
 from __future__ import annotations
@@ -28,21 +28,34 @@ def main(jobs_file: Path, results_file: Path) -> None:
     jobs = json.loads(jobs_file.read_text())
     if jobs.get("protocol") != PROTOCOL:
         sys.exit(f"jobs.json has protocol {jobs.get('protocol')}, this runner speaks {PROTOCOL}")
-    done: dict[str, Any] = {"protocol": PROTOCOL, "device": None, "times": {}}
-    if results_file.exists():
-        done = json.loads(results_file.read_text())
+    device = describe(load(str(jobs_file.parent / jobs["groups"][0][0]), jobs["threads"], jobs["batch"])[1], jobs)
+    times = earlier(results_file, jobs["id"], device)
     for number, group in enumerate(jobs["groups"]):
-        if all(name in done["times"] for name in group):
+        if all(name in times for name in group):
             continue
-        calls = [load(str(jobs_file.parent / name), jobs["threads"], jobs["batch"]) for name in group]
-        done["device"] = describe(calls[0][1], jobs)
-        done["times"].update(
-            zip(group, measure([call for call, _ in calls], jobs["repeats"], jobs["seconds"]), strict=True)
-        )
+        calls = [load(str(jobs_file.parent / name), jobs["threads"], jobs["batch"])[0] for name in group]
+        times.update(zip(group, measure(calls, jobs["repeats"], jobs["seconds"]), strict=True))
         part = results_file.with_suffix(".part")
-        part.write_text(json.dumps(done))
+        part.write_text(json.dumps({"protocol": PROTOCOL, "id": jobs["id"], "device": device, "times": times}))
         part.replace(results_file)
         print(f"{number + 1} of {len(jobs['groups'])} groups", flush=True)
+
+
+def earlier(results_file: Path, jobs_id: str, device: dict[str, Any]) -> dict[str, list[float]]:
+    """Times that are there of these jobs; those of other jobs are moved aside, those of another device refused."""
+    if not results_file.exists():
+        return {}
+    found = json.loads(results_file.read_text())
+    if found.get("id") != jobs_id:
+        results_file.replace(results_file.with_name(results_file.name + ".old"))
+        return {}
+    for key, value in device.items():
+        if found["device"].get(key) != value:
+            sys.exit(
+                f"{results_file} holds for {key} {found['device'].get(key)}, not {value}; times of two devices do not "
+                f"mix: remove {results_file} to measure all of them here"
+            )
+    return found["times"]
 
 
 def measure(calls: Sequence[Callable[[], object]], repeats: int, seconds: float) -> list[list[float]]:

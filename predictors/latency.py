@@ -60,3 +60,8 @@ class Latency:
             shape = shape_of(int(codes[~known][0]))
             raise UserError(f"the latency table lacks {shape}; measure the shapes of space {self.space.name} first")
         return np.where(codes > 0, self._times[at], 0.0)
+
+
+def latency_from_table(space: Space, table: str) -> Latency:
+    """Latency on the device that a table written by ofa-latency is of; nothing of whole networks corrects it."""
+    return Latency(space, LatencyTable.load(table))

@@ -6,6 +6,8 @@ turns its results.json into a LatencyTable.  `over_ssh` and `over_adb` carry bot
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shlex
 import subprocess
 from collections.abc import Iterable, Sequence
@@ -42,10 +44,8 @@ def write_jobs(shapes: Iterable[Shape], folder: Path, *, threads: int = 1, batch
             atomic_write(folder / name, content)
         rows.append({"shape": shape._asdict(), "files": names, "n": n})
     groups = [[name for row in rows[i : i + GROUP] for name in row["files"]] for i in range(0, len(rows), GROUP)]
-    options = {"threads": threads, "batch": batch, "repeats": REPEATS, "seconds": SECONDS_PER_SHAPE * GROUP}
-    write_json(folder / JOBS, {"protocol": PROTOCOL, **options, "groups": groups})
     write_json(folder / SHAPES, rows)
-    write_runner(folder)
+    _finish(folder, groups, threads=threads, batch=batch, repeats=REPEATS, seconds=SECONDS_PER_SHAPE * GROUP)
     return len(wanted)
 
 
@@ -55,23 +55,44 @@ def write_model_jobs(models: Sequence[Path], folder: Path, *, threads: int = 1, 
         raise UserError("there is no model to measure; name at least one .onnx or .tflite file")
     for model in models:
         atomic_write(folder / model.name, model.read_bytes())
-    options = {"threads": threads, "batch": 1, "repeats": repeats, "seconds": 60.0}
-    write_json(folder / JOBS, {"protocol": PROTOCOL, **options, "groups": [[model.name for model in models]]})
-    write_runner(folder)
+    _finish(folder, [[model.name for model in models]], threads=threads, batch=1, repeats=repeats, seconds=60.0)
 
 
-def write_runner(folder: Path) -> None:
-    """Put the self-contained script into a folder."""
+def _finish(folder: Path, groups: list[list[str]], **options: float) -> None:
+    """Beside the models write the jobs, whose id is a digest of all that is measured, and the self-contained script."""
+    contents = [hashlib.sha256((folder / name).read_bytes()).hexdigest() for group in groups for name in group]
+    digest = hashlib.sha256(json.dumps([options, groups, contents]).encode()).hexdigest()
+    write_json(folder / JOBS, {"protocol": PROTOCOL, "id": digest, **options, "groups": groups})
     atomic_write(folder / RUNNER, Path(__file__).with_name("device_runner.py").read_bytes())
 
 
+def require_jobs(shapes: Iterable[Shape], folder: Path, *, threads: int = 1, batch: int = 1) -> None:
+    """Raise UserError where a folder's jobs are other shapes, or for another number of threads or images."""
+    jobs, wanted = read_json(folder / JOBS), set(shapes)
+    found = {Shape(**row["shape"]) for row in read_json(folder / SHAPES)}
+    if found != wanted or (jobs["threads"], jobs["batch"]) != (threads, batch):
+        raise UserError(
+            f"{folder} has results of {len(found)} operations, {len(found & wanted)} of the {len(wanted)} wanted, with "
+            f"threads {jobs['threads']} and batch {jobs['batch']}, not {threads} and {batch}; give the options that it "
+            f"was made with, or another place, or remove {folder / RESULTS} to measure again"
+        )
+
+
 def read_times(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """The device's description, and milliseconds of each file (R,); raises UserError for unfinished results."""
+    """The device's description, and milliseconds of each file (R,).
+
+    Raises UserError for unfinished results and for those of other jobs than the folder's.
+    """
     jobs, results = read_json(folder / JOBS), read_json(folder / RESULTS)
     try:
         if results["protocol"] != PROTOCOL:
             raise UserError(
                 f"{folder / RESULTS} has protocol {results['protocol']}, not {PROTOCOL}; use its own runner.py"
+            )
+        if results["id"] != jobs["id"]:
+            raise UserError(
+                f"{folder / RESULTS} has times of the jobs {results['id'][:8]}, not of {folder / JOBS}, "
+                f"{jobs['id'][:8]}; remove it and run runner.py on all files of this folder"
             )
         times = {name: np.array(row, dtype=np.float64) for name, row in results["times"].items()}
         device = dict(results["device"])

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from omegaconf import DictConfig
 
 from ofa.errors import UserError
 from scripts.cli import make, stage_command
+from scripts.stage import command_line
 
 CARRIERS = ("ssh", "adb", "folder")
 
@@ -18,8 +20,9 @@ def main(cfg: DictConfig) -> None:
     """Time model=<card> in runtime=[onnx,litert,...] with threads=1 on this machine, and print the figures.
 
     Or, with remote=ssh:<host>, adb:<serial> or folder:<path>, measure the operations of the space on another device,
-    which needs Python and ONNX Runtime; writes <run>/remote/latency.parquet.  remote=folder:<path> writes the folder to
-    carry there by hand, and reads it once it holds results.json.
+    which needs Python and ONNX Runtime; writes latency.parquet for predictor=[default,latency_table] into a folder of
+    this device alone, <run>/remote/ssh-<host> or adb-<serial>.  remote=folder:<path> writes the folder to carry there
+    by hand, and reads it once it holds results.json.  Results of another space or number of threads are refused.
     """
     if cfg.remote is not None:
         _elsewhere(cfg, *_carrier(cfg.remote))
@@ -64,13 +67,16 @@ def _carrier(remote: str) -> tuple[str, str]:
 
 
 def _elsewhere(cfg: DictConfig, kind: str, place: str) -> None:
-    from predictors.remote import RESULTS, over_adb, over_ssh, read_table, write_jobs
+    from predictors.remote import RESULTS, over_adb, over_ssh, read_table, require_jobs, write_jobs
     from predictors.shapes import space_shapes
     from scripts.parts import load_parts
 
-    folder = Path(place) if kind == "folder" else Path(cfg.run, "remote", "jobs")
-    if not (folder / RESULTS).exists():
-        count = write_jobs(space_shapes(load_parts(cfg)[1]), folder, threads=cfg.measure.threads)
+    folder = Path(place) if kind == "folder" else Path(cfg.run, "remote", f"{kind}-{quote(place, safe='@')}")
+    shapes, threads = space_shapes(load_parts(cfg)[1]), cfg.threads or cfg.measure.threads
+    if (folder / RESULTS).exists():
+        require_jobs(shapes, folder, threads=threads)
+    else:
+        count = write_jobs(shapes, folder, threads=threads)
         print(f"{count} operations in {folder}")
         if kind == "folder":
             print(
@@ -78,9 +84,11 @@ def _elsewhere(cfg: DictConfig, kind: str, place: str) -> None:
             )
             return
         {"ssh": over_ssh, "adb": over_adb}[kind](place, folder)
-    table, target = read_table(folder), Path(cfg.run, "remote", "latency.parquet")
+    table, target = read_table(folder), folder / "latency.parquet"
     table.save(target)
     print(f"{len(table.times)} operations on {table.device['machine']}, {table.device['runtime']}: {target}")
+    priced = ("predictor=[default,latency_table]", f"predictor.latency_ms.table={target}")
+    print(f"next: {command_line('search', *priced)}")
 
 
 if __name__ == "__main__":

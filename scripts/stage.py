@@ -90,7 +90,12 @@ def next_command(stage: str) -> str | None:
     if stage not in STAGES[:-1]:
         return None
     following = STAGES[STAGES.index(stage) + 1]
-    return shlex.join([*_program(following), *_options()])
+    return command_line(following)
+
+
+def command_line(stage: str, *more: str) -> str:
+    """The shell line that runs a stage with the options of this command and more."""
+    return shlex.join([*_program(stage), *_options(), *more])
 
 
 def _own_command(name: str) -> str:
@@ -99,12 +104,12 @@ def _own_command(name: str) -> str:
 
 def _options() -> list[str]:
     """The arguments of this command that other stages share; none where it is not one of ours, as in a test."""
-    own = ("restart=", "checkpoint=", "sha256=")
+    own = ("restart=", "checkpoint=", "sha256=", "remote=")
     return [argument for argument in sys.argv[1:] if _ours() and not argument.startswith(own)]
 
 
 def _ours() -> bool:
-    return Path(sys.argv[0]).stem.removeprefix("ofa-").rstrip("_") in (*STAGES, "run", "import")
+    return Path(sys.argv[0]).stem.removeprefix("ofa-").rstrip("_") in (*STAGES, "run", "import", "latency")
 
 
 def _program(stage: str) -> list[str]:
@@ -145,7 +150,7 @@ def _before(cfg: DictConfig, name: str, needs: Sequence[str]) -> dict[str, str]:
             if made["done"]:
                 after[str(place)] = made["done"]
         if earlier in needs and not any(Path(place).parts[0] == earlier for place in after):
-            line = shlex.join([*_program(earlier), *_options()])
+            line = command_line(earlier)
             raise UserError(f"{stage} needs the stage {earlier}, which has not finished in {run}; run: {line}")
     return after
 

@@ -8,14 +8,19 @@ import stat
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from hydra import compose, initialize_config_module
+from omegaconf import DictConfig
 
 from ofa.errors import UserError
 from predictors.latency_table import LatencyTable
 from predictors.remote import over_adb, over_ssh, read_table, read_times, write_jobs, write_model_jobs
-from predictors.shapes import Shape
+from predictors.shapes import Shape, space_shapes
+from scripts import latency
+from scripts.parts import fitted, load_parts
 
 SHAPES = [Shape("conv", "relu", 8, 8, 3, 1, 8), Shape("depthwise", "h_swish", 8, 8, 3, 2, 8)]
 
@@ -28,12 +33,18 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """ssh and adb that run on this machine, in a home of their own."""
+    """ssh and adb that run on this machine, each host in a home of its own."""
     there, programs = tmp_path / "there", tmp_path / "bin"
     there.mkdir()
     programs.mkdir()
     scripts = {
-        "ssh": f'#!/bin/sh\necho "ssh $1" >> {tmp_path}/log\nshift\ncd {there} && exec sh -c "$*"\n',
+        "ssh": f"""#!/bin/sh
+echo "ssh $1" >> {tmp_path}/log
+mkdir -p {there}/$1 && cd {there}/$1
+shift
+exec sh -c "$*"
+""",
+        "python3": f'#!/bin/sh\nexec {sys.executable} "$@"\n',
         "adb": f"""#!/bin/sh
 echo "adb $2 $3" >> {tmp_path}/log
 shift 2
@@ -52,9 +63,24 @@ esac
     return there
 
 
+def run_here(folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run the runner as a device does, and check its status."""
+    line = [sys.executable, "-I", "runner.py", "jobs.json", "results.json"]
+    return subprocess.run(line, cwd=folder, check=True, capture_output=True, text=True)
+
+
+def results(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "results.json").read_text())
+    return found
+
+
+def jobs_id(folder: Path) -> str:
+    return str(json.loads((folder / "jobs.json").read_text())["id"])
+
+
 def test_a_table_comes_back_over_ssh(folder: Path, commands: Path, tmp_path: Path) -> None:
     over_ssh("pi@board", folder, place="my jobs", python=sys.executable)
-    assert (commands / "my jobs/results.json").read_bytes() == (folder / "results.json").read_bytes()
+    assert (commands / "pi@board/my jobs/results.json").read_bytes() == (folder / "results.json").read_bytes()
     assert (tmp_path / "log").read_text() == "ssh pi@board\n" * 3
     table = read_table(folder)
     assert set(table.times) == set(SHAPES)
@@ -73,16 +99,15 @@ def test_a_table_comes_back_over_adb(folder: Path, commands: Path, tmp_path: Pat
 
 
 def test_the_runner_needs_python_and_the_runtime_alone_and_goes_on_where_it_was(folder: Path) -> None:
-    line = [sys.executable, "-I", "runner.py", "jobs.json", "results.json"]
-    jobs = json.loads((folder / "jobs.json").read_text())
+    run_here(folder)
+    jobs, known = json.loads((folder / "jobs.json").read_text()), results(folder)
     names = jobs["groups"][0]
     jobs["groups"] = [names[:2], names[2:]]
     (folder / "jobs.json").write_text(json.dumps(jobs))
-    known = {"protocol": 1, "device": {"machine": "m"}, "times": {name: [1.0, 2.0] for name in names[:2]}}
-    (folder / "results.json").write_text(json.dumps(known))
+    (folder / "results.json").write_text(json.dumps(known | {"times": {name: [1.0, 2.0] for name in names[:2]}}))
     with pytest.raises(UserError, match=r"lacks 2 models, 00001_less\.onnx first; run runner\.py again"):
         read_times(folder)
-    subprocess.run(line, cwd=folder, check=True, capture_output=True)
+    run_here(folder)
     device, times = read_times(folder)
     assert times[names[0]].tolist() == [1.0, 2.0], "not measured again"
     assert device["cores"] == os.cpu_count()
@@ -90,10 +115,51 @@ def test_the_runner_needs_python_and_the_runtime_alone_and_goes_on_where_it_was(
     assert not any(f"import {package}" in source or f"from {package}" in source for package in ("ofa", "predictors"))
 
 
+def test_jobs_have_an_id_of_their_options_names_and_contents(folder: Path, tmp_path: Path) -> None:
+    first = jobs_id(folder)
+    write_jobs(SHAPES, folder)
+    assert jobs_id(folder) == first, "the same jobs"
+    found = {first}
+    for shapes, threads in ((SHAPES, 2), (SHAPES[:1], 1), (SHAPES[::-1], 1)):
+        write_jobs(shapes, tmp_path / "other", threads=threads)
+        found.add(jobs_id(tmp_path / "other"))
+    models = [tmp_path / "a.onnx", tmp_path / "b.onnx", tmp_path / "c" / "a.onnx"]
+    models[2].parent.mkdir()
+    for model, content in zip(models, (b"1", b"1", b"2"), strict=True):
+        model.write_bytes(content)
+        write_model_jobs([model], tmp_path / "models")
+        found.add(jobs_id(tmp_path / "models"))
+    assert len(found) == 7
+
+
+def test_results_of_other_jobs_are_moved_aside_on_the_device(folder: Path) -> None:
+    old = {"protocol": 1, "id": "other", "device": {"machine": "m"}, "times": {"00000_less.onnx": [1e9, 1e9]}}
+    (folder / "results.json").write_text(json.dumps(old))
+    with pytest.raises(UserError, match=r"has times of the jobs other, not of .*jobs\.json.*; remove it and run"):
+        read_times(folder)
+    run_here(folder)
+    assert json.loads((folder / "results.json.old").read_text()) == old
+    assert read_times(folder)[1]["00000_less.onnx"].max() < 1e9
+    assert results(folder)["id"] == jobs_id(folder)
+
+
+@pytest.mark.parametrize(("key", "value"), [("machine", "another board"), ("runtime", "onnxruntime 0.1")])
+def test_the_runner_refuses_results_of_another_device(folder: Path, key: str, value: str) -> None:
+    run_here(folder)
+    known = results(folder)
+    (folder / "results.json").write_text(json.dumps(known | {"device": known["device"] | {key: value}}))
+    with pytest.raises(subprocess.CalledProcessError) as caught:
+        run_here(folder)
+    assert f"holds for {key} {value}, not {known['device'][key]}" in caught.value.stderr
+    assert "remove results.json" in caught.value.stderr
+    assert results(folder)["device"][key] == value, "left as it was"
+
+
 def test_a_table_is_the_difference_of_its_two_models_by_hand(folder: Path) -> None:
     rows = json.loads((folder / "shapes.json").read_text())
     times = {row["files"][0]: [1.0, 1.0, 1.0] for row in rows} | {row["files"][1]: [2.0, 3.0, 4.0] for row in rows}
-    (folder / "results.json").write_text(json.dumps({"protocol": 1, "device": {"machine": "m"}, "times": times}))
+    known = {"protocol": 1, "id": jobs_id(folder), "device": {"machine": "m"}, "times": times}
+    (folder / "results.json").write_text(json.dumps(known))
     table = read_table(folder)
     for row in rows:
         found = table.times[Shape(**row["shape"])]
@@ -102,8 +168,7 @@ def test_a_table_is_the_difference_of_its_two_models_by_hand(folder: Path) -> No
 
 def test_whole_models_are_timed_too(folder: Path, tmp_path: Path) -> None:
     write_model_jobs(sorted(folder.glob("*_less.onnx")), tmp_path / "whole", repeats=5)
-    line = [sys.executable, "-I", "runner.py", "jobs.json", "results.json"]
-    subprocess.run(line, cwd=tmp_path / "whole", check=True, capture_output=True)
+    run_here(tmp_path / "whole")
     _, times = read_times(tmp_path / "whole")
     assert sorted(times) == ["00000_less.onnx", "00001_less.onnx"]
     assert all(np.all(row > 0) for row in times.values())
@@ -124,3 +189,46 @@ def test_what_goes_wrong_on_the_way_is_said(folder: Path, commands: Path, tmp_pa
         write_jobs([], folder)
     with pytest.raises(UserError, match="no model to measure"):
         write_model_jobs([], folder)
+
+
+def configuration(*overrides: str) -> DictConfig:
+    """Of a space with few operations."""
+    small = [f"space.{name}=[{value}]" for name, value in {"resolution": 12, "width": 0.5}.items()]
+    with initialize_config_module("conf", version_base="1.3"):
+        return compose("config", [*small, *overrides])
+
+
+def test_two_hosts_do_not_mix(commands: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for host in ("pi@a:22", "b", "b"):
+        latency.main(configuration(f"run={tmp_path / 'run'}", f"remote=ssh:{host}"))
+    assert (tmp_path / "log").read_text() == "ssh pi@a:22\n" * 3 + "ssh b\n" * 3, "the third call reads what is there"
+    folders = sorted((tmp_path / "run/remote").iterdir())
+    assert [folder.name for folder in folders] == ["ssh-b", "ssh-pi@a%3A22"]
+    tables = [LatencyTable.load(folder / "latency.parquet") for folder in folders]
+    assert tables[0].times != tables[1].times
+    assert f"predictor.latency_ms.table={folders[0]}/latency.parquet" in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_results_of_another_space_or_thread_count_are_refused(tmp_path: Path) -> None:
+    options, folder = (f"run={tmp_path / 'run'}", f"remote=folder:{tmp_path / 'jobs'}"), tmp_path / "jobs"
+    latency.main(configuration(*options))
+    run_here(folder)
+    latency.main(configuration(*options))
+    for other, message in {
+        "threads=3": "threads 1 and batch 1, not 3 and 1",
+        "measure.threads=2": "threads 1 and batch 1, not 2 and 1",
+        "space.width=[1.0]": r"of \d+ operations, \d+ of the \d+ wanted",
+    }.items():
+        with pytest.raises(UserError, match=rf"{message}.*; give the options .* or remove .*results\.json"):
+            latency.main(configuration(*options, other))
+
+
+def test_the_table_prices_a_space_through_its_predictor(tmp_path: Path) -> None:
+    table = tmp_path / "latency.parquet"
+    cfg = configuration("predictor=[latency_ms,latency_table]", f"predictor.latency_ms.table={table}")
+    space = load_parts(cfg)[1]
+    timing = {"p10_ms": 1.0, "median_ms": 2.5, "p90_ms": 3.0, "n": 5.0}
+    LatencyTable({"machine": "board"}, dict.fromkeys(space_shapes(space), timing)).save(table)
+    genes = space.sample(5, np.random.default_rng(0))
+    blocks = space.values(genes, "depth") @ [3, 4, 4]  # expand, depthwise, project; squeeze-excite from stage 2 on
+    np.testing.assert_array_equal(fitted(cfg, space)["latency_ms"](genes), 2.5 * (3 + blocks + 2))  # stem, head

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from ofa.errors import UserError
 from ofa.files import read_json
 from scripts.parts import FIT, SEARCH
-from scripts.stage import next_command, note, open_stage
+from scripts.stage import command_line, next_command, note, open_stage
 
 
 @pytest.fixture
@@ -176,6 +176,11 @@ def test_next_command_repeats_the_options(monkeypatch: pytest.MonkeyPatch) -> No
     assert next_command("train") == "ofa-measure data=folder 'data.path=my pictures'"
     assert next_command("report") is None
     assert next_command("run") is None
+
+
+def test_a_search_by_another_device_s_table_follows_ofa_latency(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["ofa-latency", "remote=ssh:pi", "run=runs/x"])
+    assert command_line("search", "seed=1") == "ofa-search run=runs/x seed=1"
 
 
 def test_what_ofa_fit_does_not_fit_may_change_before_the_search(cfg: DictConfig) -> None:
