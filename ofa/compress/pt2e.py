@@ -23,7 +23,7 @@ from torch import Tensor, fx, nn
 from ofa.compress.affine import ActivationGrid, Grid, attach
 from ofa.compress.chain import Work
 from ofa.compress.fold import fold_batch_norms
-from ofa.compress.layers import image_of, observe, weight_layers
+from ofa.compress.layers import image_of, weight_layers
 from ofa.compress.linear import remember
 from ofa.compress.quantize import check_quantized, saturates
 from ofa.errors import UserError
@@ -169,13 +169,12 @@ def count_nodes(graph: fx.GraphModule) -> dict[str, int]:
 def plain_layers(graph: fx.GraphModule, net: nn.Module, image: Tensor) -> nn.Module:
     """A copy of `net`, batch norm folded, with the weights, biases and input grids of its converted graph.
 
-    image: (1, C, H, W), to tell which layer is which: both run them in the same order.
+    image: (1, C, H, W).  Layers are told apart by name, since torchao's rewrite for QAT changes the order they run in.
     """
-    plain, names = fold_batch_norms(net), list[str]()
-    observe(plain, image, lambda name, *_: names.append(name))
-    layers, read = weight_layers(plain), _Arguments(graph)
+    plain, read = fold_batch_norms(net), _Arguments(graph)
+    layers = weight_layers(plain)
     read.run(laid_out(image.cpu()).expand(2, -1, -1, -1))
-    for name, (weight, bias, weight_grid, input_grid) in zip(names, read.layers, strict=True):
+    for name, (weight, bias, weight_grid, input_grid) in read.layers.items():
         layer = layers[name]
         layer.weight.copy_(weight)
         if bias is not None:
@@ -186,16 +185,17 @@ def plain_layers(graph: fx.GraphModule, net: nn.Module, image: Tensor) -> nn.Mod
 
 
 class _Arguments(fx.Interpreter):
-    """Runs a converted graph and keeps weight, bias, and the grids of weight and input of each of its layers."""
+    """Runs a converted graph and keeps, by name, each layer's weight, bias, and grids of weight and input."""
 
     def __init__(self, graph: fx.GraphModule) -> None:
         super().__init__(graph, garbage_collect_values=False)  # grids are read once their users run
-        self.layers: list[tuple[Tensor, Tensor | None, Grid, Grid]] = []
+        self.layers: dict[str, tuple[Tensor, Tensor | None, Grid, Grid]] = {}
 
     def run_node(self, n: fx.Node) -> Any:
         if _kind(n) in LAYERS:
             (_, weight, *more), _ = self.fetch_args_kwargs_from_env(n)
-            self.layers.append((weight, more[0] if more else None, self._grid(n.args[1]), self._grid(n.args[0])))
+            name = list(n.meta["nn_module_stack"].values())[-1][0]  # of the innermost module
+            self.layers[name] = weight, more[0] if more else None, self._grid(n.args[1]), self._grid(n.args[0])
         return super().run_node(n)
 
     def _grid(self, node: Any) -> Grid:

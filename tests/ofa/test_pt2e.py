@@ -6,9 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import fx, nn
 
 from ofa.compress.chain import Work, compress
+from ofa.compress.fold import fold_batch_norms
+from ofa.compress.layers import weight_layers
 from ofa.compress.norms import Norms
 from ofa.compress.numbers import measure
 from ofa.compress.pt2e import Pt2e, count_nodes, export_onnx, prepare, quantize, quantizer
@@ -16,6 +19,8 @@ from ofa.data import digits
 from ofa.errors import UserError
 from ofa.export.onnx import compare, load_onnx, run_onnx, run_torch
 from ofa.finetune import Finetuning, finetune
+from ofa.space import Space
+from ofa.static import build
 from tests.ofa.nets import random_net
 
 pytest.importorskip("torchao")
@@ -66,6 +71,20 @@ def test_the_step_leaves_plain_layers_that_compute_what_the_graph_does(tmp_path:
     assert compare(run_torch(plain, images), run_torch(net, images)).sqnr_db < 40
     plain[0].input_grid.scale *= 1.05  # type: ignore[union-attr, operator]
     assert compare(run_torch(plain, images), run_torch(graph, images)).sqnr_db < 40
+
+
+def test_training_keeps_each_layer_its_own_weights_where_a_shortcut_has_a_convolution() -> None:
+    stages = [{"block": "bottleneck", "channels": 32, "stride": 1, "depth": 1, "expand": 0.5}]
+    stem = [{"kind": "conv", "channels": 16, "kernel": 3, "stride": 2, "act": "relu"}]
+    head = [{"kind": "pool"}, {"kind": "linear"}]
+    space = Space("b", [16], in_channels=1, classes=10, stem=stem, stages=stages, head=head)
+    torch.manual_seed(0)
+    net = build(space, space.decode(space.largest())[0]).eval()
+    trained = Pt2e("qat", finetuning=Finetuning(epochs=0.1, lr=0.001))(net, Work(digits(), 16))
+    made, given = weight_layers(trained), weight_layers(fold_batch_norms(net))
+    cosines = {name: F.cosine_similarity(made[name].weight.flatten(), given[name].weight.flatten(), 0) for name in made}
+    assert all(hasattr(layer, "weight_scale") for layer in made.values())
+    assert min(cosines.values()) > 0.9, cosines
 
 
 def test_the_step_is_measured_and_followed_by_others(tmp_path: Path) -> None:
