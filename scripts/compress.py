@@ -59,10 +59,11 @@ def _compress(cfg: DictConfig, net: nn.Module, data: ImageData, resolution: int,
     from ofa.compress.numbers import measure
 
     done = [row["step"] for row in read_jsonl(folder / STEPS)]
+    left = [name for name in (BEFORE, *cfg.step) if name not in done]
     first = net
-    if len(done) > 1:
+    if len(done) > 1 and left:  # a process that was killed at the end may have dropped the networks already
         net = torch.load(_kept(folder, done[-1]), weights_only=False)  # this folder's own file: the whole module
-    for name in [name for name in (BEFORE, *cfg.step) if name not in done]:
+    for name in left:
         with Progress(f"compress {name}") as progress:
             work = Work(data, resolution, cfg.seed, teacher=first, report=progress)
             if name != BEFORE:

@@ -94,6 +94,23 @@ def test_a_stopped_chain_goes_on_after_its_last_step(tmp_path: Path, monkeypatch
     ).read_bytes()
 
 
+def test_a_chain_stopped_after_its_last_step_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    unlink = Path.unlink
+
+    def stopping(path: Path) -> None:
+        unlink(path)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "unlink", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        main(config(tmp_path))
+    monkeypatch.undo()
+    for path in (tmp_path / FOLDER).glob("*.pt"):
+        path.unlink()
+    main(config(tmp_path))
+    assert len(json.loads((tmp_path / FOLDER / "table.json").read_text())["steps"]) == 3
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
