@@ -150,12 +150,24 @@ def prepare(cfg: DictConfig) -> None:
     for name in (override.partition("=")[0] for override in given):
         if OmegaConf.select(cfg, name) is not None:
             check_type(name, OmegaConf.select(cfg, name))
+    for text in (override.partition("=")[2] for override in given if override.startswith("step=")):
+        _check_steps(text)
     swept = [override.replace("/", "_") for override in given if override not in sys.argv]
     if hydra.mode == RunMode.MULTIRUN and swept and not any(override.startswith("run=") for override in given):
         cfg.run = str(Path(cfg.run, ",".join(swept)))
     if not isinstance(cfg.seed, int) or cfg.seed < 0:
         raise UserError(f"seed={cfg.seed} must be a whole number, 0 or more")
     use_threads(cfg.threads)
+
+
+def _check_steps(text: str) -> None:
+    """Raise UserError where `step=[...]` names one step twice, of which Hydra, without a word, would keep one."""
+    names = text.strip("[]").replace(" ", "").split(",")
+    if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+        raise UserError(
+            f"step={text} names {twice[0]} twice; name each step once, and "
+            f"add +step@step.{twice[0]}_again={twice[0]} to run it again at the end"
+        )
 
 
 def use_threads(threads: int | None) -> None:

@@ -115,6 +115,7 @@ def test_help_explains_the_options_of_the_stage(command: Command) -> None:
         (["schedule.batch_sise=4"], 2, ["schedule.batch_sise is not an option", "did you mean schedule.batch_size="]),
         (["sede=4"], 2, ["sede is not an option", "did you mean seed="]),
         (["data.path=here"], 2, ["data.path", "belongs to", "data=parquet"]),
+        (["step=[scales,norms,scales]"], 1, ["names scales twice", "+step@step.scales_again=scales"]),
         (["data=digitz"], 2, ["data=digitz is not known", "cifar10, digits, folder, imagenet, parquet"]),
         (["device=[phone,none]"], 2, ["device=none is not known", "phone, server, stm32f746"]),
         (["experiment=none_such"], 2, ["experiment=none_such is not known", "digits"]),
