@@ -19,6 +19,8 @@ CARRIERS = ("ssh", "adb", "folder")
 def main(cfg: DictConfig) -> None:
     """Time model=<card> in runtime=[onnx,litert,...] with threads=1 on this machine, and print the figures.
 
+    An ONNX file stands for the card beside it, whose network is exported anew, in float.
+
     Or, with remote=ssh:<host>, adb:<serial> or folder:<path>, measure the operations of the space on another device,
     which needs Python and ONNX Runtime; writes latency.parquet for predictor=[default,latency_table] into a folder of
     this device alone, <run>/remote/ssh-<host> or adb-<serial>.  remote=folder:<path> writes the folder to carry there
@@ -41,11 +43,11 @@ def _here(cfg: DictConfig) -> dict[str, dict[str, Any]]:
 
     import torch
 
-    from ofa.export.card import rebuild
+    from ofa.export.card import card_of, rebuild
     from ofa.export.runtime import latencies
     from ofa.export.runtimes.onnx import Onnx
 
-    net, threads = rebuild(cfg.model), cfg.threads or cfg.measure.threads
+    net, threads = rebuild(card_of(cfg.model)), cfg.threads or cfg.measure.threads
     torch.manual_seed(cfg.seed)
     images = torch.randn(16, net.spec.in_channels, net.spec.resolution, net.spec.resolution)
     folder, calls = Path(cfg.run, "latency"), {}

@@ -91,6 +91,14 @@ def load_card(path: str | Path) -> Card:
         raise error if str(path) in str(error) else UserError(f"{path}: {error}") from None
 
 
+def card_of(model: str | Path) -> Path:
+    """The card (.json) that `model` is, or the one beside an ONNX file; raises UserError where there is none."""
+    card = Path(model) if Path(model).suffix == ".json" else Path(model).with_suffix(".json")
+    if not card.is_file():
+        raise UserError(f"{card} does not exist; a model needs the card that ofa-export writes beside it")
+    return card
+
+
 def rebuild(path: str | Path) -> StaticNet:
     """The network of a card, with its weights, in evaluation mode.
 

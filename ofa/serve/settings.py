@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ofa.errors import UserError
-from ofa.export.card import load_card
+from ofa.export.card import card_of, load_card
 from ofa.files import read_json
 
 VARIABLE = "OFA_SERVE"  # carries the settings to the worker processes
@@ -75,12 +75,7 @@ class Served:
 
         Raises UserError where there is no card, or where it does not speak for one ONNX file and its data.
         """
-        path = Path(model)
-        card_file = path if path.suffix == ".json" else path.with_suffix(".json")
-        if not card_file.is_file():
-            raise UserError(
-                f"{card_file} does not exist; a server needs the card that ofa-export writes beside a model"
-            )
+        card_file = card_of(model)
         if not isinstance(read_json(card_file), dict):
             raise UserError(f"{card_file} is no card; name one that ofa-export wrote")
         card, names = load_card(card_file), [name for name in load_card(card_file).files if name.endswith(".onnx")]

@@ -130,7 +130,7 @@ def test_settings_and_models_are_checked(card: Path, tmp_path: Path) -> None:
         Settings("m", batch=0)
     found = Served.find(card.with_suffix(".onnx"))
     assert (found.file, found.resolution, len(found.classes)) == (card.with_suffix(".onnx"), 16, 10)
-    with pytest.raises(UserError, match=r"none\.json does not exist; a server needs the card"):
+    with pytest.raises(UserError, match=r"none\.json does not exist; a model needs the card"):
         Served.find(tmp_path / "none.onnx")
     (tmp_path / "list.json").write_text("[]")
     with pytest.raises(UserError, match="is no card"):
