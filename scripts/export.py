@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from scripts.cli import stage_command
 from scripts.deploy import deploy, proofs_of
 from scripts.given import export_given
-from scripts.onnx_files import SHIPPED, budget_of, write_onnx
+from scripts.onnx_files import SHIPPED, budget_of, limits_of, write_onnx
 from scripts.parts import TRAIN, load_parts, trained
 from scripts.specialize import READS
 from scripts.stage import open_stage
@@ -43,10 +43,11 @@ def main(cfg: DictConfig) -> None:
             if stage.done:
                 continue
             chosen = read_json(Path(cfg.run, "search", device, "chosen.json"))
+            limits = limits_of(device, chosen["device"]["limits"], learned=True)
             source = Path(cfg.run, "specialize", device)
             given = {name: (rebuild(source / f"{name}.json"), load_card(source / f"{name}.json")) for name in MADE}
             models = write_onnx(cfg, given, stage.folder, data)
-            budget = budget_of(chosen["device"]["limits"], models[SHIPPED])
+            budget = budget_of(limits, models[SHIPPED])
             spec = read_json(stage.folder / f"{SHIPPED}.json")["spec"]
             result = {
                 "device": chosen["device"],
@@ -55,7 +56,7 @@ def main(cfg: DictConfig) -> None:
                 "models": models,
                 "budget": budget,
             }
-            result |= deploy(cfg, device, chosen["device"]["limits"], budget, models[SHIPPED], stage.folder, data)
+            result |= deploy(cfg, device, limits, budget, models[SHIPPED], stage.folder, data)
             result |= {"predicted": chosen["predicted"], "shipped": SHIPPED}
             write_json(stage.folder / "result.json", result)
     with open_stage(cfg, "export/supernet", TRAIN, needs=("train",)) as stage:

@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from ofa.errors import UserError
 from scripts.compress import folder_name
 from scripts.deploy import deploy, proofs_of
-from scripts.onnx_files import SHIPPED, budget_of, write_onnx
+from scripts.onnx_files import SHIPPED, budget_of, limits_of, write_onnx
 from scripts.parts import load_data
 from scripts.stage import note, open_stage, plain
 
@@ -32,12 +32,13 @@ def export_given(cfg: DictConfig) -> None:
     data = load_data(cfg)
     place = f"prove/{folder_name(cfg.network)}"
     named = _load(cfg, data)
+    limits = {name: limits_of(name, plain(cfg.device[name].limits), learned=named.learned) for name in cfg.device}
     note(cfg.run, data=data.describe())
     for device in cfg.device:
         reads = (*READS, f"device.{device}", *(["runtime"] if cfg.runtime else []))
         with open_stage(cfg, f"{place}/{device}", reads) as stage:
             if not stage.done:
-                _prove(cfg, named, data, device, stage.folder)
+                _prove(cfg, named, data, device, limits[device], stage.folder)
     for device in cfg.device:
         result = read_json(Path(cfg.run, place, device, "result.json"))
         if accepted := require(device, proofs_of(result), result["budget"], force=cfg.force):
@@ -66,20 +67,18 @@ def _load(cfg: DictConfig, data: ImageData) -> Named:
     return named
 
 
-def _prove(cfg: DictConfig, named: Named, data: ImageData, device: str, folder: Path) -> None:
+def _prove(cfg: DictConfig, named: Named, data: ImageData, device: str, limits: dict[str, float], folder: Path) -> None:
     """The files of one device and what they were measured to take, in result.json."""
     from ofa.export.card import Card
     from ofa.files import write_json
-    from ofa.limits import parse_limit
     from ofa.space import Arch
 
     net: Any = named.net
     arch, space = named.arch or Arch(net.spec.resolution), named.space.to_dict() if named.space else {}
     card = Card(arch, space, net.spec, {}, data.describe(), cfg.seed)
     models = write_onnx(cfg, {"float": (net, card)}, folder, data, learned=named.learned)
-    settings = plain(cfg.device[device])
-    limits = {name: parse_limit(name, value) for name, value in settings["limits"].items()}
     budget = budget_of(limits, models[SHIPPED])
-    result = {"device": settings | {"limits": limits}, "spec": net.spec.to_dict(), "models": models, "budget": budget}
+    settings = plain(cfg.device[device]) | {"limits": limits}
+    result = {"device": settings, "spec": net.spec.to_dict(), "models": models, "budget": budget}
     result |= deploy(cfg, device, limits, budget, models[SHIPPED], folder, data)
     write_json(folder / "result.json", result | {"network": str(cfg.network), "shipped": SHIPPED})

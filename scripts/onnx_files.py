@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
+from ofa.errors import UserError
 from ofa.limits import keeps
 from scripts.cli import make
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from ofa.static import StaticNet
 
 SHIPPED = "int8"
+PROVABLE = ("macs", "params", "weight_bytes", "peak_memory_bytes", "file_bytes", "latency_ms")  # accuracy: by weights
 UNITS = {
     "accuracy": "share of right first classes",
     "latency_ms": "ms",
@@ -74,6 +76,16 @@ def budget_of(limits: Mapping[str, float], values: Mapping[str, Any]) -> list[di
         {"limit": name, "value": values[name], "max": most, "met": keeps(name, values[name], most)}
         for name, most in limits.items()
     ]
+
+
+def limits_of(device: str, limits: Mapping[str, float | str], *, learned: bool) -> dict[str, float]:
+    """A device's limits by the names of what is measured; raises UserError for one that is not."""
+    from search.limits import parse_limits
+
+    try:
+        return parse_limits(limits, (*PROVABLE, *(("accuracy",) if learned else ())))
+    except UserError as error:
+        raise UserError(f"ofa-export cannot prove the limits of device {device}: {error}") from None
 
 
 def _measure(file: Path, card: Card, timed: dict[str, Any], *, bits: int) -> dict[str, Any]:
