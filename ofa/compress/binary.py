@@ -154,4 +154,8 @@ class XnorConv2d(nn.Conv2d):
 def _xnor(layer: Layer, name: str) -> XnorConv2d:
     if not isinstance(layer, nn.Conv2d) or isinstance(layer.padding, str):
         raise UserError(f"{name} is a {type(layer).__name__}; xnor takes convolutions with padding in pixels: keep it")
+    if more := set(layer.state_dict()) - {"weight", "bias"}:
+        raise UserError(
+            f"an earlier step gave {name} also {min(more)}; put xnor before the steps that quantize, and give it once"
+        )
     return XnorConv2d(layer)

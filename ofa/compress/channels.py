@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from ofa.compress.chain import Work
 from ofa.compress.criteria import CRITERIA, Scores, channel_scores, taylor_scores
+from ofa.compress.equalize import ChannelCap
+from ofa.compress.gating import Gated
 from ofa.compress.layers import BYTES, evaluating, image_of, layer_macs, weight_layers
 from ofa.compress.magnitude import finetuned
 from ofa.compress.prune import prune_to
@@ -85,7 +87,15 @@ class Channels:
             check_target(name, target)
 
     def __call__(self, net: nn.Module, work: Work) -> nn.Module:
-        """A narrower, fine-tuned network in evaluation mode; raises UserError where a target cannot be met."""
+        """A narrower, fine-tuned network in evaluation mode; raises UserError where a target cannot be met.
+
+        So it does where an earlier step changed the network's tensors in a way that pruning cannot follow.
+        """
+        if changed := _changed(net):
+            raise UserError(
+                f"an earlier step changed {changed[0]}, which channels cannot narrow; "
+                "put channels before the steps that quantize, equalize, gate or make binary"
+            )
         small = self._static(net, work) if isinstance(net, StaticNet) else self._traced(net, work)
         return finetuned(small, work, self.finetuning)
 
@@ -200,6 +210,14 @@ class Budget:
             f"{name} {found[name]:.6g} of {limit:.6g}" for name, limit in self.limits.items() if found[name] > limit
         ]
         return UserError(f"{'; '.join(over)} cannot be met: that is what {why} leaves; raise it, or lower multiple")
+
+
+def _changed(net: nn.Module) -> list[str]:
+    """Tensors that a spec's network has and this one has not, or the reverse; of other modules, parts of one width."""
+    if isinstance(net, StaticNet):
+        return sorted(set(net.state_dict()).symmetric_difference(build_spec(net.spec).state_dict()))
+    fixed = (Gated, ChannelCap)
+    return [name for name, m in net.named_modules() if isinstance(m, fixed) or hasattr(m, "weight_scale")]
 
 
 def torch_pruning() -> Any:

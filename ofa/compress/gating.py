@@ -84,9 +84,11 @@ class Gating:
     def __call__(self, net: nn.Module, work: Work) -> nn.Module:
         """A gated, trained network in evaluation mode, no StaticNet any more.
 
-        Raises UserError where no convolution can be gated, or where batch norms do not follow the convolutions that
-        they stand behind.
+        Raises UserError where no convolution can be gated, where some are already, or where batch norms do not follow
+        the convolutions that they stand behind.
         """
+        if any(isinstance(module, Gated) for module in net.modules()):
+            raise UserError("the network's convolutions are gated already; give gating once")
         gated, image = opened(net), image_of(net, work).normal_(generator=_generator(net))
         pairs = conv_norms(gated)[1:]
         if not pairs:
