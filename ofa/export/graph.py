@@ -92,9 +92,9 @@ def _relu6(w: Writer, name: str, m: nn.ReLU6, x: str) -> str:
     return w.emit("Clip", name, x, *limits)
 
 
-def _flatten(w: Writer, name: str, x: str, start: int = 0, end: int = -1) -> str:
-    if (start, end) != (1, -1):
-        raise UserError(f"{name} flattens dimensions {start} to {end}; only 1 to -1 can be exported")
+def _flatten(w: Writer, name: str, x: str, start_dim: int = 0, end_dim: int = -1) -> str:
+    if (start_dim, end_dim) != (1, -1):
+        raise UserError(f"{name} flattens dimensions {start_dim} to {end_dim}; only 1 to -1 can be exported")
     return w.emit("Flatten", name, x)
 
 

@@ -24,9 +24,9 @@ def drawings(run: Run) -> Html | None:
     for device in run.devices:
         if spec := _spec(device):
             kinds = Counter(BLOCKS[unit.kind].title for unit in spec.units if unit.mid)
-            blocks = ", ".join(f"{n} {kind} blocks" for kind, n in kinds.items())
-            text = f"{blocks}, {spec.resolution}×{spec.resolution} pixels, {spec.classes} classes."
-            panels.append(_panel(device.title, draw(spec), text))
+            size = (f"{spec.resolution}×{spec.resolution} pixels", f"{spec.classes} classes")
+            text = ", ".join([*(f"{n} {kind} blocks" for kind, n in kinds.items()), *size])
+            panels.append(_panel(device.title, draw(spec), f"{text}."))
     return el("div", *panels, class_="grid") if panels else None
 
 

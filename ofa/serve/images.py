@@ -59,7 +59,8 @@ def check(content: bytes, max_pixels: int) -> None:
         with warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning):
             size = Image.open(BytesIO(content), formats=FORMATS).size
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-        raise RefusedError(413, f"the image has more than {max_pixels} pixels") from None
+        known = f"more pixels than {max_pixels}, or than the {Image.MAX_IMAGE_PIXELS} that Pillow decodes"
+        raise RefusedError(413, f"the image has {known}") from None
     except Exception:  # Pillow's parsers raise errors of any type
         raise RefusedError(415, f"the body is no image; send one of {', '.join(FORMATS)}") from None
     if size[0] * size[1] > max_pixels:

@@ -45,6 +45,9 @@ class Settings:
             if not isinstance(value, int) or value < 1:
                 raise UserError(f"serve.{name}={value} must be a whole number, at least 1")
 
+        if not isinstance(self.port, int) or not 0 < self.port < 2**16:
+            raise UserError(f"serve.port={self.port} must be a whole number from 1 to 65535")
+
     def to_environment(self) -> None:
         """Leave the settings where worker processes find them."""
         os.environ[VARIABLE] = json.dumps(asdict(self))

@@ -163,6 +163,19 @@ def test_what_cannot_be_exported_is_named(layers: list[nn.Module], problem: str)
         onnx_model(nn.Sequential(*layers), (1, 16, 16))
 
 
+class _Keywords(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.pool = nn.Conv2d(1, 4, 3), nn.AdaptiveAvgPool2d(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.flatten(self.pool(self.conv(x)), start_dim=1)
+
+
+def test_a_function_called_by_keywords_is_exported() -> None:
+    onnx_model(_Keywords(), (1, 16, 16))
+
+
 # -- cards -------------------------------------------------------------------------------------------------------------
 
 

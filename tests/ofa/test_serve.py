@@ -128,6 +128,8 @@ def test_settings_and_models_are_checked(card: Path, tmp_path: Path) -> None:
     assert Settings("m").workers == len(os.sched_getaffinity(0))
     with pytest.raises(UserError, match=r"serve\.batch=0 must be a whole number, at least 1"):
         Settings("m", batch=0)
+    with pytest.raises(UserError, match=r"serve\.port=99999 must be a whole number from 1 to 65535"):
+        Settings("m", port=99999)
     found = Served.find(card.with_suffix(".onnx"))
     assert (found.file, found.resolution, len(found.classes)) == (card.with_suffix(".onnx"), 16, 10)
     with pytest.raises(UserError, match=r"none\.json does not exist; a model needs the card"):
