@@ -163,17 +163,21 @@ class Channels:
         if self.criterion not in kinds:
             raise UserError(f"criterion {self.criterion!r} suits a StaticNet alone; choose from {', '.join(kinds)}")
         last = list(weight_layers(twin).values())[-1]
-        pruner = tp.pruner.BasePruner(
-            twin,
-            image,
-            kinds[self.criterion](),
-            global_pruning=True,
-            pruning_ratio=ratio,
-            max_pruning_ratio=max(ratio, 0.9),
-            round_to=self.multiple,
-            ignored_layers=[last],
-        )
-        pruner.step()
+        try:
+            pruner = tp.pruner.BasePruner(
+                twin,
+                image,
+                kinds[self.criterion](),
+                global_pruning=True,
+                pruning_ratio=ratio,
+                max_pruning_ratio=max(ratio, 0.9),
+                round_to=self.multiple,
+                ignored_layers=[last],
+            )
+            pruner.step()
+        except Exception as error:  # of any type, where it follows a network's operators wrongly
+            why = f"{type(error).__name__}: {error}"
+            raise UserError(f"torch-pruning cannot narrow {type(net).__name__} ({why}); leave channels out") from error
         twin.zero_grad()
         with torch.no_grad(), evaluating(net):
             if twin(image).shape != net(image).shape:

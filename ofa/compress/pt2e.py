@@ -129,7 +129,10 @@ def prepare(net: nn.Module, example: Tensor, rules: Any, *, qat: bool = False, d
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         exported = torch.export.export(plain, (example,), dynamic_shapes=(batch,)).module()
-        graph = (tools.prepare_qat_pt2e if qat else tools.prepare_pt2e)(exported, rules)
+        try:
+            graph = (tools.prepare_qat_pt2e if qat else tools.prepare_pt2e)(exported, rules)
+        except ValueError as error:  # of patterns that it does not take apart
+            raise UserError(f"torchao cannot quantize {type(net).__name__} ({error}); take step=int8") from error
     watched = sum("activation_post_process" in str(node.target) for node in graph.graph.nodes)
     if not watched:
         raise RuntimeError("torchao inserted no observer; it needs torch 2.13 or newer")

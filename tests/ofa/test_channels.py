@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torchvision.models import shufflenet_v2_x0_5
 
 from ofa.compress.chain import Work
 from ofa.compress.channels import Channels, activation_bytes, onnx_latency, weight_bytes
@@ -175,6 +176,14 @@ def test_a_module_that_is_no_static_net_is_pruned_with_its_dependencies(criterio
     assert 0.25 < share <= 0.5
     assert small(torch.randn(2, 1, 16, 16)).shape == (2, 10)
     assert all(before[name].equal(value) for name, value in net.state_dict().items())
+
+
+def test_a_network_that_torch_pruning_follows_wrongly_is_named() -> None:
+    pytest.importorskip("torch_pruning")
+    net = shufflenet_v2_x0_5(num_classes=10).eval()
+    net.conv1[0] = nn.Conv2d(1, 24, 3, 2, 1, bias=False)  # the digits are grey
+    with pytest.raises(UserError, match=r"torch-pruning cannot narrow ShuffleNetV2 \(.*\); leave channels out"):
+        Channels(macs=0.5, criterion="l2", finetuning=Finetuning(epochs=0))(net, Work(digits(), 32, 0))
 
 
 def test_zeros_stay_zero_through_the_steps_that_follow(work: Work) -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
+from torchvision.models import resnet18
 
 from ofa.compress.chain import Work, compress
 from ofa.compress.fold import fold_batch_norms
@@ -104,6 +105,11 @@ def test_the_onnx_file_has_the_pairs_and_computes_the_same(quantized: fx.GraphMo
     eager = compare(run_torch(quantized, images), expected).sqnr_db  # type: ignore[arg-type]
     assert abs(compare(run_onnx(tmp_path / "net.onnx", images), expected).sqnr_db - eager) < 3, "as close to float"
     assert compare(run_onnx(tmp_path / "net.onnx", images), run_torch(quantized, images)).sqnr_db > 12  # type: ignore[arg-type]
+
+
+def test_a_network_that_torchao_does_not_take_apart_is_named() -> None:
+    with pytest.raises(UserError, match=r"torchao cannot quantize ResNet \(.*\); take step=int8"):
+        quantize(resnet18(num_classes=10).eval(), [torch.randn(4, 3, 32, 32)], quantizer())
 
 
 def test_options_are_checked() -> None:
