@@ -65,6 +65,7 @@ def write_onnx(
         found[name] = _measure(file, card, timed[name], bits=8 if name == SHIPPED else 32)
         if learned:
             found[name]["accuracy"] = _accuracy(file, card, data)
+            found[name] |= {"accuracy_int8": found[name]["accuracy"]} if name == SHIPPED else {}
         found[name] |= {"parity_max_abs": parity.max_abs, "sqnr_db": parity.sqnr_db, "agreement": parity.agreement}
         _save_card(file, net, card, found[name])
     return found
@@ -83,7 +84,7 @@ def limits_of(device: str, limits: Mapping[str, float | str], *, learned: bool) 
     from search.limits import parse_limits
 
     try:
-        return parse_limits(limits, (*PROVABLE, *(("accuracy",) if learned else ())))
+        return parse_limits(limits, (*PROVABLE, *(("accuracy", "accuracy_int8") if learned else ())))
     except UserError as error:
         raise UserError(f"ofa-export cannot prove the limits of device {device}: {error}") from None
 
