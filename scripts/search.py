@@ -38,9 +38,9 @@ Results = dict[tuple[str, int], SearchResult]
 @stage_command("search", "agent", "device")
 def main(cfg: DictConfig) -> None:
     """Search the space for the best network within each device's limits.  Writes <run>/search/<device>/<agent>."""
+    _check(cfg)
     space = searched_space(cfg)
     note(cfg.run, devices=list(cfg.device))
-    _check(cfg)
     many = cfg.mode == "predict" and cfg.workers > 1 and len(cfg.device) * len(cfg.agent) > 1
     found_by = _side_by_side(cfg) if many else {}
     predictors = cache(partial(fitted, cfg, space))
