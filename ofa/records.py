@@ -152,4 +152,6 @@ def kept_stage(stage: Stage, choices: Mapping[str, int | Sequence[float]]) -> St
     }
     count = dict(zip(stage.choices("depth"), stage.blocks, strict=True))
     kept["blocks"] = tuple(count[depth] for depth in kept.get("depth", stage.choices("depth")))
+    if isinstance(stage.se, tuple):
+        kept["se"] = stage.se[: kept["blocks"][-1]]
     return replace(stage, **kept)

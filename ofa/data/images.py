@@ -148,9 +148,12 @@ class ImageData:
         """Images alone, the same ones each time: for quantization ranges, or, augmented, for batch-norm statistics.
 
         Batch norm wants what training saw: statistics of images that were not moved and padded cost points of accuracy.
+        The batches are as large as one another, or a short last one would count as much as the others.
         """
         rng = np.random.default_rng(0) if augment else None
-        for x, _ in self.batches(split, min(batch_size, images), resolution, rng=rng, limit=images):
+        images = min(images, self.size(split))
+        size = -(-images // -(-images // batch_size))
+        for x, _ in self.batches(split, size, resolution, rng=rng, limit=images):
             yield x
 
     def normalise(self, x: Tensor) -> Tensor:

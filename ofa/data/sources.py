@@ -23,7 +23,7 @@ from ofa.data.images import SPLITS, ImageData, Split, statistics
 from ofa.data.rows import read_table
 from ofa.errors import UserError
 
-FILES = {"train": ("train",), "val": ("validation", "val", "valid"), "test": ("test",)}
+FILES = {"train": ("train", "training"), "val": ("validation", "val", "valid"), "test": ("test", "testing")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,10 +127,14 @@ def parquet(path: str | Path, *, image: str | None = None, label: str = "label",
 def folder(path: str | Path, **options: Any) -> ImageData:
     """Image files in torchvision's layout: `<path>/train/<class>/...`, or `<path>/<class>/...` without splits.
 
-    `<path>/val` and `<path>/test` are used where they exist.  options: see Options.
+    Validation and test folders are used where they exist, by any name of `FILES`, in any case.  options: see Options.
     """
     settings, root = Options(**options), existing(path)
-    folders = {split: root / split for split in SPLITS if (root / split).is_dir()} or {"train": root}
+    entries = {entry.name.lower(): entry for entry in sorted(root.iterdir()) if entry.is_dir()}
+    named = {split: [entries[name] for name in names if name in entries] for split, names in FILES.items()}
+    folders = {split: found[0] for split, found in named.items() if found}
+    if "train" not in folders:  # a class may be called valid
+        folders = {split: root / split for split in SPLITS if (root / split).is_dir()} or {"train": root}
     if "train" not in folders:
         raise UserError(f"{root} has {', '.join(folders)} but no folder train; put the training images there")
     classes = tuple(sorted(entry.name for entry in folders["train"].iterdir() if entry.is_dir()))

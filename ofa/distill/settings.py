@@ -80,12 +80,14 @@ class Distillation:
         return self.among([(student, teacher) for teacher in teachers])
 
     def among(self, pairs: Sequence[tuple[Outputs, Outputs]]) -> Tensor:
-        """The same, the student given as it is to be compared with each teacher."""
-        total = pairs[0][0].logits.new_zeros(())
-        for name in sorted(self.used):
-            together = name in ENSEMBLED and len(pairs) > 1 and not self.mutual
-            taught = [self._ensemble(pairs)] if together else pairs
-            total = total + self.losses[name] * torch.stack([LOSSES[name](s, t, self) for s, t in taught]).mean()
+        """The same, the student given as it is to be compared with each teacher; in float32 under autocast too."""
+        with torch.autocast(pairs[0][0].logits.device.type, enabled=False):
+            pairs = [(student.in_float32(), teacher.in_float32()) for student, teacher in pairs]
+            total = pairs[0][0].logits.new_zeros(())
+            for name in sorted(self.used):
+                together = name in ENSEMBLED and len(pairs) > 1 and not self.mutual
+                taught = [self._ensemble(pairs)] if together else pairs
+                total = total + self.losses[name] * torch.stack([LOSSES[name](s, t, self) for s, t in taught]).mean()
         return total
 
     def _ensemble(self, pairs: Sequence[tuple[Outputs, Outputs]]) -> tuple[Outputs, Outputs]:

@@ -30,6 +30,12 @@ class Outputs(NamedTuple):
     embedding: Tensor | None = None
     fitted: tuple[Tensor, ...] | None = None
 
+    def in_float32(self) -> Outputs:
+        """The same in float32 at least, in which norms neither vanish nor overflow."""
+        fitted = None if self.fitted is None else tuple(map(_wide, self.fitted))
+        embedding = None if self.embedding is None else _wide(self.embedding)
+        return Outputs(_wide(self.logits), tuple(map(_wide, self.maps)), embedding, fitted)
+
     def detached(self) -> Outputs:
         """The same as constants, for a teacher that is not to learn."""
         maps = tuple(each.detach() for each in self.maps)
@@ -193,3 +199,7 @@ def _size(maps: Tensor) -> Size:
 
 def _listed(ends: dict[str, Size]) -> str:
     return ", ".join(f"{name} {height}x{width}" for name, (height, width) in ends.items()) or "none"
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -68,7 +68,8 @@ class Gradients:
         """
         total = 0.0
         self.net.zero_grad()  # a step that diverged leaves its own
-        for images, labels in zip(x.chunk(self.scale.accumulate), y.chunk(self.scale.accumulate), strict=True):
+        parts = min(self.scale.accumulate, max(1, len(y) // 2))  # of two images and more, for batch norm
+        for images, labels in zip(x.tensor_split(parts), y.tensor_split(parts), strict=True):
             weight = len(labels) * self.scale.world.size / self.batch_size
 
             def add(loss: Tensor, weight: float = weight) -> None:

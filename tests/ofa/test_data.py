@@ -185,6 +185,14 @@ def test_a_card_says_what_the_data_was(data: ImageData) -> None:
     assert about["mean"] == list(data.mean)
 
 
+@pytest.mark.parametrize("images", [1, 255, 256, 257, 300])
+def test_calibration_has_no_short_last_batch(images: int) -> None:
+    """Statistics are means over batches: a last batch of one image counted as much as one of 256."""
+    sizes = [len(x) for x in digits().calibration("val", images, 8)]
+    assert sum(sizes) == min(images, digits().size("val"))
+    assert max(sizes) <= 256 and max(sizes) - min(sizes) <= len(sizes) - 1
+
+
 def test_calibration_images_are_the_same_each_time_and_augmented_on_demand() -> None:
     data = digits()
     plain, again = (torch.cat(list(data.calibration("val", 100, 8))) for _ in range(2))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -199,8 +200,21 @@ def _unknown_class(root: Path) -> None:
     (root / "test" / "3").rename(root / "test" / "three")
 
 
+@pytest.mark.parametrize(("train", "test"), [("training", "testing"), ("Train", "Test"), ("TRAINING", "test")])
+def test_split_folders_go_by_their_usual_names_in_any_case(pictures: Path, train: str, test: str) -> None:
+    before = folder(pictures)
+    (pictures / "train").rename(pictures / train)
+    (pictures / "test").rename(pictures / test)
+    (pictures / "valid").mkdir()
+    for name in before.classes:
+        shutil.copytree(pictures / test / name, pictures / "valid" / name)
+    found = folder(pictures)
+    assert found.classes == before.classes
+    assert found.size("val") == found.size("test") == before.size("test")
+
+
 def _no_train(root: Path) -> None:
-    (root / "train").rename(root / "training")
+    (root / "train").rename(root / "learning")
 
 
 def _one_class(root: Path) -> None:

@@ -34,6 +34,24 @@ def batch() -> tuple[Tensor, Tensor]:
     return torch.randn(6, 1, 16, 16, generator=generator), torch.arange(6)
 
 
+@pytest.mark.parametrize("name", sorted(LOSSES))
+def test_losses_of_half_precision_are_those_of_the_same_numbers_in_float32(name: str) -> None:
+    """Equal images, channels that are zero and large maps: norms would vanish and squares overflow in float16."""
+    generator = torch.Generator().manual_seed(0)
+
+    def outputs() -> Outputs:
+        x, maps = torch.randn(4, 6, generator=generator), 100 * torch.randn(4, 3, 4, 4, generator=generator)
+        x[1], maps[:, 0] = x[0], 0
+        return Outputs(x.half(), (maps.half(), (maps / 2).half()), x.half(), (maps.half(), (maps / 2).half()))
+
+    student, teacher = outputs(), outputs()
+    student.logits.requires_grad_()
+    settings = Distillation(losses={name: 1.0})
+    found = settings(student, teacher)
+    assert found.dtype == torch.float32 and found.isfinite()
+    torch.testing.assert_close(found, settings(student.in_float32(), teacher.in_float32()))
+
+
 # -- where stages end --------------------------------------------------------------------------------------------------
 
 

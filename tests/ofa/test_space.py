@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from ofa.errors import UserError
 from ofa.space import Arch, Layer, Space, Stage, load_space
+from predictors.costs import Macs
 
 NAMES = sorted(f.name.removesuffix(".yaml") for f in (files("conf") / "space").iterdir() if f.name.endswith(".yaml"))
 seeds = st.integers(0, 2**32 - 1)
@@ -76,6 +77,13 @@ def test_size_counts_every_distinct_network() -> None:
     space = tiny()
     every = np.stack(np.meshgrid(*[np.arange(c) for c in space.counts]), -1).reshape(-1, len(space.genes))
     assert space.size == len(np.unique(space.canonical(every.astype(np.int8)), axis=0))
+
+
+def test_a_restricted_depth_keeps_squeeze_excite_of_the_blocks_that_stay() -> None:
+    space = load_space("mcunet")
+    small = space.restrict(depth=[0])
+    assert all(len(stage.se) == stage.blocks[-1] for stage in small.stages if isinstance(stage.se, tuple))
+    np.testing.assert_array_equal(Macs(small)(small.smallest()), Macs(space)(space.smallest()))
 
 
 def test_restrict_keeps_the_largest_choices() -> None:
