@@ -96,8 +96,14 @@ class _Product(torch.autograd.Function):
         ctx.biases, ctx.stride = None if bias is None else len(bias), stride
         rows = _patches(x, weight.shape[-1], stride)
         used = _matrix(weight, cout, x.shape[1]).to(x.dtype).t()
-        y = rows @ used if bias is None else torch.addmm(bias[:cout].to(x.dtype), rows, used)
-        return _images(y, x.shape, stride)
+        n, _, h, w = x.shape
+        size = n, cout, _side(h, stride), _side(w, stride)
+        y = torch.empty(size, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+        if bias is None:
+            torch.mm(rows, used, out=_patches(y))
+        else:
+            torch.addmm(bias[:cout].to(x.dtype), rows, used, out=_patches(y))
+        return y  # no view, or what follows could not work in place
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor | None, None, None]:

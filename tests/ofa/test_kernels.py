@@ -408,6 +408,18 @@ def test_fine_tuning_runs_any_network_on_kernels_and_products_and_leaves_its_lay
         torch.testing.assert_close(parameter.grad, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("bias", [False, True])
+def test_what_follows_a_product_may_work_in_place(monkeypatch: pytest.MonkeyPatch, bias: bool) -> None:
+    monkeypatch.setattr(layers_module, "SMALL_FLOAT", layers_module.SMALL)
+    net, x = nn.Sequential(nn.Conv2d(16, 12, 3, 1, 1, bias=bias), nn.ReLU(inplace=True)), images(2, 16, 2, 2)
+    expected = net(x)
+    with fast_layers(net):
+        y = net(x)
+        assert "_ProductBackward" in {node.name() for node in _nodes(y.grad_fn)}
+        y.sum().backward()
+    torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("act", ["none", "relu", "relu6", "h_swish"])
 def test_fine_tuning_runs_an_activation_with_the_batch_norm_before_it_unless_somebody_looks_between(act: str) -> None:
     torch.manual_seed(0)
