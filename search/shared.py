@@ -57,15 +57,12 @@ def work(
     seed: of the sampler, another one for each worker.
     lease: seconds after which a measurement of a worker on another machine counts as lost; on this machine a worker
         that has ended is noticed at once.
-    The first network is one that meets the limits; raises InfeasibleError where none does.
+    Raises InfeasibleError where no network meets the limits.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with opened(storage) as place:
         study = optuna.load_study(study_name=name, storage=place, sampler=make_sampler(sampler, seed))
-        start = feasible_network(space, problem)
-        if not study.get_trials(deepcopy=False):  # two workers may both do so: a repeated network is measured once
-            for row in start:
-                study.enqueue_trial(dict(zip(parameters(space), row.tolist(), strict=True)))
+        feasible_network(space, problem)
         _work(study, space, problem, min(evaluations, space.size), lease)
 
 
@@ -80,7 +77,10 @@ def _work(study: Study, space: Space, problem: Problem, target: int, lease: floa
 
 
 def shared_result(storage: str, name: str, space: Space, problem: Problem) -> SearchResult:
-    """What all workers found, in the order in which the networks were proposed; nothing is measured again."""
+    """What all workers found, in the order in which the networks were proposed; nothing is measured again.
+
+    Raises UserError where none of them meets the limits yet.
+    """
     with opened(storage) as place:
         found = _networks(optuna.load_study(study_name=name, storage=place), space, done=True)
     if not found:
@@ -88,6 +88,8 @@ def shared_result(storage: str, name: str, space: Space, problem: Problem) -> Se
     genes = np.concatenate([_genes(space, trial) for trial in found.values()])
     values = [trial.user_attrs[VALUES] for trial in found.values()]
     problem.remember(genes, {name: np.array([value[name] for value in values]) for name in problem.predictors})
+    if (problem.evaluate(genes).violation > 0).all():
+        raise UserError(f"none of {len(genes)} networks of study {name} meets the limits; let the workers measure more")
     seconds = sum(trial.duration.total_seconds() for trial in found.values() if trial.duration)
     return SearchResult(
         space=space,

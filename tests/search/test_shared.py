@@ -129,14 +129,15 @@ def test_two_processes_lose_and_repeat_nothing_when_one_is_killed(
     assert set(one + other) == set(keys(result.genes))
 
 
-def test_workers_start_from_a_network_within_the_limits(tmp_path: Path) -> None:
+def test_limits_that_no_network_meets_or_none_so_far_are_told(tmp_path: Path) -> None:
     storage = f"journal:{tmp_path}/study.journal"
     tight = problem(SPACE, macs=float(problem(SPACE).predictors["macs"](SPACE.smallest())[0]) * 1.0001)
     create_shared(storage, NAME, tight)
-    work(storage, NAME, SPACE, tight, 5, sampler="random")
-    assert shared_result(storage, NAME, SPACE, tight).chosen == 0
     with pytest.raises(InfeasibleError, match="relax macs"):
         work(storage, NAME, SPACE, problem(SPACE, macs=1e-3), 5)
+    work(storage, NAME, SPACE, tight, 3, sampler="random")
+    with pytest.raises(UserError, match="none of 3 networks of study test meets the limits; let the workers measure"):
+        shared_result(storage, NAME, SPACE, tight)
 
 
 def test_an_agent_keeps_its_study_in_a_journal_and_begins_it_anew(tmp_path: Path) -> None:
