@@ -172,8 +172,10 @@ class _Keywords(nn.Module):
         return torch.flatten(self.pool(self.conv(x)), start_dim=1)
 
 
-def test_a_function_called_by_keywords_is_exported() -> None:
-    onnx_model(_Keywords(), (1, 16, 16))
+def test_a_function_called_by_keywords_is_exported(tmp_path: Path) -> None:
+    net, images = _Keywords().eval(), torch.randn(3, 1, 16, 16)
+    (tmp_path / "net.onnx").write_bytes(onnx_model(net, (1, 16, 16)).SerializeToString())
+    np.testing.assert_allclose(run_onnx(tmp_path / "net.onnx", images), run_torch(net, images), rtol=1e-4, atol=1e-5)
 
 
 # -- cards -------------------------------------------------------------------------------------------------------------
