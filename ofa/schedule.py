@@ -80,7 +80,7 @@ class Phase:
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """Phases that follow one another, and the optimizer they share (SGD with Nesterov momentum).
+    """Phases that follow one another, and the optimizer they share (SGD with Nesterov momentum, or Muon).
 
     epochs: of all phases together (None: as the phases say); each phase keeps its share.  curve: of the rate in each
     phase, "cosine", "triangular", or "exponential": times `decay` every `decay_epochs` epochs (of the phase as it is
@@ -92,6 +92,8 @@ class Schedule:
     regularize: whether these and label smoothing are for "all" nets or the "largest" alone.
     distill: how a net learns from its teacher, where its phase has one (None: from its soft labels alone).
     bias_lr: times the rate, for biases (Jordan 2024, "94% on CIFAR-10 in 3.29 seconds on a single GPU": 64).
+    muon: step of the convolutions before a batch norm, as a share of their norm, at a rate of 1: they take the steps of
+    Muon (Jordan et al. 2024); 0: those of SGD, like all other weights.
     whiten: whether the first convolution starts with filters that decorrelate the training images' pixels.
     identity: whether convolutions of more than a pixel start by passing their channels on.
     lookahead: steps between two times that slow weights take the trained ones in and give theirs back (0: none).
@@ -117,6 +119,7 @@ class Schedule:
     clip_value: float | None = None
     distill: Distillation | None = None
     bias_lr: float = 1.0
+    muon: float = 0.0
     whiten: bool = False
     identity: bool = False
     lookahead: int = 0
@@ -137,7 +140,7 @@ class Schedule:
             positive(name, getattr(self, name))
         if not isinstance(self.lookahead, int) or self.lookahead < 0:
             raise UserError(f"lookahead is {self.lookahead}; give a number of steps, 5 for instance, or 0 for none")
-        for name in ("warmup", "momentum", "label_smoothing", "dropout", "drop_path", "weight_decay"):
+        for name in ("warmup", "momentum", "label_smoothing", "dropout", "drop_path", "weight_decay", "muon"):
             share(name, getattr(self, name))
 
     @property

@@ -1,0 +1,78 @@
+"""Muon: convolutions take steps of the same size in all directions of their gradient, not in its steepest alone.
+
+Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks".  Convolutions C_out x C_in x K x K are
+matrices of C_out rows here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ofa.processor import flags
+
+QUINTIC = 3.4445, -4.7750, 2.0315  # of Newton and Schulz, so that 5 steps take singular values of .01 to 1 near 1
+STEPS = 5
+
+
+class Muon(torch.optim.SGD):
+    """SGD, but groups with `turn` (a share) take steps along the nearest orthogonal matrix to their Nesterov momentum.
+
+    A step is `lr` times `turn` times the norm of a weight, and leaves that norm as it is: for weights that a batch norm
+    follows, to which their scale does not matter.  Momentum buffers are those of SGD.
+    """
+
+    def __init__(self, groups: list[dict[str, Any]], **options: Any) -> None:
+        super().__init__(groups, **options)
+        self._step_supports_amp_scaling = False  # of fused SGD; a GradScaler leaves out whole steps instead
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """One step of all groups, in place."""
+        for group in self.param_groups:
+            if group.get("turn"):
+                alike: dict[torch.Size, list[Tensor]] = {}
+                for weight in group["params"]:
+                    if weight.grad is not None:
+                        alike.setdefault(weight.shape, []).append(weight)
+                for same in alike.values():
+                    self._turn(same, group)
+        return super().step(closure)
+
+    def _turn(self, same: list[Tensor], group: dict[str, Any]) -> None:
+        """Step weights of one shape, and take their gradients, so that SGD passes them over."""
+        grads: list[Tensor] = [weight.grad for weight in same if weight.grad is not None]
+        buffers: list[Tensor] = [self.state[weight]["momentum_buffer"] for weight in same]
+        torch._foreach_mul_(buffers, group["momentum"])
+        torch._foreach_add_(buffers, grads)
+        direction = orthogonal(torch.stack(torch._foreach_add(grads, buffers, alpha=group["momentum"])).flatten(2))
+        old = torch.stack(same).flatten(2)
+        norm = old.norm(dim=(1, 2), keepdim=True)
+        new = old - group["lr"] * group["turn"] * norm / min(old.shape[1:]) ** 0.5 * direction
+        new *= norm / new.norm(dim=(1, 2), keepdim=True).clamp(min=1e-12)
+        for weight, turned in zip(same, new, strict=True):
+            weight.copy_(turned.view_as(weight))
+            weight.grad = None
+
+
+def orthogonal(matrices: Tensor) -> Tensor:
+    """The nearest matrices (N, R, C) whose singular values are all about 1 (.7 to 1.2), in the dtype given.
+
+    A matrix of zeros stays one; singular values below a hundredth of the norm end below 1.
+    """
+    wide = matrices.shape[1] <= matrices.shape[2]
+    x = matrices if wide else matrices.mT
+    x = (x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-12)).to(_dtype(x.device))
+    a, b, c = QUINTIC
+    for _ in range(STEPS):
+        square = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(square, square, square, beta=b, alpha=c), x, beta=a)
+    return (x if wide else x.mT).to(matrices.dtype)
+
+
+def _dtype(device: torch.device) -> torch.dtype:
+    """bfloat16 where products in it are fast; it is exact enough here."""
+    return torch.bfloat16 if device.type != "cpu" or "bf16" in flags() else torch.float32
