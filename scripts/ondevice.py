@@ -9,7 +9,17 @@ from scripts.progress import Progress
 
 if TYPE_CHECKING:
     from ofa.data import ImageData
+    from ofa.finetune import Finetuning
+    from ofa.ondevice.plan import OnDevice
+    from ofa.spec import NetSpec
     from ofa.static import StaticNet
+
+
+def require_room(spec: NetSpec, options: dict[str, Any]) -> None:
+    """Raise UserError where `options` are not understood, or leave no memory for any plan of the network."""
+    from ofa.ondevice.plan import smallest
+
+    smallest(spec, _settings(options)[0])
 
 
 def adapt(net: StaticNet, data: ImageData, options: dict[str, Any], *, seed: int) -> tuple[StaticNet, dict[str, Any]]:
@@ -17,18 +27,26 @@ def adapt(net: StaticNet, data: ImageData, options: dict[str, Any], *, seed: int
 
     Raises UserError, with the least that any plan needs, where the limit is too low.
     """
-    from ofa.finetune import Finetuning, finetune
+    from ofa.finetune import finetune
     from ofa.ondevice.memory import as_json
     from ofa.ondevice.modules import Updating
-    from ofa.ondevice.plan import OnDevice, choose
+    from ofa.ondevice.plan import choose
 
-    tuning = Finetuning(**options["finetuning"], soft_labels=0.0)
-    limit = parse_limit("ondevice.memory_bytes", options["memory"])
-    settings = OnDevice(limit, options["method"], options["images"], tuning.momentum > 0, options["batches"])
+    settings, tuning = _settings(options)
     plan = choose(net, data, settings, seed=seed)
-    needed = settings.needed(net, plan)
+    needed = settings.needed(net.spec, plan)
     with Progress("fine-tune on the device") as progress:
         updating = Updating(net, plan)
         tuned = finetune(updating, data, tuning, resolution=net.spec.resolution, seed=seed, report=progress)
-        progress.print(f"on-device plan: {len(plan)} layers, {show(needed.total)} of {show(limit)} bytes")
-    return tuned.write_to(net), {"limit": limit, "memory": needed.to_dict(), "plan": as_json(plan)}
+        progress.print(f"on-device plan: {len(plan)} layers, {show(needed.total)} of {show(settings.limit)} bytes")
+    return tuned.write_to(net), {"limit": settings.limit, "memory": needed.to_dict(), "plan": as_json(plan)}
+
+
+def _settings(options: dict[str, Any]) -> tuple[OnDevice, Finetuning]:
+    """What the device can spend, and how it fine-tunes."""
+    from ofa.finetune import Finetuning
+    from ofa.ondevice.plan import OnDevice
+
+    tuning = Finetuning(**options["finetuning"], soft_labels=0.0)
+    limit = parse_limit("ondevice.memory_bytes", options["memory"])
+    return OnDevice(limit, options["method"], options["images"], tuning.momentum > 0, options["batches"]), tuning

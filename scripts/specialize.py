@@ -13,7 +13,7 @@ from ofa.errors import UserError
 from ofa.space import Arch
 from scripts.cli import make, stage_command
 from scripts.distill import load_teachers
-from scripts.ondevice import adapt
+from scripts.ondevice import adapt, require_room
 from scripts.parts import SEARCH, load_parts, trained
 from scripts.progress import Progress
 from scripts.stage import open_stage, plain
@@ -25,48 +25,72 @@ if TYPE_CHECKING:
     from ofa.space import Space
     from ofa.static import StaticNet
 
-READS = (*SEARCH, "teacher", "finetune", "compress.pruning", "compress.finetuning", "ondevice")
+READS = (*SEARCH, "teacher", "finetune", "compress.pruning", "compress.finetuning")
+RESULT = "result.json"  # written when both networks are
 
 
 @stage_command("finetune", "distill", "compress", "ondevice", "device")
 def main(cfg: DictConfig) -> None:
     """Extract each device's network, fine-tune it (finetune.epochs=10), prune it.  Writes <run>/specialize/<device>."""
-    from ofa.compress.prune import prune
-    from ofa.files import read_json, write_json
-    from ofa.finetune import finetune
+    from ofa.files import read_json
+    from ofa.units import space_spec
 
     data, space = load_parts(cfg)
     for device in cfg.device:
         with open_stage(cfg, f"specialize/{device}", (*READS, f"device.{device}"), needs=("search",)) as stage:
             arch = Arch.from_dict(read_json(Path(cfg.run, "search", device, "chosen.json"))["arch"])
-            if stage.done:
-                _require(arch, stage.folder)
-                continue
-            compress = make(cfg.compress)
-            net, training = _float(cfg, space, arch, data, stage.folder, device)
-            with Progress(f"fine-tune for {device}") as progress:
-                pruned = prune(net, compress.pruning)
-                state = stage.folder / "pruned-state.safetensors"
-                options: dict[str, Any] = {"seed": cfg.seed, "report": progress, "checkpoint": state}
-                pruned = finetune(pruned, data, compress.finetuning, teacher=net, **options)
-            then = [
-                *training,
-                {"pruning": asdict(compress.pruning)},
-                {"teacher": "float", **asdict(compress.finetuning)},
-            ]
-            result = {
-                name: _save(stage.folder / f"{name}.json", model, arch, space, data, cfg.seed, steps)
-                for name, model, steps in (("float", net, training), ("pruned", pruned, then))
-            }
             if cfg.ondevice.memory is not None:
-                tuned, plan = adapt(pruned, data, plain(cfg.ondevice), seed=cfg.seed)
-                steps = [*then, {"ondevice": plan["memory"]}]
-                costs = _save(stage.folder / "ondevice.json", tuned, arch, space, data, cfg.seed, steps)
-                write_json(stage.folder / "plan.json", plan | {"accuracy_val": costs["accuracy_val"]})
-            state.unlink(missing_ok=True)
-            write_json(stage.folder / "result.json", result)
-            top1 = ", ".join(f"{name} {100 * values['accuracy_val']:.1f} %" for name, values in result.items())
-            print(f"{device}: validation top-1 {top1}")
+                require_room(space_spec(space, arch), plain(cfg.ondevice))
+            if (stage.folder / RESULT).exists():
+                _require(arch, stage.folder)
+            else:
+                _specialize(cfg, space, arch, data, stage.folder, device)
+            if cfg.ondevice.memory is not None:
+                _adapt(cfg, space, arch, data, stage.folder)
+
+
+def _specialize(cfg: DictConfig, space: Space, arch: Arch, data: ImageData, folder: Path, device: str) -> None:
+    """Write the fine-tuned network and the pruned one, each with its card."""
+    from ofa.compress.prune import prune
+    from ofa.files import write_json
+    from ofa.finetune import finetune
+
+    compress = make(cfg.compress)
+    net, training = _float(cfg, space, arch, data, folder, device)
+    with Progress(f"fine-tune for {device}") as progress:
+        pruned = prune(net, compress.pruning)
+        state = folder / "pruned-state.safetensors"
+        options: dict[str, Any] = {"seed": cfg.seed, "report": progress, "checkpoint": state}
+        pruned = finetune(pruned, data, compress.finetuning, teacher=net, **options)
+    then = [
+        *training,
+        {"pruning": asdict(compress.pruning)},
+        {"teacher": "float", **asdict(compress.finetuning)},
+    ]
+    result = {
+        name: _save(folder / f"{name}.json", model, arch, space, data, cfg.seed, steps)
+        for name, model, steps in (("float", net, training), ("pruned", pruned, then))
+    }
+    write_json(folder / RESULT, result)
+    state.unlink(missing_ok=True)
+    top1 = ", ".join(f"{name} {100 * values['accuracy_val']:.1f} %" for name, values in result.items())
+    print(f"{device}: validation top-1 {top1}")
+
+
+def _adapt(cfg: DictConfig, space: Space, arch: Arch, data: ImageData, folder: Path) -> None:
+    """Write the pruned network as a device could fine-tune it, and the plan, unless it was made with these options."""
+    from ofa.export.card import load_card, rebuild
+    from ofa.files import read_json, write_json
+
+    path, options = folder / "plan.json", plain(cfg.ondevice)
+    if path.exists() and read_json(path).get("options") == options:
+        return
+    path.unlink(missing_ok=True)  # it is to speak for what is written now
+    pruned = folder / "pruned.json"
+    tuned, plan = adapt(rebuild(pruned), data, options, seed=cfg.seed)
+    steps = [*load_card(pruned).training["finetuning"], {"ondevice": plan["memory"]}]
+    costs = _save(folder / "ondevice.json", tuned, arch, space, data, cfg.seed, steps)
+    write_json(path, plan | {"accuracy_val": costs["accuracy_val"], "options": options})
 
 
 def _float(

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from ofa.errors import UserError
 from ofa.ondevice.memory import FLOAT, Layer, Memory, Plan, Update, layers, memory, parameters, passed, read
 from ofa.ondevice.modules import Updating
+from ofa.spec import NetSpec
 from ofa.static import StaticNet
 
 if TYPE_CHECKING:
@@ -48,9 +49,9 @@ class OnDevice:
         if self.images < 1 or self.batches < 1:
             raise UserError(f"ondevice.images {self.images} and batches {self.batches} must be at least 1")
 
-    def needed(self, net: StaticNet, plan: Plan) -> Memory:
+    def needed(self, spec: NetSpec, plan: Plan) -> Memory:
         """What a plan needs."""
-        return memory(net.spec, plan, images=self.images, momentum=self.momentum)
+        return memory(spec, plan, images=self.images, momentum=self.momentum)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +65,16 @@ class Gain:
 def whole(net: StaticNet, *, weights: bool = True) -> dict[str, Update]:
     """The plan that updates every layer: its bias and, if asked, all weights."""
     return {x.name: Update(x.bias, tuple(range(x.cin)) if weights else ()) for x in layers(net.spec)}
+
+
+def smallest(spec: NetSpec, settings: OnDevice) -> dict[str, Update]:
+    """The plan that needs the least, one bias; raises UserError where not even that fits the limit."""
+    single = [{layer.name: Update()} for layer in layers(spec) if layer.bias]
+    need, plan = min(((settings.needed(spec, plan).total, plan) for plan in single), key=lambda found: found[0])
+    if settings.limit < need:
+        least = f"the smallest, of the bias of {next(iter(plan))}, needs {need:,} bytes"
+        raise UserError(f"no update fits {settings.limit:,.0f} bytes; {least}: raise ondevice.memory")
+    return plan
 
 
 def contributions(net: StaticNet, data: ImageData, settings: OnDevice, *, seed: int = 0) -> dict[str, Gain]:
@@ -87,18 +98,12 @@ def _gain(module: Any) -> Gain:
 
 def choose(net: StaticNet, data: ImageData, settings: OnDevice, *, seed: int = 0) -> dict[str, Update]:
     """The best plan found within the limit; raises UserError, with the least that any plan needs, where none fits."""
-    known = layers(net.spec)
-    single = [{layer.name: Update()} for layer in known if layer.bias]
-    least = min(single, key=lambda plan: settings.needed(net, plan).total)
-    need = settings.needed(net, least).total
-    if settings.limit < need:
-        smallest = f"the smallest, of the bias of {next(iter(least))}, needs {need:,} bytes"
-        raise UserError(f"no update fits {settings.limit:,.0f} bytes; {smallest}: raise ondevice.memory")
+    known, least = layers(net.spec), smallest(net.spec, settings)
     if settings.method != "sparse":
         return _last(net, known, settings) or least
     gains = contributions(net, data, settings, seed=seed)
     plans = [_fill(known, first, gains, settings) for first in range(len(known))]
-    fitting = [(gain, plan) for gain, plan in plans if plan and settings.needed(net, plan).total <= settings.limit]
+    fitting = [(gain, plan) for gain, plan in plans if plan and settings.needed(net.spec, plan).total <= settings.limit]
     return max(fitting, key=lambda found: found[0])[1] if fitting else least
 
 
@@ -107,7 +112,7 @@ def _last(net: StaticNet, known: Sequence[Layer], settings: OnDevice) -> dict[st
     every, plan = whole(net, weights=settings.method == "last"), dict[str, Update]()
     for layer in reversed(known):
         longer = plan | {layer.name: every[layer.name]}
-        if settings.needed(net, longer).total > settings.limit:
+        if settings.needed(net.spec, longer).total > settings.limit:
             break
         plan = longer
     return plan

@@ -137,7 +137,7 @@ def test_a_plan_fits_its_limit_by_recording(data: ImageData, method: str, limit:
     updating = Updating(net, plan)
     activations = kept(updating, images(1, 16))
     moved = sum(p.numel() for p in updating.parameters() if p.requires_grad)
-    assert activations + 12 * moved == settings.needed(net, plan).total <= limit
+    assert activations + 12 * moved == settings.needed(net.spec, plan).total <= limit
     if limit == 10**7 and method != "bias":
         assert plan == whole(net), "all of it fits"
     if method == "bias":

@@ -1,0 +1,82 @@
+"""ofa-specialize: a limit on memory that cannot be met is answered before any training, and may change after it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_module
+
+from ofa.errors import UserError
+from ofa.files import read_json
+from ofa.space import load_space
+from ofa.supernet import Supernet
+from ofa.training.trained import SUPERNET
+from ofa.weights import save_tensors
+from scripts.parts import SEARCH, TRAIN
+from scripts.specialize import main
+from scripts.stage import open_stage
+
+SHORT = (
+    "device=stm32f746",
+    "compress.finetuning.epochs=0.1",
+    "ondevice.finetuning.epochs=0.1",
+    "ondevice.batches=1",
+)
+
+
+@pytest.fixture(autouse=True)
+def hydra() -> Iterator[None]:
+    with initialize_config_module("conf", version_base="1.3"):
+        yield
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run folder with an untrained supernet and the smallest network as what a search chose."""
+    cfg, space = compose("config", [f"run={tmp_path}", *SHORT]), load_space("digits_mbv3")
+    with open_stage(cfg, "train", TRAIN) as stage:
+        torch.manual_seed(0)
+        save_tensors(stage.folder / SUPERNET, Supernet(space).state_dict())
+    with open_stage(cfg, "search/stm32f746", SEARCH) as stage:
+        chosen = {"arch": space.decode(space.smallest())[0].to_dict()}
+        (stage.folder / "chosen.json").write_text(json.dumps(chosen))
+    return tmp_path
+
+
+def specialize(run: Path, *options: str) -> None:
+    main(compose("config", [f"run={run}", *SHORT, *options]))
+
+
+@pytest.mark.parametrize(
+    ("option", "answer"),
+    [
+        ("ondevice.memory=plenty", "limit ondevice.memory_bytes=plenty is not understood"),
+        ("ondevice.memory=0.1KB", r"no update fits 100 bytes; .* needs 120 bytes: raise ondevice\.memory"),
+        ("ondevice={memory: 16KB, method: all}", "ondevice.method 'all' is not known"),
+    ],
+)
+def test_a_mistake_is_answered_before_any_training_and_leaves_nothing(run: Path, option: str, answer: str) -> None:
+    with pytest.raises(UserError, match=answer):
+        specialize(run, option)
+    assert {path.name for path in (run / "specialize/stm32f746").iterdir()} == {"config.json", ".lock"}
+    specialize(run)
+
+
+def test_another_limit_trains_only_what_depends_on_it(run: Path) -> None:
+    folder = run / "specialize/stm32f746"
+    specialize(run)
+    trained = {path: path.stat().st_mtime_ns for path in folder.glob("*.safetensors")}
+    limits = (16_000, 8_000, 8_000)
+    written = []
+    for limit in limits:
+        specialize(run, f"ondevice.memory={limit}")
+        plan = read_json(folder / "plan.json")
+        assert plan["memory"]["total"] <= plan["limit"] == limit
+        written.append((folder / "ondevice.safetensors").stat().st_mtime_ns)
+    assert written[0] < written[1] == written[2], "the same options are not trained again"
+    assert {path.name for path in trained} == {"float.safetensors", "pruned.safetensors"}
+    assert trained == {path: path.stat().st_mtime_ns for path in trained}
