@@ -6,6 +6,7 @@ import copy
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -106,7 +107,9 @@ def finetune(
         run = _Run(net, distiller, settings, seed, checkpoint)
         with fast_layers(net):
             run.train(data, resolution, after_step, report)
-    recalibrate(net, (x.to(device) for x in data.calibration("val", CALIBRATION_IMAGES, resolution, augment=True)))
+    images = data.calibration("val", CALIBRATION_IMAGES, resolution, augment=True)
+    with _drawing(device, seed):
+        recalibrate(net, (x.to(device) for x in images))
     return net.eval()
 
 
@@ -153,7 +156,8 @@ class _Run:
         batches = _batches(data, size, resolution, self.seed, first)
         for step in range(first, steps):
             x, y = next(batches)
-            values = self._step(x, y, step, steps)
+            with _drawing(self.device, self.seed, step):
+                values = self._step(x, y, step, steps)
             after_step(self.net)
             if time.monotonic() - saved > SAVE_SECONDS:
                 self._save(step + 1)
@@ -197,6 +201,16 @@ class _Run:
                 self.optimizer.state[parameter]["momentum_buffer"] = tensors[f"momentum.{i}"].to(self.device)
         self.precision.restore(state.get("loss_scale", {}))
         return int(state["step"])
+
+
+@contextmanager
+def _drawing(device: torch.device, *place: int) -> Iterator[None]:
+    """What PyTorch draws inside (dropout) depends on `place` alone; the caller's generators stay as they are."""
+    seed, cuda = int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0]), device.type == "cuda"
+    seeded = torch.manual_seed if cuda else torch.default_generator.manual_seed  # the first, of all devices, takes long
+    with torch.random.fork_rng(devices=[device] if cuda else []):
+        seeded(seed)
+        yield
 
 
 def _batches(data: ImageData, size: int, resolution: int, seed: int, start: int) -> Iterator[tuple[Tensor, Tensor]]:

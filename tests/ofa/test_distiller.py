@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import get_model
+from torchvision.ops import StochasticDepth
 
 from ofa import distill
 from ofa.data import ImageData
@@ -274,6 +275,26 @@ def test_a_killed_finetuning_goes_on_and_ends_with_the_same_weights(
     assert all(torch.equal(value, again.state_dict()[key]) for key, value in whole.state_dict().items())
     other = finetune(random_net(), data, settings, teacher=teacher, seed=1)
     assert not torch.equal(other.units[0].conv.weight, whole.units[0].conv.weight)
+
+
+def test_a_killed_finetuning_draws_the_dropout_of_an_uninterrupted_one(
+    data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ofa.finetune.SAVE_SECONDS", 0.0)
+    blocks = [nn.Conv2d(1, 4, 3), StochasticDepth(0.5, "row"), nn.BatchNorm2d(4), nn.Flatten(), nn.Dropout(0.5)]
+    net, file = nn.Sequential(*blocks, nn.Linear(4 * 6 * 6, 10)), tmp_path / "state.safetensors"
+    whole = finetune(net, data, SHORT)
+
+    def kill(values: dict[str, float]) -> None:
+        if values["step"] == 3:
+            raise Killed
+
+    with pytest.raises(Killed):
+        finetune(net, data, SHORT, checkpoint=file, report=kill)
+    state = torch.get_rng_state()
+    again = finetune(net, data, SHORT, checkpoint=file)
+    assert all(torch.equal(value, again.state_dict()[key]) for key, value in whole.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), state), "the caller's draws are left alone"
 
 
 def test_a_torchvision_network_learns_from_another(data: ImageData) -> None:
