@@ -43,9 +43,12 @@ def main(cfg: DictConfig) -> None:
             print(_distil(cfg, data, settings, student, teachers, stage.folder))
 
 
-def load_teachers(cfg: DictConfig, data: ImageData, settings: Distillation) -> list[Named]:
-    """The networks of teacher=; raises UserError for one that has learned nothing and is not to learn along."""
-    from ofa.distill.nets import load_net
+def load_teachers(cfg: DictConfig, data: ImageData, settings: Distillation, resolution: int) -> list[Named]:
+    """The networks of teacher=, which are to take images of `resolution` pixels.
+
+    Raises UserError for one that cannot, and for one that has learned nothing and is not to learn along.
+    """
+    from ofa.distill.nets import load_net, require_images
 
     found = []
     for text in [cfg.teacher] if isinstance(cfg.teacher, str) else cfg.teacher:
@@ -54,6 +57,7 @@ def load_teachers(cfg: DictConfig, data: ImageData, settings: Distillation) -> l
             raise UserError(
                 f"teacher {text} has no weights; give {text}@<file>, or distill=mutual, where it learns too"
             )
+        require_images(found[-1].net, f"teacher {text}", channels=data.channels, side=resolution)
     return found
 
 
@@ -61,14 +65,23 @@ def _parts(cfg: DictConfig, data: ImageData) -> tuple[Finetuning, Named, list[Na
     """The settings, the student and its teachers."""
     import torch
 
-    from ofa.distill.nets import load_net
+    from ofa.distill.nets import load_net, require_images
 
     settings = make(cfg.finetune)
     if not settings.epochs:
         raise UserError("finetune.epochs=0 trains nothing; give finetune.epochs=<passes over the training images>")
     torch.manual_seed(cfg.seed)
     student = load_net(cfg.student, channels=data.channels, classes=len(data.classes))
-    return settings, student, load_teachers(cfg, data, settings.lesson(1))
+    resolution = _resolution(student, data)
+    require_images(student.net, f"student {cfg.student}", channels=data.channels, side=resolution)
+    return settings, student, load_teachers(cfg, data, settings.lesson(1), resolution)
+
+
+def _resolution(student: Named, data: ImageData) -> int:
+    """The side of the images that the student learns from, in pixels."""
+    from ofa.static import StaticNet
+
+    return student.net.spec.resolution if isinstance(student.net, StaticNet) else data.side
 
 
 def _distil(
@@ -78,9 +91,8 @@ def _distil(
     from ofa.evaluate import accuracy
     from ofa.files import write_json
     from ofa.finetune import finetune
-    from ofa.static import StaticNet
 
-    resolution = student.net.spec.resolution if isinstance(student.net, StaticNet) else data.side
+    resolution = _resolution(student, data)
     state = folder / "state.safetensors"
     with Progress("distill") as progress:
         options: dict[str, Any] = {"seed": cfg.seed, "report": progress, "checkpoint": state, "resolution": resolution}

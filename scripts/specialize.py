@@ -108,7 +108,7 @@ def _float(
         largest = replace(space.decode(space.largest())[0], resolution=arch.resolution)
         teachers: list[nn.Module] = [specialise(supernet, largest, data)]
     else:
-        teachers = [found.net for found in load_teachers(cfg, data, settings.lesson(1))]
+        teachers = [found.net for found in load_teachers(cfg, data, settings.lesson(1), arch.resolution)]
     before, state = accuracy(net, data, "val", resolution=arch.resolution), folder / "float-state.safetensors"
     with Progress(f"fine-tune the float network for {device}") as progress:
         options: dict[str, Any] = {"seed": cfg.seed, "report": progress, "checkpoint": state}

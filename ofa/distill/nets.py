@@ -13,6 +13,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from torch import nn
 
 from ofa.checkpoint import read_checkpoint
@@ -23,6 +24,7 @@ from ofa.static import build
 from ofa.weights import load_tensors, load_weights
 
 FORMS = "a card (.json), a block list, <space>/smallest, <space>/largest, <space>/<arch.json>, or torchvision's name"
+HEADS = ("aux1", "aux2", "AuxLogits")  # GoogLeNet's and Inception's further classifiers, of use in training alone
 
 
 class Named(NamedTuple):
@@ -45,6 +47,17 @@ def load_net(text: str, *, channels: int, classes: int) -> Named:
     if weights and weights != "DEFAULT" and not found.learned:
         load_weights(found.net, _tensors(weights, found.net), weights)
     return found._replace(net=found.net.eval(), learned=found.learned or bool(weights))
+
+
+@torch.no_grad()
+def require_images(net: nn.Module, name: str, *, channels: int, side: int) -> None:
+    """Raise UserError where a network in evaluation mode cannot take images (1, channels, side, side)."""
+    weight = next(net.parameters())
+    try:
+        net(weight.new_zeros(1, channels, side, side))
+    except (RuntimeError, AssertionError) as error:
+        images = f"images of {side} x {side} pixels in {channels} channel" + "s" * (channels > 1)
+        raise UserError(f"{name} cannot take {images} ({error}); give larger images, or another network") from error
 
 
 def _unweighted(name: str, weights: str, channels: int, classes: int) -> Named:
@@ -84,14 +97,25 @@ def _torchvision(name: str, weights: str, channels: int, classes: int) -> nn.Mod
         raise UserError(f"network {name!r} is not known; give {FORMS}, such as resnet18")
     if channels != 3:
         raise UserError(f"{name} takes images in colour, these have {channels} channel; give a network of a space")
-    if weights == "DEFAULT":
-        return models.get_model(name, weights=weights)
-    return models.get_model(name, weights=None, num_classes=classes)
+    own = {"weights": weights} if weights == "DEFAULT" else {"weights": None, "num_classes": classes}
+    return _single(models.get_model(name, **own))
+
+
+def _single(net: nn.Module) -> nn.Module:
+    """The network, changed in place to give logits alone in training too."""
+    if hasattr(net, "aux_logits"):
+        net.aux_logits = False  # type: ignore[assignment]
+        for head in HEADS:
+            if hasattr(net, head):
+                setattr(net, head, None)
+    return net
 
 
 def _tensors(weights: str, net: nn.Module) -> Any:
     tensors = load_tensors(weights)[0] if weights.endswith(".safetensors") else read_checkpoint(weights)[0]
     counters = {k: v for k, v in net.state_dict().items() if k.endswith("num_batches_tracked")}
+    if hasattr(net, "aux_logits"):  # published files have the heads
+        tensors = {name: tensor for name, tensor in tensors.items() if name.partition(".")[0] not in HEADS}
     return counters | tensors  # older files have none
 
 

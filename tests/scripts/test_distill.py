@@ -8,14 +8,16 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_module
+from PIL import Image
 from torch import nn
 from torchvision.models import get_model
 
 from ofa.data import digits
-from ofa.distill.nets import load_net
+from ofa.distill.nets import load_net, require_images
 from ofa.errors import UserError
 from ofa.evaluate import accuracy
 from ofa.export.card import Card, load_card, rebuild, save_net
@@ -84,6 +86,19 @@ def test_wrong_names_are_answered(name: str, answer: str) -> None:
         load_net(name, channels=1, classes=10)
 
 
+@pytest.mark.filterwarnings("ignore:The default weight initialization")
+@pytest.mark.parametrize(("name", "side"), [("googlenet", 32), ("inception_v3", 75)])
+def test_a_network_with_further_classifiers_gives_logits_alone(name: str, side: int, tmp_path: Path) -> None:
+    torch.save(get_model(name, num_classes=5).state_dict(), tmp_path / "theirs.pth")
+    found = load_net(f"{name}@{tmp_path}/theirs.pth", channels=3, classes=5)
+    assert found.net.train()(torch.randn(2, 3, side, side)).shape == (2, 5)
+    torch.save(found.net.state_dict(), tmp_path / "ours.pth")
+    again = load_net(f"{name}@{tmp_path}/ours.pth", channels=3, classes=5)
+    assert all(torch.equal(a, b) for a, b in zip(found.net.parameters(), again.net.parameters(), strict=True))
+    with pytest.raises(UserError, match=r"it cannot take images of 8 x 8 pixels in 3 channels \(.*\); give larger"):
+        require_images(found.net.eval(), "it", channels=3, side=8)
+
+
 # -- the command -------------------------------------------------------------------------------------------------------
 
 
@@ -118,6 +133,33 @@ def test_a_student_of_torchvision_is_written_as_weights_that_it_reads_again(teac
     file = _save(tmp_path, found, digits(), 0, 0.5, {})
     again = load_net(f"torchvision:squeezenet1_1@{file}", channels=3, classes=5)
     assert all(torch.equal(a, b) for a, b in zip(found.net.parameters(), again.net.parameters(), strict=True))
+
+
+@pytest.mark.filterwarnings("ignore:The default weight initialization")
+def test_googlenet_learns_from_googlenet_and_images_too_small_for_it_are_answered(tmp_path: Path) -> None:
+    torch.save(get_model("googlenet", num_classes=2).state_dict(), tmp_path / "net.pth")
+    for i in range(20):
+        folder = tmp_path / "images" / "ab"[i % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.random.default_rng(i).integers(256, size=(32, 32, 3), dtype=np.uint8)).save(
+            folder / f"{i}.png"
+        )
+    options = [
+        "data=folder",
+        f"data.path={tmp_path}/images",
+        "student=googlenet",
+        f"teacher=googlenet@{tmp_path}/net.pth",
+    ]
+    distil(tmp_path / "run", *options, "data.size=32", "finetune.batch_size=8")
+    assert set(json.loads((tmp_path / "run/distill/result.json").read_text())["accuracy_val"]) == {
+        "student",
+        "teacher 0",
+    }
+    with pytest.raises(UserError, match="student googlenet cannot take images of 8 x 8 pixels"):
+        distil(tmp_path / "small", *options, "data.size=8")
+    with pytest.raises(UserError, match=r"teacher googlenet@.* cannot take images of 8 x 8 pixels"):
+        distil(tmp_path / "small", *options, "data.size=8", "student=mobilenet_v3_small")
+    assert not (tmp_path / "small").exists()
 
 
 @pytest.mark.parametrize(
