@@ -56,6 +56,7 @@ class ImageData:
 
     mean, std: of each channel of train, for pixels from 0 to 1.  flip: whether training mirrors images.  shift: stored
     pixels by which training moves images at most, each way; zeros fill the gap.  augment: what else training does.
+    Raises UserError where train or val has less than 2 images.
     """
 
     name: str
@@ -68,6 +69,12 @@ class ImageData:
     flip: bool = False
     shift: int = 0
     augment: Augment = NOTHING
+
+    def __post_init__(self) -> None:
+        for split in ("train", "val"):
+            if (n := self.size(split)) < 2:
+                few = f"{n} of the 2 images that statistics of batch norm take at least"
+                raise UserError(f"{split} of {self.name} has {few}; add some, or change data.val_size")
 
     @property
     def channels(self) -> int:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from ofa.errors import UserError
 from ofa.evaluate import accuracy, specialise
 from ofa.parallel import World
 from ofa.space import Arch, Space
@@ -34,6 +35,10 @@ class Watch:
     random_nets: int = 2
     images: int | None = 2000
     calibration: int = 1024
+
+    def __post_init__(self) -> None:
+        if self.calibration < 2:
+            raise UserError(f"watch.calibration is {self.calibration}; give at least 2 images, 1024 is usual")
 
     def nets(self, space: Space) -> dict[str, Arch]:
         """The watched architectures by name; the random ones are the same in every run."""

@@ -7,6 +7,7 @@ import os
 import pickle
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,12 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 
 from ofa.data import ImageData, cifar10, digits, folder, parquet, rows
+from ofa.data.images import Split
 from ofa.data.sources import cut
 from ofa.errors import UserError
+from ofa.extraction import recalibrate
+from ofa.training.watch import Watch
+from tests.ofa.nets import SPEC, random_net
 
 CIFAR = Path(os.environ.get("OFA_DATA", Path(__file__).parents[3] / "shared" / "data")) / "cifar10" / "test.parquet"
 SPLITS = ("train", "val", "test")
@@ -90,6 +95,17 @@ def test_a_cut_has_the_size_asked_for_and_the_same_share_of_each_class(values: l
     if size <= most // 2 and np.bincount(labels)[list(set(values))].min() > 10:
         share = np.bincount(labels) * size / len(labels)
         assert np.abs(np.bincount(labels[taken], minlength=len(share)) - share).max() <= 2
+
+
+def test_splits_of_one_image_are_refused_and_two_calibrate_maps_of_one_pixel() -> None:
+    with pytest.raises(UserError, match=r"val of digits has 1 of the 2 images .* change data\.val_size"):
+        digits(val_size=1)
+    data = digits(val_size=2)
+    with pytest.raises(UserError, match="train of digits has 1 of the 2 images"):
+        replace(data, train=Split(data.train.images[:1], data.train.labels[:1]))
+    with pytest.raises(UserError, match=r"watch\.calibration is 1; give at least 2"):
+        Watch(calibration=1)
+    recalibrate(random_net(replace(SPEC, resolution=8)), data.calibration("val", 256, 8))
 
 
 @given(st.floats(0.01, 0.5), st.integers(100, 400))
