@@ -89,7 +89,8 @@ def finetune(
     the copy after every optimizer step, and may change its weights in place: it holds pruned weights at zero, for
     instance.  `report` gets step, steps, loss and lr.  checkpoint: a .safetensors file, written every minute, from
     which the same call goes on after a kill and ends with the same weights.  Raises UserError where the loss is not
-    finite, where teacher and student do not have equal classes though a loss needs it, and for unknown layers.
+    finite, where float16 cannot hold the gradients, where teacher and student do not have equal classes though a loss
+    needs it, and for unknown layers.
     """
     net = copy.deepcopy(net).train()
     teachers = _teachers(teacher)
@@ -177,6 +178,10 @@ class _Run:
         if self.settings.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.learned, self.settings.clip_norm)
         self.precision.step(self.optimizer)
+        if self.precision.stuck:
+            raise UserError(
+                f"gradients overflow float16 at step {step}; give precision=bfloat16, or lower lr ({rate:.3g})"
+            )
         return {"loss": loss.item(), "lr": rate}
 
     def _save(self, step: int) -> None:

@@ -52,6 +52,11 @@ class Precision:
         else:
             optimizer.step()
 
+    @property
+    def stuck(self) -> bool:
+        """Whether gradients overflow even unscaled, so that every step is left out."""
+        return self.scaler.is_enabled() and self.scaler.get_scale() < 1
+
     def state(self) -> dict[str, Any]:
         """The scale, for a checkpoint; empty but for float16."""
         return self.scaler.state_dict()

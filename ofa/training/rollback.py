@@ -13,6 +13,7 @@ from torch import nn
 
 from ofa.errors import UserError
 from ofa.files import append_jsonl
+from ofa.precision import Precision
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +72,13 @@ def check_finite(loss: float, step: int, phase: str, rate: float) -> None:
     """Raise DivergedError where a loss is not finite."""
     if not math.isfinite(loss):
         raise DivergedError(f"the loss is {loss} at step {step} of phase {phase} (learning rate {rate:.3g})", phase)
+
+
+def check_gradients(precision: Precision, step: int, phase: str, rate: float) -> None:
+    """Raise DivergedError where float16 cannot hold the gradients, so that no step is taken any more."""
+    if precision.stuck:
+        place = f"at step {step} of phase {phase} (learning rate {rate:.3g})"
+        raise DivergedError(f"gradients overflow float16 {place}; give train.precision=bfloat16", phase)
 
 
 def check_weights(net: nn.Module, step: int, phase: str) -> None:

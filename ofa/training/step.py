@@ -18,7 +18,7 @@ from ofa.supernet import Supernet
 from ofa.training.gradients import Add, Gradients
 from ofa.training.losses import net_loss, reads_features, regularized, teaching
 from ofa.training.optimizer import clip, set_rate
-from ofa.training.rollback import check_finite
+from ofa.training.rollback import check_finite, check_gradients
 from ofa.training.teacher import Teacher
 
 
@@ -57,7 +57,7 @@ class Step:
         """The loss of images (N, C, H, W) with labels (N,), from which the supernet has learned.
 
         space: what the phase trains of the whole.  teacher: a frozen one.  score: ranks nets, where the phase prefers
-        some.  Raises DivergedError where the loss is not finite.
+        some.  Raises DivergedError where the loss is not finite, or float16 cannot hold the gradients.
         """
         archs = draw(phase, space, self._random(2, step), resolution=x.shape[-1], score=score)
         x, y = x.to(self.gradients.device), y.to(self.gradients.device)
@@ -68,6 +68,7 @@ class Step:
         loss = self.gradients.of(partial(self._losses, phase, archs, step, teacher), x, y)
         check_finite(loss, step, phase.name, lr)
         self.gradients.apply(self.optimizer, lambda net: clip(net, self.schedule))
+        check_gradients(self.gradients.precision, step, phase.name, lr)
         return loss
 
     def _random(self, *place: int) -> np.random.Generator:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -242,6 +243,33 @@ def test_finetuning_in_half_the_bits_learns_as_well_and_resumes(
 def test_a_loss_that_is_not_finite_is_reported(data: ImageData) -> None:
     with pytest.raises(UserError, match=r"loss is nan at step .*; lower lr"):
         finetune(random_net(), data, Finetuning(epochs=2, lr=1e8))
+
+
+class Endless(torch.autograd.Function):
+    """Passes images on, and gradients that no scale makes finite."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        return g * torch.inf
+
+
+class Last(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return Endless.apply(super().forward(x))
+
+
+def test_gradients_that_float16_cannot_hold_end_the_training_and_few_overflows_do_not(data: ImageData) -> None:
+    settings = Finetuning(epochs=1, precision="float16")
+    with pytest.raises(UserError, match=r"gradients overflow float16 at step 16; give precision=bfloat16, or lower lr"):
+        finetune(nn.Sequential(nn.Flatten(), Last(64, 10)), data, settings)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    losses: list[float] = []
+    finetune(net, data, settings, report=lambda values: losses.append(values["loss"]))
+    assert np.mean(losses[-3:]) < np.mean(losses[:3])
 
 
 def test_a_precision_that_is_not_known_is_refused() -> None:

@@ -26,6 +26,7 @@ from ofa.spec import Unit
 from ofa.supernet import Supernet
 from ofa.train import Trainer
 from ofa.training.average import Average
+from ofa.training.gradients import Scale
 from ofa.training.loggers import open_loggers, scalars
 from ofa.training.profiling import profiled
 from ofa.training.ranking import rank_correlation
@@ -128,6 +129,20 @@ def test_a_step_that_is_not_finite_is_undone_and_training_goes_on(
     (line,) = read_jsonl(tmp_path / "rollbacks.jsonl")
     assert reason in line["reason"] and line["back_to_step"] == 0
     assert all(tensor.isfinite().all() for tensor in supernet.state_dict().values())
+
+
+def test_gradients_that_float16_cannot_hold_are_undone_like_a_loss_that_is_not_finite(
+    tmp_path: Path, data: ImageData, space: Space
+) -> None:
+    schedule = Schedule((Phase("all", 1, 0.1, rule="largest"),), batch_size=32)
+    small = space.restrict(**ONE)  # type: ignore[arg-type]
+    run = Trainer(small, data, schedule, tmp_path, watch=WATCH, safety=Safety(1), scale=Scale(precision="float16"))
+    run.supernet.units[-1].linear.bias.register_hook(lambda gradient: gradient * torch.inf)
+    words = "gradients overflow float16 at step 16 of phase all"
+    with pytest.raises(UserError, match=rf"{words} .*; give train\.precision=bfloat16; lower the phase's lr"):
+        run.run()
+    (line,) = read_jsonl(tmp_path / "rollbacks.jsonl")
+    assert line["reason"].startswith(words) and line["lr_factor"] == 0.5
 
 
 def test_the_average_is_the_weighted_mean_of_the_weights() -> None:
