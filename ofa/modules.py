@@ -5,7 +5,6 @@ N images, C channels, H x W pixels.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 
@@ -54,17 +53,6 @@ def set_bn_eps(net: nn.Module, eps: float) -> None:
     for module in net.modules():
         if hasattr(module, "running_var"):
             module.eps = eps  # type: ignore[assignment]
-
-
-@torch.no_grad()
-def identity(net: nn.Module) -> None:
-    """Let the first filters of each convolution wider than a pixel pass their channel on, in place.
-
-    As many as it has channels in; further filters stay as they are (Zagoruyko and Komodakis 2017, "DiracNets").
-    """
-    for module in net.modules():
-        if isinstance(module, nn.Conv2d) and module.groups == 1 and module.kernel_size[0] > 1:
-            nn.init.dirac_(module.weight[: module.in_channels])
 
 
 def initialise(net: nn.Module) -> None:

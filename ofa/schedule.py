@@ -95,8 +95,6 @@ class Schedule:
     muon: step of the convolutions before a batch norm, as a share of their norm, at a rate of 1: they take the steps of
     Muon (Jordan et al. 2024); 0: those of SGD, like all other weights.
     whiten: whether the first convolution starts with filters that decorrelate the training images' pixels.
-    identity: whether convolutions of more than a pixel start by passing their channels on.
-    lookahead: steps between two times that slow weights take the trained ones in and give theirs back (0: none).
     """
 
     phases: tuple[Phase, ...]
@@ -121,8 +119,6 @@ class Schedule:
     bias_lr: float = 1.0
     muon: float = 0.0
     whiten: bool = False
-    identity: bool = False
-    lookahead: int = 0
 
     def __post_init__(self) -> None:
         phases = tuple(p if isinstance(p, Phase) else record(Phase, p) for p in self.phases)
@@ -138,8 +134,6 @@ class Schedule:
         given = [name for name in optional if getattr(self, name) is not None]
         for name in (*given, "decay", "decay_epochs", "floor", "bias_lr"):
             positive(name, getattr(self, name))
-        if not isinstance(self.lookahead, int) or self.lookahead < 0:
-            raise UserError(f"lookahead is {self.lookahead}; give a number of steps, 5 for instance, or 0 for none")
         for name in ("warmup", "momentum", "label_smoothing", "dropout", "drop_path", "weight_decay", "muon"):
             share(name, getattr(self, name))
 

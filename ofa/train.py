@@ -20,7 +20,6 @@ from ofa.errors import UserError
 from ofa.evaluate import specialise
 from ofa.files import append_jsonl, read_jsonl
 from ofa.kernels import keep_memory
-from ofa.modules import identity
 from ofa.sampling import Score
 from ofa.schedule import Schedule
 from ofa.space import Space
@@ -29,7 +28,6 @@ from ofa.training.attention import Learn, learn_score
 from ofa.training.average import Average
 from ofa.training.checkpoint import read_checkpoint, write_checkpoint
 from ofa.training.gradients import Gradients, Scale, compile_blocks
-from ofa.training.lookahead import Lookahead
 from ofa.training.optimizer import make_optimizer, reset_momentum
 from ofa.training.rollback import DivergedError, Rollbacks, Safety, check_weights, note_rollback
 from ofa.training.state import restore, state_tensors, trim_log
@@ -83,11 +81,8 @@ class Trainer:
         self.supernet = Supernet(space)
         if initial is not None:
             start_from(self.supernet, initial)
-        else:
-            if schedule.identity:
-                identity(self.supernet)
-            if schedule.whiten:
-                whiten(self.supernet, data)
+        elif schedule.whiten:
+            whiten(self.supernet, data)
         self.supernet.to(self.device)
         scale = scale or Scale()
         self.world = scale.world
@@ -104,7 +99,6 @@ class Trainer:
         self.ends = np.cumsum(schedule.steps(self.steps_per_epoch))
         self.spaces = [phase.space(space) for phase in schedule.phases]
         self.average = None if average is None else Average(self.supernet, average)
-        self.lookahead = Lookahead(self.supernet, schedule.lookahead) if schedule.lookahead else None
         self.taught = Step(self.supernet, self.optimizer, self.gradients, schedule, data.augment, seed)
         self.teacher: Teacher | None = None
         self.score: Score | None = None
@@ -178,8 +172,6 @@ class Trainer:
         rate *= self.rollbacks.factor(record.name)
         loss = self.taught(record, self.spaces[phase], self.step, rate, x, y, self.teacher, self.score)
         self.step += 1
-        if self.lookahead is not None:
-            self.lookahead.step(self.supernet, self.step - start, (self.step - start) / steps)
         if self.average is not None:
             self.average.update(self.supernet)
         self.loss_sum, self.loss_steps = self.loss_sum + loss, self.loss_steps + 1
@@ -194,8 +186,6 @@ class Trainer:
             self.gradients.average.forget()
             if self.average is not None:
                 self.average.restart(self.supernet)
-            if self.lookahead is not None:
-                self.lookahead.restart(dict(self.supernet.named_parameters()))
         for path in taken(self.schedule, index, self.folder):
             arch = self.space.decode(self.space.largest())[0]
             net = specialise(self.supernet, arch, self.data, images=self.watch.calibration)
@@ -294,7 +284,7 @@ class Trainer:
         }
         values |= {"rollbacks": self.rollbacks.to_dict(), "averaged": self.average.steps if self.average else 0}
         held, memory = self.gradients.memory()
-        tensors = state_tensors(self.supernet, self.optimizer, self.average, self.lookahead)
+        tensors = state_tensors(self.supernet, self.optimizer, self.average)
         write_checkpoint(folder, tensors | held, values | memory, self.world)
 
     def _load(self, folder: Path) -> bool:
@@ -303,7 +293,7 @@ class Trainer:
         if found is None:
             return False
         tensors, values = found
-        restore(tensors, self.supernet, self.optimizer, self.average, self.lookahead, folder)
+        restore(tensors, self.supernet, self.optimizer, self.average, folder)
         self.step, self.loss_steps = int(values["step"]), int(values["loss_steps"])
         self.loss_sum, self.seconds = float(values["loss_sum"]), float(values["seconds"])
         self.gradients.recall(tensors, values, self.step)

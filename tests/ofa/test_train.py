@@ -63,14 +63,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_tensors(folder / "supernet.safetensors")[0]
 
 
-EVERYTHING: dict[str, object] = {
-    "lookahead": 3,
-    "muon": 0.1,
-    "dropout": 0.2,
-    "drop_path": 0.2,
-    "clip_value": 1.0,
-    "gradient": "sum",
-}
+EVERYTHING: dict[str, object] = {"muon": 0.1, "dropout": 0.2, "drop_path": 0.2, "clip_value": 1.0, "gradient": "sum"}
 ATTENTIVE = Phase("attentive", 0.15, 0.05, prefer="worst", candidates=3, measured=10, sort_channels=True)
 
 
