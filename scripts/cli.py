@@ -40,11 +40,12 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from ofa.errors import UserError
-from scripts.mistakes import UsageError, chain, explain
+from scripts.mistakes import UsageError, chain, explain, faulty_argument
 from scripts.options import check_type, help_text
 from scripts.stage import next_command, plain
 
 Function = Callable[[DictConfig], None]
+MANY = ("agent", "device", "predictor", "runtime", "step")  # sections of parts, each under a name of its own
 FLAGS = {
     "--help,-h": "print this text for the options given beside it",
     "--cfg,-c job": "print the whole configuration and stop",
@@ -152,6 +153,7 @@ def prepare(cfg: DictConfig) -> None:
             check_type(name, OmegaConf.select(cfg, name))
     for text in (override.partition("=")[2] for override in given if override.startswith("step=")):
         _check_steps(text)
+    _check_parts(cfg)
     swept = [override.replace("/", "_") for override in given if override not in sys.argv]
     if hydra.mode == RunMode.MULTIRUN and swept and not any(override.startswith("run=") for override in given):
         cfg.run = str(Path(cfg.run, ",".join(swept)))
@@ -168,6 +170,18 @@ def _check_steps(text: str) -> None:
             f"step={text} names {twice[0]} twice; name each step once, and "
             f"add +step@step.{twice[0]}_again={twice[0]} to run it again at the end"
         )
+
+
+def _check_parts(cfg: DictConfig) -> None:
+    """Raise UserError for an option that stands in a section where a part should, as without the line # @package."""
+    for section in MANY:
+        parts: Any = OmegaConf.to_container(cfg[section], resolve=False)
+        for name, part in parts.items():
+            if not isinstance(part, dict):
+                raise UserError(
+                    f"{section}.{name}={part} belongs to no {section}; "
+                    f"a YAML file of one begins with # @package {section}.<name>"
+                )
 
 
 def use_threads(threads: int | None) -> None:
@@ -189,14 +203,15 @@ def make(cfg: Mapping[str, Any] | DictConfig, *arguments: Any, **options: Any) -
     from hydra.utils import instantiate
 
     plain(cfg)  # raises for an option that has no value, which Hydra would leave out
+    if "_target_" not in cfg:
+        raise UserError(f"a section with {', '.join(map(str, cfg))} has no _target_; name its class or function there")
     try:
         return instantiate(cfg, _convert_="all", _partial_=True)(*arguments, **options)
     except TypeError as error:
-        wrong = [key for key in map(str, cfg) if f"unexpected keyword argument '{key}'" in str(error)]
-        if not wrong:
-            raise
-        target = cfg["_target_"]
-        raise UserError(f"{target} has no option {wrong[0]!r}; remove it from the YAML file or command line") from error
+        fault = faulty_argument(error) or ""
+        if "lacks" in fault or any(repr(key) in fault for key in map(str, cfg)):  # others are not the user's
+            raise UserError(f"{cfg['_target_']} {fault}") from error
+        raise
 
 
 @contextmanager

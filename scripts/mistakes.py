@@ -74,13 +74,22 @@ def _missing_value(error: MissingMandatoryValue) -> str:
 
 def _instantiation(error: InstantiationException, causes: list[BaseException]) -> str | None:
     """A target that is not there or does not take an option is a mistake in a YAML file; what it raises is not."""
-    unexpected = next((re.search(r"unexpected keyword argument '(.+?)'", str(cause)) for cause in causes[1:]), None)
+    fault = next((faulty_argument(cause) for cause in causes[1:]), None)
     key = re.search(r"full_key: (\S+)", str(error))
     place = key[1] if key else "the configuration"
-    if unexpected:
-        return f"{place} has no option {unexpected[1]!r}; remove it from the YAML file or the command line; {ALL}"
-    if "Error locating target" in str(error):
+    if fault:
+        return f"{place} {fault}; {ALL}"
+    if str(error).startswith(("Error locating target", "Expected a callable target")):
         return f"{place}: {_first_line(error)}; name an importable class or function as its _target_"
+    return None
+
+
+def faulty_argument(error: BaseException) -> str | None:
+    """What is wrong where something was called with an option that it does not take, or without one that it needs."""
+    if unknown := re.search(r"unexpected keyword argument '(.+?)'", str(error)):
+        return f"has no option {unknown[1]!r}; remove it from the YAML file or the command line"
+    if lacking := re.search(r"missing \d+ required \S+ arguments?: (.+)", str(error)):
+        return f"lacks {lacking[1]}; give it in the YAML file or on the command line"
     return None
 
 

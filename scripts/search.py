@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 MODES = ("predict", "iterate")
+DEVICE = ("name", "description", "limits", "runtimes", "core")
 Results = dict[tuple[str, int], SearchResult]
 
 
@@ -79,10 +80,12 @@ def _check(cfg: DictConfig) -> None:
     if cfg.mode == "iterate" and cfg.seeds > 1:
         raise UserError(f"mode=iterate measures for one seed, not seeds={cfg.seeds}; give each seed a run=<folder>")
     for device, settings in plain(cfg.device).items():
-        if not isinstance(settings, dict) or not {"name", "limits"} <= set(settings):
+        if not {"name", "limits"} <= set(settings) or not isinstance(settings["limits"], dict):
             raise UserError(
                 f"device {device} lacks a name or limits; a device's YAML file begins with # @package device.<name>"
             )
+        if unknown := sorted(set(settings) - set(DEVICE)):
+            raise UserError(f"device {device} has no option {unknown[0]!r}; choose from {', '.join(DEVICE)}")
 
 
 def _iterate(

@@ -175,6 +175,8 @@ def test_every_search_has_a_study_of_its_own_in_a_storage(run: Path, tmp_path: P
         ("search.evaluations=1.5", "search.evaluations=1.5 must be a whole number, 1 or more"),
         ("workers=0", "workers=0 must be a whole number, 1 or more"),
         ("device=bare", "lacks a name or limits; a device's YAML file begins with # @package device.<name>"),
+        ("device=number", "device number lacks a name or limits"),
+        ("device=misspelt", "device misspelt has no option 'runtime'; choose from name, description, limits, runtimes"),
     ],
 )
 def test_settings_that_would_fail_after_a_search_are_refused_before_it(
@@ -182,6 +184,10 @@ def test_settings_that_would_fail_after_a_search_are_refused_before_it(
 ) -> None:
     (tmp_path / "my/device").mkdir(parents=True)
     (tmp_path / "my/device/bare.yaml").write_text("limits: {macs: 1M}\n")
+    (tmp_path / "my/device/number.yaml").write_text("# @package device.number\nname: a\nlimits: 3\n")
+    (tmp_path / "my/device/misspelt.yaml").write_text(
+        "# @package device.misspelt\nname: a\nlimits: {macs: 1M}\nruntime: [c]\n"
+    )
     found = ofa("search", f"run={run}", "--config-dir", "my", *without("stm32f746"), option, folder=tmp_path)
     assert found.returncode == 1 and answer in found.stderr
 

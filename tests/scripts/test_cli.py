@@ -173,6 +173,36 @@ def test_broken_yaml_is_named_with_its_line(command: Command, tmp_path: Path) ->
     assert "mine.yaml, line 3" in answer.err
 
 
+OPTIONS = "_target_: search.evolution.Evolution\npopulation: 20\n"
+
+
+@pytest.mark.parametrize(
+    ("group", "text", "parts"),
+    [
+        ("agent", OPTIONS, ["belongs to no agent", "begins with # @package agent.<name>"]),
+        ("predictor", "_target_: predictors.costs.Macs\n", ["belongs to no predictor", "# @package predictor.<name>"]),
+        ("device", "name: a\nlimits: {macs: 1M}\n", ["device.name=a belongs to no device"]),
+        ("agent", "# @package agent.mine\npopulation: 20\n", ["a section with population has no _target_"]),
+        ("agent", "# @package agent.mine\n_target_: search.evolution\n", ["agent.mine", "importable class"]),
+        ("agent", f"# @package agent.mine\n{OPTIONS}populaton: 1\n", ["has no option 'populaton'; remove it"]),
+        ("agent", "# @package agent.mine\n_target_: search.evolution.Evolution\n", ["lacks 'space'; give it"]),
+        (
+            "agent",
+            "# @package agent.mine\n_target_: builtins.dict\npart: {_target_: predictors.lut.LutLatency}\n",
+            ["agent.mine.part lacks 'space' and 'folder'; give it"],
+        ),
+    ],
+)
+def test_mistake_in_a_file_of_ones_own_is_one_line(
+    command: Command, tmp_path: Path, group: str, text: str, parts: list[str]
+) -> None:
+    (tmp_path / "more" / group).mkdir(parents=True)
+    (tmp_path / "more" / group / "mine.yaml").write_text(text)
+    answer = command("--config-dir", "more", f"{group}=mine", body="make(cfg.agent.mine)")
+    assert answer.status in (1, 2) and len(answer.err.splitlines()) == 1
+    assert all(part in answer.err for part in parts), answer.err
+
+
 def test_bug_shows_its_traceback(command: Command) -> None:
     with pytest.raises(ZeroDivisionError):
         command(body="1 / 0")
