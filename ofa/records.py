@@ -10,6 +10,7 @@ import numpy as np
 
 from ofa.blocks import BLOCKS
 from ofa.errors import UserError
+from ofa.kinds import check_kinds
 from ofa.spec import ACTIVATIONS, KINDS
 
 OF_BLOCKS = ("kernel", "expand", "op")
@@ -111,10 +112,13 @@ class Stage:
 
 
 def record(kind: type, values: Mapping[str, Any]) -> Any:
-    """A dataclass from a mapping, such as a record of a YAML file; raises UserError for unknown or missing fields."""
+    """A dataclass from a mapping, such as a record of a YAML file; raises UserError where its fields do not fit."""
+    if not isinstance(values, Mapping):
+        raise UserError(f"{kind.__name__.lower()} {values} is no record; give its fields as {{name: value, ...}}")
     known = [field.name for field in fields(kind)]
     if unknown := set(values) - set(known):
         raise UserError(f"{kind.__name__.lower()} field {sorted(unknown)} is not known; choose from {known}")
+    check_kinds(kind, values)
     try:
         return kind(**values)
     except TypeError as error:

@@ -30,16 +30,18 @@ import importlib.metadata
 import inspect
 import signal
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
 from hydra import version
 from hydra._internal.utils import _run_hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import InstantiationException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from ofa.errors import UserError
+from ofa.kinds import check_kinds
 from scripts.mistakes import UsageError, chain, explain, faulty_argument
 from scripts.options import check_type, help_text
 from scripts.stage import next_command, plain
@@ -202,9 +204,10 @@ def make(cfg: Mapping[str, Any] | DictConfig, *arguments: Any, **options: Any) -
     """
     from hydra.utils import instantiate
 
-    plain(cfg)  # raises for an option that has no value, which Hydra would leave out
-    if "_target_" not in cfg:
+    section = plain(cfg)  # raises for an option that has no value, which Hydra would leave out
+    if "_target_" not in section:
         raise UserError(f"a section with {', '.join(map(str, cfg))} has no _target_; name its class or function there")
+    _check_section(section)
     try:
         return instantiate(cfg, _convert_="all", _partial_=True)(*arguments, **options)
     except TypeError as error:
@@ -212,6 +215,18 @@ def make(cfg: Mapping[str, Any] | DictConfig, *arguments: Any, **options: Any) -
         if "lacks" in fault or any(repr(key) in fault for key in map(str, cfg)):  # others are not the user's
             raise UserError(f"{cfg['_target_']} {fault}") from error
         raise
+
+
+def _check_section(section: Mapping[str, Any]) -> None:
+    """Raise UserError for a number or switch of another kind than the section's target takes, or one inside it."""
+    from hydra.utils import instantiate
+
+    for value in section.values():
+        if isinstance(value, Mapping):
+            _check_section(value)
+    if "_target_" in section:
+        with suppress(InstantiationException):  # of a target that is not there, which is answered when it is called
+            check_kinds(instantiate({"_target_": section["_target_"]}, _partial_=True).func, section)
 
 
 @contextmanager

@@ -203,6 +203,26 @@ def test_mistake_in_a_file_of_ones_own_is_one_line(
     assert all(part in answer.err for part in parts), answer.err
 
 
+@pytest.mark.parametrize(
+    ("section", "options", "part"),
+    [
+        ("agent.evolution", "population=2.5", "Evolution has population=2.5; give a whole number"),
+        ("agent.evolution", "mutation=true", "Evolution has mutation=True; give a number or null"),
+        ("predictor.weight_bytes", "bits=8.5", "WeightBytes has bits=8.5; give a whole number"),
+        ("schedule", "batch_size=64.5", "Schedule has batch_size=64.5; give a whole number"),
+        ("schedule", "phases=[{name: a, epochs: 1, lr: 0.1, measured: 9.5}]", "Phase has measured=9.5; give a whole"),
+        ("schedule", "phases=[3]", "phase 3 is no record"),
+        ("finetune", "batch_size=1.5", "Finetuning has batch_size=1.5; give a whole number"),
+        ("compress", "finetuning.batch_size=1.5", "Finetuning has batch_size=1.5; give a whole number"),
+    ],
+)
+def test_number_of_another_kind_is_refused_where_a_part_is_made(
+    command: Command, section: str, options: str, part: str
+) -> None:
+    answer = command(f"{section}.{options}", body=f"make(cfg.{section})")
+    assert answer.status == 1 and len(answer.err.splitlines()) == 1 and part in answer.err
+
+
 def test_bug_shows_its_traceback(command: Command) -> None:
     with pytest.raises(ZeroDivisionError):
         command(body="1 / 0")

@@ -1,0 +1,45 @@
+"""Options of the kinds that a signature names."""
+
+from __future__ import annotations
+
+import pytest
+
+from ofa.errors import UserError
+from ofa.kinds import check_kinds
+
+
+def target(n: int, x: float | None = None, on: bool = False, either: int | str = 0, *rest: int) -> None:
+    """Takes an option of each kind."""
+
+
+@pytest.mark.parametrize(
+    "options", [{"n": 1, "x": 2, "on": True}, {"x": None}, {"x": 0.5}, {"either": 2.5}, {"y": "a"}]
+)
+def test_what_fits_is_taken_and_other_types_are_left_to_the_target(options: dict[str, object]) -> None:
+    check_kinds(target, options)
+    check_kinds(dict, options)
+
+
+@pytest.mark.parametrize(
+    ("options", "rule"),
+    [
+        ({"n": 2.5}, "target has n=2.5; give a whole number"),
+        ({"n": True}, "give a whole number"),
+        ({"n": None}, "give a whole number"),
+        ({"x": "a"}, "give a number or null"),
+        ({"x": [1]}, "give a number or null"),
+        ({"on": 1}, "give true or false"),
+    ],
+)
+def test_an_option_of_another_kind_is_refused_with_the_rule(options: dict[str, object], rule: str) -> None:
+    with pytest.raises(UserError, match=rule):
+        check_kinds(target, options)
+
+
+def test_annotations_may_be_types() -> None:
+    def typed(n: object) -> None: ...
+
+    typed.__annotations__["n"] = int
+    check_kinds(typed, {"n": 3})
+    with pytest.raises(UserError, match="give a whole number"):
+        check_kinds(typed, {"n": 3.5})
