@@ -105,16 +105,23 @@ async def _answer(
 
 
 async def receive(request: Any, most: int) -> bytes:
-    """The body of a request, of which never more than `most` bytes are held; raises RefusedError (413) beyond."""
+    """The body of a request, of which never more than `most` bytes are held.
+
+    Raises RefusedError: 413 beyond them, 499 (nginx's number) where the client left before it had sent all.
+    """
+    left = extra("starlette.requests", "serve").ClientDisconnect
     refusal = RefusedError(413, f"the body is larger than {most} bytes")
     length = request.headers.get("content-length", "0")
     if length.isdigit() and int(length) > most:
         raise refusal
     content = bytearray()
-    async for chunk in request.stream():
-        content += chunk
-        if len(content) > most:
-            raise refusal
+    try:
+        async for chunk in request.stream():
+            content += chunk
+            if len(content) > most:
+                raise refusal
+    except left:
+        raise RefusedError(499, "the client left before it had sent its image") from None
     return bytes(content)
 
 

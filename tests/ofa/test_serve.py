@@ -262,6 +262,16 @@ def test_metrics_count_requests_and_batches(server: Server) -> None:
     assert json.loads(server.send("GET", "/health")[1])["status"] == "ok"
 
 
+def test_a_client_that_leaves_in_the_middle_is_counted_and_nothing_else(server: Server) -> None:
+    with socket.create_connection(("127.0.0.1", server.port)) as client:
+        client.sendall(b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\nhalf")
+    deadline = time.monotonic() + 20
+    while b'ofa_requests_total{status="499"} 1.0' not in server.send("GET", "/metrics")[1]:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert server.send("POST", "/predict", png(PIXELS[0, 0]))[0] == 200
+
+
 def test_a_stopped_server_answers_what_is_open_first(server: Server) -> None:
     found: list[int] = []
 
