@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from ofa.compress.allocation import Sensitivity
+    from ofa.compress.chain import Step
     from ofa.data import ImageData
 
 READS = ("data", "seed", "network", "step", "sensitivity")
@@ -41,17 +42,29 @@ def main(cfg: DictConfig) -> None:
     chain = "-".join(cfg.step)
     with open_stage(cfg, f"compress/{folder_name(cfg.network)}/{chain}", READS) as stage:
         if not stage.done:
+            steps = _steps(cfg)
             data = load_data(cfg)
             net, resolution = _network(cfg, data)
             _sensitivities(cfg, net, data, resolution, stage.folder)
-            _compress(cfg, net, data, resolution, stage.folder)
+            _compress(cfg, steps, net, data, resolution, stage.folder)
         rows = read_jsonl(stage.folder / STEPS)
         write_json(stage.folder / "table.json", {"network": str(cfg.network), "steps": rows})
         atomic_write(stage.folder / "front.svg", _front(rows))
         print(_table(rows))
 
 
-def _compress(cfg: DictConfig, net: nn.Module, data: ImageData, resolution: int, folder: Path) -> None:
+def _steps(cfg: DictConfig) -> dict[str, Step]:
+    """All steps, made before the first begins, so that a mistake in the last costs no work."""
+    from ofa.compress.order import check_order
+
+    steps = {name: make(step) for name, step in cfg.step.items()}
+    check_order(steps)
+    return steps
+
+
+def _compress(
+    cfg: DictConfig, steps: Mapping[str, Step], net: nn.Module, data: ImageData, resolution: int, folder: Path
+) -> None:
     """Each step after the last that is on disk; a step's network is kept for the next, and dropped at the end."""
     import torch
 
@@ -59,7 +72,7 @@ def _compress(cfg: DictConfig, net: nn.Module, data: ImageData, resolution: int,
     from ofa.compress.numbers import measure
 
     done = [row["step"] for row in read_jsonl(folder / STEPS)]
-    left = [name for name in (BEFORE, *cfg.step) if name not in done]
+    left = [name for name in (BEFORE, *steps) if name not in done]
     first = net
     if len(done) > 1 and left:  # a process that was killed at the end may have dropped the networks already
         net = torch.load(_kept(folder, done[-1]), weights_only=False)  # this folder's own file: the whole module
@@ -67,7 +80,7 @@ def _compress(cfg: DictConfig, net: nn.Module, data: ImageData, resolution: int,
         with Progress(f"compress {name}") as progress:
             work = Work(data, resolution, cfg.seed, teacher=first, report=progress)
             if name != BEFORE:
-                net = make(cfg.step[name])(net, work)
+                net = steps[name](net, work)
                 torch.save(net, _kept(folder, name))
             append_jsonl(folder / STEPS, asdict(measure(name, net, work, folder / f"{name}.ofap")))
     for path in folder.glob("*.pt"):

@@ -11,6 +11,9 @@ from ofa.compress.equalize import Equalization
 from ofa.compress.gating import Gating
 from ofa.compress.linear import Linear
 from ofa.compress.low_rank import LowRank
+from ofa.compress.order import check_order
+from ofa.compress.pt2e import Pt2e
+from ofa.compress.scales import Scales
 from ofa.data import digits
 from ofa.errors import UserError
 from ofa.finetune import Finetuning
@@ -38,3 +41,37 @@ CHANNELS, LOW_RANK = Channels(images=64, finetuning=BARE), LowRank(finetuning=BA
 def test_an_order_that_cannot_work_names_the_step_that_goes_first(steps: tuple[Step, ...], message: str) -> None:
     with pytest.raises(UserError, match=message):
         list(compress(random_net(), {str(i): step for i, step in enumerate(steps)}, Work(digits(), 16)))
+
+
+@pytest.mark.parametrize(
+    ("steps", "remedy"),
+    [
+        ((INT8, CHANNELS), "step 1 cannot follow 0, which changes the layers that it needs; put 1 before it"),
+        ((GATING, CHANNELS), "put 1 before it"),
+        ((CHANNELS, LOW_RANK, Pt2e(), CHANNELS), "step 3 cannot follow 2"),
+        ((INT8, GATING), "put 1 before it"),
+        ((Equalization(), GATING), "put 1 before it"),
+        ((GATING, GATING), "leave one of them out"),
+        ((INT8, Scales()), "put 1 before it"),
+        ((INT8, XNOR), "put 1 before it"),
+        ((XNOR, XNOR), "leave one of them out"),
+        ((XNOR, Pt2e()), "leave one of them out"),
+        ((Pt2e(), XNOR), "leave one of them out"),
+    ],
+)
+def test_an_order_that_never_works_is_refused_before_any_step(steps: tuple[Step, ...], remedy: str) -> None:
+    with pytest.raises(UserError, match=remedy):
+        check_order({str(i): step for i, step in enumerate(steps)})
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        (Scales(), CHANNELS, GATING, Equalization(), INT8, Pt2e()),
+        (CHANNELS, Binary("ternary"), XNOR, INT8),
+        (Equalization(relu6="relu"), CHANNELS),  # works on modules that are no StaticNet
+        (INT8, Binary("xnor", keep=("units.0.*",))),  # may keep what is quantized
+    ],
+)
+def test_an_order_that_may_work_is_left_to_the_steps(steps: tuple[Step, ...]) -> None:
+    check_order({str(i): step for i, step in enumerate(steps)})

@@ -10,7 +10,8 @@ import pytest
 from hydra import compose, initialize_config_module
 from omegaconf import DictConfig
 
-import scripts.compress
+from ofa.compress.channels import Channels
+from ofa.compress.magnitude import Magnitude
 from ofa.compress.packed import load_packed
 from ofa.data import digits
 from ofa.errors import UserError
@@ -73,20 +74,25 @@ def test_a_packed_file_is_the_network_that_was_measured(tmp_path: Path) -> None:
 
 
 def test_a_stopped_chain_goes_on_after_its_last_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[str] = []
-    make = scripts.compress.make
+    called: list[str] = []
 
-    def stopping(step: Any) -> Any:
-        made.append(step["_target_"].rpartition(".")[2])
-        if len(made) == 2:
-            raise KeyboardInterrupt
-        return make(step)
+    def watch(step: type, name: str, stopped: list[int]) -> None:
+        call = step.__call__
 
-    monkeypatch.setattr(scripts.compress, "make", stopping)
+        def watched(self: Any, net: Any, work: Any) -> Any:
+            called.append(name)
+            if len(called) in stopped:
+                raise KeyboardInterrupt
+            return call(self, net, work)
+
+        monkeypatch.setattr(step, "__call__", watched)
+
+    watch(Magnitude, "magnitude", [])
+    watch(Channels, "channels", [2])
     with pytest.raises(KeyboardInterrupt):
         main(config(tmp_path / "a"))
     main(config(tmp_path / "a"))
-    assert len(made) == 3 and made[1] == made[2] != made[0], "the first step is not done again"
+    assert called == ["magnitude", "channels", "channels"], "the first step is not done again"
     monkeypatch.undo()
     main(config(tmp_path / "b"))
     assert (tmp_path / "a" / FOLDER / "channels.ofap").read_bytes() == (
@@ -117,8 +123,10 @@ def test_a_chain_stopped_after_its_last_step_is_finished(tmp_path: Path, monkeyp
         (["network=null"], "network or step has no value"),
         (["network=nowhere"], "nowhere"),
         (["network=mcunet/smallest", "data=digits", "step.channels.macs=0"], "macs"),
+        (["step=[magnitude,channels,xnor,pt2e]"], "step pt2e cannot follow xnor"),
     ],
 )
-def test_mistakes_are_answered(tmp_path: Path, options: list[str], message: str) -> None:
+def test_mistakes_are_answered_before_the_work_begins(tmp_path: Path, options: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
         main(config(tmp_path, *options))
+    assert not list(tmp_path.rglob("steps.jsonl"))

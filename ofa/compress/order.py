@@ -1,0 +1,36 @@
+"""Which steps of compression cannot follow which others, known before any of them begins."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import combinations
+
+from ofa.compress.chain import Step
+from ofa.errors import UserError
+
+QUANTIZED = ("Linear", "Mixed", "Pt2e")
+FOLDED = (*QUANTIZED, "Equalization")
+AFTER = {  # a step, by its class or its kind of levels, and those that take away what it needs
+    "Channels": (*QUANTIZED, "Gating", "scaled", "xnor"),  # layers with nothing more in them than weight and bias
+    "Gating": (*FOLDED, "Gating"),  # batch norms
+    "Scales": FOLDED,  # batch norms
+    "xnor": (*QUANTIZED, "scaled", "xnor"),  # layers with nothing more in them than weight and bias
+    "Pt2e": ("xnor",),  # convolutions of numbers, where xnor's are of signs
+}
+
+
+def check_order(steps: Mapping[str, Step]) -> None:
+    """Raise UserError where a step cannot follow an earlier one, whatever the network.
+
+    Orders that depend on the network or on `keep` are left to the steps, which answer when it is their turn.
+    """
+    for (earlier, first), (later, second) in combinations(steps.items(), 2):
+        if _kind(first) not in AFTER.get(_kind(second), ()) or getattr(second, "keep", False):
+            continue
+        swapped = _kind(second) not in AFTER.get(_kind(first), ())
+        remedy = f"put {later} before it" if swapped else "leave one of them out"
+        raise UserError(f"step {later} cannot follow {earlier}, which changes the layers that it needs; {remedy}")
+
+
+def _kind(step: Step) -> str:
+    return getattr(step, "kind", type(step).__name__)
