@@ -29,12 +29,14 @@ import functools
 import importlib.metadata
 import inspect
 import signal
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
 from hydra import version
 from hydra._internal.utils import _run_hydra
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.types import RunMode
@@ -153,9 +155,9 @@ def prepare(cfg: DictConfig) -> None:
     for name in (override.partition("=")[0] for override in given):
         if OmegaConf.select(cfg, name) is not None:
             check_type(name, OmegaConf.select(cfg, name))
-    for text in (override.partition("=")[2] for override in given if override.startswith("step=")):
-        _check_steps(text)
     _check_parts(cfg)
+    if cfg.step:
+        _check_steps([*hydra.overrides.hydra, *hydra.overrides.task])
     swept = [override.replace("/", "_") for override in given if override not in sys.argv]
     if hydra.mode == RunMode.MULTIRUN and swept and not any(override.startswith("run=") for override in given):
         cfg.run = str(Path(cfg.run, ",".join(swept)))
@@ -164,13 +166,15 @@ def prepare(cfg: DictConfig) -> None:
     use_threads(cfg.threads)
 
 
-def _check_steps(text: str) -> None:
-    """Raise UserError where `step=[...]` names one step twice, of which Hydra, without a word, would keep one."""
-    names = text.strip("[]").replace(" ", "").split(",")
-    if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+def _check_steps(overrides: list[str]) -> None:
+    """Raise UserError where the command line or a YAML file names a step twice, of which Hydra silently keeps one."""
+    composed = GlobalHydra.instance().config_loader().compute_defaults_list("config", overrides, RunMode.RUN)
+    found = Counter((str(entry.config_path), entry.package) for entry in composed.defaults)
+    if twice := [path for (path, _), times in found.items() if path.startswith("step/") and times > 1]:
+        name = twice[0].removeprefix("step/")
         raise UserError(
-            f"step={text} names {twice[0]} twice; name each step once, and "
-            f"add +step@step.{twice[0]}_again={twice[0]} to run it again at the end"
+            f"step names {name} twice; name each step once, and "
+            f"add +step@step.{name}_again={name} to run it again at the end"
         )
 
 

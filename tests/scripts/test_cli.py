@@ -173,6 +173,17 @@ def test_broken_yaml_is_named_with_its_line(command: Command, tmp_path: Path) ->
     assert "mine.yaml, line 3" in answer.err
 
 
+def test_step_that_an_experiment_names_twice_is_refused(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "more/experiment").mkdir(parents=True)
+    text = "# @package _global_\ndefaults: [override /step: [scales, norms, scales]]\n"
+    (tmp_path / "more/experiment/mine.yaml").write_text(text)
+    options = "--config-dir", "more", "experiment=mine"
+    answer = command(*options)
+    assert answer.status == 1 and "step names scales twice" in answer.err and len(answer.err.splitlines()) == 1
+    again = command(*options, "step=[scales]", "+step@step.scales_again=scales")
+    assert again.status == 0, again.err
+
+
 OPTIONS = "_target_: search.evolution.Evolution\npopulation: 20\n"
 
 
