@@ -24,6 +24,7 @@ from ofa.data.rows import read_table
 from ofa.errors import UserError
 
 FILES = {"train": ("train", "training"), "val": ("validation", "val", "valid"), "test": ("test", "testing")}
+LAYOUT = "data.path holds <class>/<image>, or train/<class>/<image>"
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +141,9 @@ def folder(path: str | Path, **options: Any) -> ImageData:
     classes = tuple(sorted(entry.name for entry in folders["train"].iterdir() if entry.is_dir()))
     parts = {split: image_folder(where, classes) for split, where in folders.items()}
     if empty := [classes[i] for i in range(len(classes)) if i not in parts["train"].labels]:
-        raise UserError(f"{folders['train'] / empty[0]} holds no images; add some or remove the folder")
+        raise UserError(f"{folders['train'] / empty[0]} holds no images; add some or remove the folder ({LAYOUT})")
+    if len(classes) == 1:
+        raise UserError(f"{folders['train']} has one class, {classes[0]}; give images of at least 2 ({LAYOUT})")
     return assemble(root.resolve().name, parts, classes, settings)
 
 

@@ -244,13 +244,25 @@ def _one_class(root: Path) -> None:
         (_empty_class, r"train/new holds no images; add some or remove the folder"),
         (_unknown_class, r"test has class 'three', which train lacks"),
         (_no_train, r"has test but no folder train"),
-        (_one_class, r"pictures has 1 class"),
+        (_one_class, r"pictures has one class, all; give images of at least 2"),
     ],
 )
 def test_folders_that_make_no_sense_are_refused(pictures: Path, spoil: Callable[[Path], None], message: str) -> None:
     spoil(pictures)
     with pytest.raises(UserError, match=message):
         folder(pictures)
+
+
+def test_folders_at_another_depth_are_refused_with_the_layout(tmp_path: Path) -> None:
+    (tmp_path / "bare/a/inner").mkdir(parents=True)
+    (tmp_path / "bare/b/inner").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"bare/a holds no images; .*\(data\.path holds <class>/<image>, or train/"):
+        folder(tmp_path / "bare")
+    for name in ("a", "b"):
+        (tmp_path / "outer/images" / name).mkdir(parents=True)
+        Image.new("L", (8, 8)).save(tmp_path / "outer/images" / name / "0.png")
+    with pytest.raises(UserError, match=r"outer has one class, images; .*\(data\.path holds <class>/<image>"):
+        folder(tmp_path / "outer")
 
 
 def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
