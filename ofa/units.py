@@ -139,7 +139,7 @@ class _Walk:
             self._move(layer.channels, layer.width, out)
 
     def _block(self, name: str, stage: Stage, b: int, block: int) -> Iterator[dict[str, object]]:
-        """One unit, or one for each operation that changes something."""
+        """One unit, or one for each operation that changes something and can be chosen."""
         out, used = self._out(stage.channels, stage.width, stage.block), self.used[:, block]
         kernel, expand, op = (self.values[key][:, block] for key in ("kernel", "expand", "op"))
         stride = stage.stride if b == 0 else 1
@@ -148,7 +148,8 @@ class _Walk:
             expands = expand if stage.choices("expand") != (1,) else 1
             yield self._column(name, layer, out, expand=expands, kernel=kernel, active=used, block=block)
         for o, record in enumerate(stage.ops):
-            if record.kind == "skip" and self._fits(stage.channels, stage.width, stride):
+            skipped = record.kind == "skip" and self._fits(stage.channels, stage.width, stride)
+            if skipped or o not in stage.op:
                 continue
             kind = "conv" if record.kind == "skip" else record.kind
             layer = Layer(kind, stage.channels, stride=stride, act=record.act, se=record.se)

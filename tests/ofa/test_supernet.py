@@ -17,7 +17,7 @@ from ofa.layers import ElasticBatchNorm, ElasticDepthwise, crop_kernel
 from ofa.space import Arch, Space, load_space
 from ofa.supernet import Supernet
 from ofa.table import layer_table
-from ofa.units import arch_units
+from ofa.units import arch_units, space_spec
 from tests.ofa.nets import small
 
 FAMILIES = (
@@ -200,3 +200,14 @@ def test_layers_of_skipped_blocks_are_zero() -> None:
     table = layer_table(space, genes)
     for values in (table.cin, table.cout, table.kernel, table.size_in, table.size_out, table.held):
         assert not values[~table.active].any()
+
+
+@pytest.mark.parametrize("op", [[0], [1], [0, 2], [1, 2]])
+def test_a_space_of_some_of_its_operations_has_the_same_networks(op: list[int]) -> None:
+    whole = small("nas_bench_macro")
+    space = whole.restrict(op=op)
+    supernet = Supernet(space).eval()
+    for arch in space.decode(space.sample(4, np.random.default_rng(0))):
+        assert space_spec(space, arch) == space_spec(whole, arch)
+        x = images(space, arch, 2)
+        torch.testing.assert_close(extract(supernet, arch)(x), supernet(x, arch))
