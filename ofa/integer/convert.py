@@ -146,8 +146,12 @@ class _Converter:
 
 
 def affine(low: float, high: float) -> tuple[float, int]:
-    """Scale and zero point of int8 numbers over low..high, which is widened to hold 0."""
+    """Scale and zero point of int8 numbers over low..high, which is widened to hold 0; 0..1 where that is all it holds.
+
+    What was 0 on every image, as behind a ReLU, would else have a scale that no factor leads to.
+    """
     low, high = min(low, 0.0), max(high, 0.0)
+    high = 1.0 if low == high else high
     scale = float(np.float32(max(high - low, 1e-12) / 255))
     return scale, int(np.clip(np.rint(-128 - low / scale), -128, 127))
 

@@ -23,6 +23,7 @@ from ofa.integer.factors import FREE, add_factors, limits, mean_factor, mul_fact
 from ofa.integer.fixed import clamp, quantize_multiplier, rescale
 from ofa.integer.net import Add, Conv, Depthwise, IntegerNet, Lookup, MaxPool, Mean, Mul, Op, Pool, Tensor
 from ofa.integer.run import quantize_images, run, run_all, run_float
+from ofa.modules import SqueezeExcite
 from tests.ofa.nets import RESNET, SPEC, random_net
 
 HALF = Fraction(1, 2)
@@ -237,6 +238,14 @@ def test_a_flattened_map_keeps_pytorchs_order() -> None:
     net = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(3 * 4 * 4, 5)).eval()
     images = torch.randn(64, 1, 6, 6)
     assert compare(run_float(from_net(net, [images]), images.numpy()), run_torch(net, images)).sqnr_db > 25  # type: ignore[arg-type]
+
+
+def test_a_gate_that_was_closed_on_every_image_can_be_quantized() -> None:
+    net, images = random_net(), torch.randn(32, 1, 16, 16)
+    for module in net.modules():
+        if isinstance(module, SqueezeExcite):
+            nn.init.constant_(module.reduce.bias, -100.0)  # type: ignore[arg-type]
+    assert compare(run_float(from_net(net, [images]), images.numpy()), run_torch(net, images)).sqnr_db > 13
 
 
 def test_a_relu_whose_input_is_read_twice_is_not_fused() -> None:
