@@ -116,30 +116,40 @@ class _Converter:
             raise UserError(f"{node.name} is a {what}, which has no integer form; use {known}, add, multiply, flatten")
         convert(self, node, module)
 
-    def tensor(self, node: fx.Node, like: Tensor | None = None, span: tuple[float, float] | None = None) -> int:
-        """A new tensor of a node's shape: of its range, of a given one, or quantized like another."""
+    def tensor(
+        self,
+        node: fx.Node,
+        *,
+        like: Tensor | None = None,
+        span: tuple[float, float] | None = None,
+        shape: Shape | None = None,
+    ) -> int:
+        """A new tensor of a node's shape, or a given one: of its range, of a given one, or quantized like another."""
         if like is None:
             scale, zero = affine(*(span or self.ranges[node.name]))
         else:
             scale, zero = like.scale, like.zero
-        self.tensors.append(Tensor(node.name, self.shapes[node.name], scale, zero))
+        self.tensors.append(Tensor(node.name, shape or self.shapes[node.name], scale, zero))
         return len(self.tensors) - 1
 
     def of(self, node: Any) -> Tensor:
         """The tensor that a node reads."""
         return self.tensors[self.index[node]]
 
-    def fused(self, node: fx.Node) -> tuple[Tensor, dict[str, Any]]:
-        """A new tensor for a node, and for the ReLU behind it where only that reads it; with the operator's clamp."""
+    def fused(self, node: fx.Node, shape: Shape | None = None) -> tuple[Tensor, dict[str, Any]]:
+        """A new tensor for a node, and for the ReLU behind it where only that reads it; with the operator's clamp.
+
+        shape: other than the node's, of a map that PyTorch has flattened and that is left as it lies.
+        """
         chain, act = [node], "none"
         while act == "none" and len(chain[-1].users) == 1:
             user = next(iter(chain[-1].users))
             kind = type(self.modules.get(str(user.target))) if user.op == "call_module" else None
-            if kind not in FUSED and kind not in SAME:
+            if kind not in FUSED and (kind not in SAME or self.shapes[user.name] != self.shapes[node.name]):
                 break
             act = FUSED.get(kind, "none")
             chain.append(user)
-        number = self.tensor(chain[-1])
+        number = self.tensor(chain[-1], shape=shape)
         self.index |= dict.fromkeys(chain, number)
         y = self.tensors[number]
         return y, {"y": number, **limits(act, y)}
@@ -218,7 +228,7 @@ def _two(value: int | tuple[int, ...]) -> Pair:
 def _table(c: _Converter, node: fx.Node, m: nn.Module) -> None:
     x = c.of(node.args[0])
     gate = isinstance(m, GATES)
-    number = c.index[node] = c.tensor(node, span=(0.0, 255 / 256) if gate else None)
+    number = c.index[node] = c.tensor(node, span=(0.0, 255 / 256) if gate else None, shape=x.shape)
     table = tables.tabulate(TABLES[type(m)], x, c.tensors[number])
     c.ops.append(Lookup(y=number, **FREE, x=c.index[node.args[0]], table=table))  # type: ignore[index]
 
@@ -226,7 +236,7 @@ def _table(c: _Converter, node: fx.Node, m: nn.Module) -> None:
 def _relu(c: _Converter, node: fx.Node, m: nn.Module) -> None:
     """One that could not be fused, since others read its input too."""
     x = c.of(node.args[0])
-    number = c.index[node] = c.tensor(node)
+    number = c.index[node] = c.tensor(node, shape=x.shape)
     high = 6.0 if isinstance(m, nn.ReLU6) else np.inf
     table = tables.tabulate(lambda v: np.clip(v, 0.0, high), x, c.tensors[number])
     c.ops.append(Lookup(y=number, **FREE, x=c.index[node.args[0]], table=table))  # type: ignore[index]
@@ -238,14 +248,14 @@ def _same(c: _Converter, node: fx.Node, m: nn.Module | None) -> None:
 
 def _add(c: _Converter, node: fx.Node, m: None) -> None:
     a, b = (c.index[arg] for arg in node.args)  # type: ignore[index]
-    y, fields = c.fused(node)
+    y, fields = c.fused(node, c.tensors[a].shape)
     multiplier, shift = add_factors(c.tensors[a], c.tensors[b], y)
     c.ops.append(Add(a=a, b=b, multiplier=multiplier, shift=shift, **fields))
 
 
 def _mul(c: _Converter, node: fx.Node, m: None) -> None:
     a, b = sorted((c.index[arg] for arg in node.args), key=lambda i: -c.tensors[i].size)  # type: ignore[index]
-    y, fields = c.fused(node)
+    y, fields = c.fused(node, c.tensors[a].shape)
     c.ops.append(Mul(a=a, b=b, **fields, **mul_factor(c.tensors[a], c.tensors[b], y)))
 
 

@@ -235,9 +235,10 @@ def test_a_dead_channel_keeps_its_bias() -> None:
 
 def test_a_flattened_map_keeps_pytorchs_order() -> None:
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(3 * 4 * 4, 5)).eval()
-    images = torch.randn(64, 1, 6, 6)
-    assert compare(run_float(from_net(net, [images]), images.numpy()), run_torch(net, images)).sqnr_db > 25  # type: ignore[arg-type]
+    images, flat = torch.randn(64, 1, 6, 6), nn.Flatten()
+    for between in ([nn.ReLU(), flat], [flat], [flat, nn.ReLU()], [flat, nn.Hardswish()], [nn.Hardswish(), flat]):
+        net = nn.Sequential(nn.Conv2d(1, 3, 3), *between, nn.Linear(3 * 4 * 4, 5)).eval()
+        assert compare(run_float(from_net(net, [images]), images.numpy()), run_torch(net, images)).sqnr_db > 25  # type: ignore[arg-type]
 
 
 def test_a_gate_that_was_closed_on_every_image_can_be_quantized() -> None:
