@@ -129,6 +129,7 @@ def onnx_model(net: nn.Module, shape: tuple[int, int, int]) -> onnx.ModelProto:
     Raises UserError, naming it, for any other operator.
     """
     traced = fx.symbolic_trace(copy.deepcopy(net).eval())
+    traced.graph.eliminate_dead_code()
     modules = fold_batch_norms(traced)
     writer, names = Writer(), {}
     for node in traced.graph.nodes:
@@ -137,12 +138,18 @@ def onnx_model(net: nn.Module, shape: tuple[int, int, int]) -> onnx.ModelProto:
         elif node.op == "get_attr":
             names[node] = writer.weight(node.name, operator.attrgetter(str(node.target))(traced))
         elif node.op == "output":
-            assert writer.nodes[-1].name == names[node.args[0]], "the last node gives the logits"
+            if not writer.nodes or names.get(_only(node)) != writer.nodes[-1].name:
+                raise UserError(f"the network gives {node.args[0]}; ONNX export needs one output: the logits")
             writer.nodes[-1].output[0] = OUTPUT
         else:
             args = [names[a] if isinstance(a, fx.Node) else a for a in node.args]
             names[node] = _emit(writer, node, modules, args)
     return _model(writer, shape, classes=_width(writer))
+
+
+def _only(node: fx.Node) -> fx.Node | None:
+    """The node that an output returns, None where it returns anything else."""
+    return node.args[0] if isinstance(node.args[0], fx.Node) else None
 
 
 def _emit(writer: Writer, node: fx.Node, modules: dict[str, nn.Module], args: list[Any]) -> str:
@@ -152,6 +159,8 @@ def _emit(writer: Writer, node: fx.Node, modules: dict[str, nn.Module], args: li
         args = [module, *args]
     else:
         emit, what = FUNCTIONS.get(node.target), str(node.target)
+    if any(isinstance(arg, int | float) for arg in args) and node.target in (operator.add, operator.mul):
+        raise UserError(f"{node.name} has a number among {node.args}; only sums and products of two maps are exported")
     if emit is None:
         known = ", ".join(sorted(kind.__name__ for kind in MODULES))
         raise UserError(f"{node.name} is a {what}, which cannot be exported; use {known}, add, multiply, flatten")
@@ -178,5 +187,9 @@ def _model(writer: Writer, shape: tuple[int, int, int], classes: int) -> onnx.Mo
     graph = helper.make_graph(writer.nodes, "network", [image], [logits], writer.weights)
     opsets = [helper.make_opsetid("", OPSET)]
     model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="ofa-nas")
-    onnx.checker.check_model(model, full_check=True)
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except onnx.shape_inference.InferenceError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"the network does not give logits (N, {classes}): {reason}; let it end flat") from None
     return model

@@ -246,15 +246,23 @@ def _same(c: _Converter, node: fx.Node, m: nn.Module | None) -> None:
     c.index[node] = c.index[node.args[0]]  # type: ignore[index]
 
 
-def _add(c: _Converter, node: fx.Node, m: None) -> None:
+def _pair_of(c: _Converter, node: fx.Node) -> tuple[int, int]:
+    """The two tensors that a sum or product reads."""
+    if any(arg not in c.index for arg in node.args):
+        raise UserError(f"{node.name} has a number among {node.args}; only two maps have an integer form")
     a, b = (c.index[arg] for arg in node.args)  # type: ignore[index]
+    return a, b
+
+
+def _add(c: _Converter, node: fx.Node, m: None) -> None:
+    a, b = _pair_of(c, node)
     y, fields = c.fused(node, c.tensors[a].shape)
     multiplier, shift = add_factors(c.tensors[a], c.tensors[b], y)
     c.ops.append(Add(a=a, b=b, multiplier=multiplier, shift=shift, **fields))
 
 
 def _mul(c: _Converter, node: fx.Node, m: None) -> None:
-    a, b = sorted((c.index[arg] for arg in node.args), key=lambda i: -c.tensors[i].size)  # type: ignore[index]
+    a, b = sorted(_pair_of(c, node), key=lambda i: -c.tensors[i].size)
     y, fields = c.fused(node, c.tensors[a].shape)
     c.ops.append(Mul(a=a, b=b, **fields, **mul_factor(c.tensors[a], c.tensors[b], y)))
 

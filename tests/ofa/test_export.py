@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -161,6 +163,44 @@ def test_an_absent_file_is_named(tmp_path: Path, images: Tensor) -> None:
 def test_what_cannot_be_exported_is_named(layers: list[nn.Module], problem: str) -> None:
     with pytest.raises(UserError, match=problem):
         onnx_model(nn.Sequential(*layers), (1, 16, 16))
+
+
+class _Function(nn.Module):
+    """A convolution of 4 channels, pooled, and any function of it and of another one, which runs last."""
+
+    def __init__(self, function: Callable[[Tensor, Tensor], Any]) -> None:
+        super().__init__()
+        self.conv, self.other, self.function = nn.Conv2d(1, 4, 3), nn.Conv2d(1, 4, 3), function
+
+    def forward(self, x: Tensor) -> Any:
+        y = self.conv(x).flatten(1)
+        return self.function(y, self.other(x).flatten(1))
+
+
+@pytest.mark.parametrize(
+    ("function", "problem"),
+    [
+        (lambda y, z: y + 1, r"add has a number among .*two maps"),
+        (lambda y, z: 2 * y, r"mul has a number among .*two maps"),
+        (lambda y, z: (y, z), r"gives \(flatten, flatten_1\); ONNX export needs one output"),
+        (lambda y, z: {"logits": y}, r"gives \{'logits': flatten\}; ONNX export needs one output"),
+    ],
+)
+def test_numbers_and_several_outputs_are_named(function: Callable[[Tensor, Tensor], Any], problem: str) -> None:
+    with pytest.raises(UserError, match=problem):
+        onnx_model(_Function(function), (1, 3, 3))
+
+
+def test_a_map_for_an_output_is_named() -> None:
+    with pytest.raises(UserError, match=r"does not give logits \(N, 4\)"):
+        onnx_model(nn.Sequential(nn.Conv2d(1, 4, 3)), (1, 16, 16))
+
+
+def test_what_the_logits_do_not_need_is_left_out(tmp_path: Path) -> None:
+    net, images = _Function(lambda y, z: y).eval(), torch.randn(3, 1, 3, 3)
+    (tmp_path / "net.onnx").write_bytes(onnx_model(net, (1, 3, 3)).SerializeToString())
+    torch.testing.assert_close(torch.from_numpy(run_onnx(tmp_path / "net.onnx", images)), net(images))
+    assert weight_bytes(tmp_path / "net.onnx") == 4 * (4 * 9 + 4)
 
 
 class _Keywords(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
 from math import floor
@@ -247,6 +248,16 @@ def test_a_gate_that_was_closed_on_every_image_can_be_quantized() -> None:
         if isinstance(module, SqueezeExcite):
             nn.init.constant_(module.reduce.bias, -100.0)  # type: ignore[arg-type]
     assert compare(run_float(from_net(net, [images]), images.numpy()), run_torch(net, images)).sqnr_db > 13
+
+
+@pytest.mark.parametrize("function", [lambda x: x + 1, lambda x: 2 * x])
+def test_a_sum_or_product_with_a_number_is_named(function: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    class Numbered(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return function(x)
+
+    with pytest.raises(UserError, match=r"(add|mul) has a number among .*two maps"):
+        from_net(Numbered().eval(), [torch.rand(2, 1, 4, 4)])
 
 
 def test_a_relu_whose_input_is_read_twice_is_not_fused() -> None:
