@@ -7,16 +7,21 @@ TensorFlow Lite Micro ignores such offsets without a word and computes from noth
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from ofa.errors import UserError
 from ofa.export.runtime import require_file
 from ofa.extras import extra
 
 IDENTIFIER = b"TFL3"
+FILTERS = ("DEPTHWISE_CONV_2D", "CONV_2D", "FULLY_CONNECTED")  # weights, then a bias for each filter
+ROOM = 2**29  # steps that a bias may take: half of what sums may
 BYTES = {"FLOAT32": 4, "INT32": 4, "INT8": 1, "UINT8": 1, "INT16": 2, "INT64": 8, "BOOL": 1, "FLOAT16": 2, "FLOAT64": 8}
 
 
@@ -59,18 +64,51 @@ def read(path: Path) -> Any:
 
 def inline(content: bytes) -> bytes:
     """The same model with every weight inside its flatbuffer."""
-    import flatbuffers
-
     model = parse(content)
     for buffer in model.buffers:
         if buffer.offset > 1:  # 0 and 1: not used
-            buffer.data = list(content[buffer.offset : buffer.offset + buffer.size])
+            buffer.data = np.frombuffer(content[buffer.offset : buffer.offset + buffer.size], np.uint8)
         buffer.offset = buffer.size = 0
-    builder = flatbuffers.Builder(len(content))
-    builder.Finish(model.Pack(builder), file_identifier=IDENTIFIER)
-    whole = bytes(builder.Output())
+    whole = _packed(model)
     require_inline(whole)
     return whole
+
+
+def with_room(content: bytes, ranges: Mapping[str, tuple[float, float]]) -> bytes:
+    """A float model whose biases have room in int8, where they count in steps of the filter's scale times the input's.
+
+    Beside filters of next to no weights a bias would pass 32 bits, and be cut off.  One weight of such a filter is made
+    as large as leaves the bias at 2^29; it changes the sum by less than a ten-thousandth of the bias.  ranges: least
+    and largest value of tensors by name, 0 among them.
+    """
+    model = parse(inline(content))
+    graph, changed = model.subgraphs[0], False
+    for op in graph.operators:
+        name, inputs = _name(model, op), [int(number) for number in op.inputs]
+        source = graph.tensors[inputs[0]].name.decode() if name in FILTERS and len(inputs) == 3 else ""
+        if source not in ranges or inputs[2] < 0:
+            continue
+        stored = [graph.tensors[number] for number in inputs[1:]]
+        held = [model.buffers[tensor.buffer] for tensor in stored]
+        if any(t.type != schema().TensorType.FLOAT32 for t in stored) or any(buffer.data is None for buffer in held):
+            continue
+        weight, bias = (np.asarray(buffer.data, np.uint8).view(np.float32).copy() for buffer in held)
+        rows = weight.reshape(-1, len(bias)).T if name == FILTERS[0] else weight.reshape(len(bias), -1)  # views
+        low, high = ranges[source]
+        least = 127 * np.abs(bias) * 255 / ((high - low) * ROOM)
+        for k in np.flatnonzero(np.abs(rows).max(1) < least):
+            rows[k, np.abs(rows[k]).argmax()] = least[k]
+            changed = True
+        held[0].data = weight.view(np.uint8)
+    return _packed(model) if changed else content
+
+
+def _packed(model: Any) -> bytes:
+    import flatbuffers
+
+    builder = flatbuffers.Builder(0)
+    builder.Finish(model.Pack(builder), file_identifier=IDENTIFIER)
+    return bytes(builder.Output())
 
 
 def require_inline(content: bytes) -> None:

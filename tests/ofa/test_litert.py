@@ -18,6 +18,8 @@ from ofa.export.runtime import run
 from ofa.export.runtimes.litert import LiteRT, convert, quantize
 from ofa.export.runtimes.onnx import Onnx
 from ofa.export.runtimes.tflm import UNITS, Tflm, arena, open_micro, units_apart
+from ofa.integer.tflite import read_tflite
+from ofa.modules import ConvBN, SqueezeExcite
 from tests.ofa.nets import random_net
 
 pytest.importorskip("litert_torch")
@@ -142,6 +144,24 @@ def test_the_files_are_as_small_as_int8_is(folder: Path) -> None:
     kinds = flatbuffer.operators(folder / "int8.tflite")
     assert kinds["QUANTIZE"] == kinds["DEQUANTIZE"] == 0
     assert kinds["CONV_2D"] + kinds["DEPTHWISE_CONV_2D"] + kinds["FULLY_CONNECTED"] == 19
+
+
+@torch.no_grad()
+def test_filters_that_died_keep_their_biases_and_closed_gates_can_be_loaded(
+    images: Tensor, calibration: Tensor, tmp_path: Path
+) -> None:
+    net = random_net()
+    for module in net.modules():
+        if isinstance(module, ConvBN):
+            module.conv.weight[0] *= 1e-9
+            module.conv.weight[1] = 0
+        if isinstance(module, SqueezeExcite):
+            nn.init.constant_(module.reduce.bias, -100.0)  # type: ignore[arg-type]
+    path = tmp_path / "net.tflite"
+    LiteRT().export(net, path, calibration)
+    assert compare(run(LiteRT(), path, images), run_torch(net, images)).sqnr_db > 13  # 5.5 with biases cut off
+    assert units_apart(path, images[:8]) <= UNITS
+    read_tflite(path)  # which refuses sums beyond 2^30
 
 
 class Sorted(nn.Module):

@@ -102,10 +102,19 @@ def quantize(content: bytes, images: Tensor, calibration: str = "minmax") -> byt
         (name,) = runner.get_input_details()
         for image in images:
             runner(**{name: image[None].permute(0, 2, 3, 1).contiguous().numpy()})
+        ranges = {name: _widened(found) for name, found in watched.get_calibration_results().items()}
+        bounds = {name: (float(found["min"].min()), float(found["max"].max())) for name, found in ranges.items()}
+        file.write_bytes(flatbuffer.with_room(content, bounds))
         made = quantizer.Quantizer(str(file), recipe.static_wi8_ai8())
-        quantized = bytes(made.quantize(watched.get_calibration_results()).quantized_model)
+        quantized = bytes(made.quantize(ranges).quantized_model)
     require_int8(quantized)
     return quantized
+
+
+def _widened(found: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """A calibrated range with 0 in it, and 0..1 where 0 is all: the quantizer's scale is one that kernels refuse."""
+    low, high = np.minimum(found["min"], 0), np.maximum(found["max"], 0)
+    return {**found, "min": low, "max": np.where(low == high, np.float32(1), high)}
 
 
 def require_int8(content: bytes) -> None:
