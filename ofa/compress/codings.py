@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from ofa.compress.bits import Int, Stream, decode, encode, stream_bytes
 
 LARGEST = 1024  # entries of a codebook
+EXACT = 2**24  # below which float32 has every whole number; infinite ones and those that are none are not below it
 SPANS = tuple(range(2, 9))  # bits of a relative index that are tried
 Floats = NDArray[np.float32]
 
@@ -141,7 +142,10 @@ def _scaled(flat: Floats, shape: tuple[int, ...], scale: Floats | None) -> _Symb
     if scale is None or not len(flat) or scale.size not in (1, shape[0]) or not (scale > 0).all():
         return None
     step = _spread(scale, shape)
-    numbers = np.rint(flat.reshape(shape) / step)
+    with np.errstate(over="ignore"):
+        numbers = np.rint(flat.reshape(shape) / step)
+    if not (np.abs(numbers) < EXACT).all():
+        return None
     exact = (step * (numbers + np.float32(0))).ravel().tobytes() == flat.tobytes()
     low, high = numbers.min(), numbers.max()
     if not exact or high - low >= LARGEST:

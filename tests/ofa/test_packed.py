@@ -33,6 +33,16 @@ def coding_of(tensors: dict[str, Tensor], folder: Path, name: str = "weight") ->
     return row.coding, row.size
 
 
+@pytest.mark.parametrize("scale", [0.5, 1e-30])
+@pytest.mark.parametrize("value", [1.0, float("nan"), float("inf")])
+def test_values_that_no_whole_number_gives_are_kept_beside_a_scale(value: float, scale: float) -> None:
+    tensors = {"weight": torch.full((40,), value), "weight_scale": torch.tensor([scale])}
+    assert same(tensors, unpack(pack(tensors))[0])
+    assert same(
+        tensors | {"weight": torch.tensor([value])}, unpack(pack(tensors | {"weight": torch.tensor([value])}))[0]
+    )
+
+
 # -- streams -----------------------------------------------------------------------------------------------------------
 
 
