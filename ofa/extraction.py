@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -101,22 +102,24 @@ def _copier(module: nn.Module) -> Callable[[], nn.Module]:
 def recalibrate(net: nn.Module, batches: Iterable[Tensor]) -> None:
     """Set the batch-norm statistics of `net` to their mean over `batches` (N, C, H, W), in place, in one pass.
 
-    Raises UserError where there is no batch.
+    Raises UserError where there is no batch, which leaves them as they were.
     """
+    given = iter(batches)
+    first = next(given, None)
+    if first is None:
+        raise UserError("recalibration got no images; give at least one batch")
     norms = [module for module in net.modules() if isinstance(module, nn.BatchNorm2d)]
     momenta = [norm.momentum for norm in norms]
     training = net.training
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # a cumulative average instead of an exponential one
-    net.train()
-    run = calibrating(net) if isinstance(net, StaticNet) else net
-    seen = 0
-    for batch in batches:
-        run(batch)
-        seen += 1
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
-    net.train(training)
-    if not seen:
-        raise UserError("recalibration got no images; give at least one batch")
+    try:
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # a cumulative average instead of an exponential one
+        net.train()
+        run = calibrating(net) if isinstance(net, StaticNet) else net
+        for batch in chain([first], given):
+            run(batch)
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+        net.train(training)

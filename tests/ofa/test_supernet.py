@@ -18,7 +18,7 @@ from ofa.space import Arch, Space, load_space
 from ofa.supernet import Supernet
 from ofa.table import layer_table
 from ofa.units import arch_units, space_spec
-from tests.ofa.nets import small
+from tests.ofa.nets import random_net, small
 
 FAMILIES = (
     "cifar_mbv3",
@@ -211,3 +211,15 @@ def test_a_space_of_some_of_its_operations_has_the_same_networks(op: list[int]) 
         assert space_spec(space, arch) == space_spec(whole, arch)
         x = images(space, arch, 2)
         torch.testing.assert_close(extract(supernet, arch)(x), supernet(x, arch))
+
+
+def test_a_recalibration_that_fails_leaves_the_network_in_its_mode() -> None:
+    net = random_net()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    with pytest.raises(UserError, match="recalibration got no images"):
+        recalibrate(net, [])
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        recalibrate(net, [torch.zeros(1, 1, 1, 1)])
+    assert not net.training
+    assert {norm.momentum for norm in net.modules() if isinstance(norm, torch.nn.BatchNorm2d)} == {0.1}
