@@ -137,7 +137,7 @@ def kept_choices(name: str, values: tuple[float, ...], wanted: int | Sequence[fl
     """The n largest (an int) or the listed ones of some choices; all where None."""
     if wanted is None:
         return values
-    if isinstance(wanted, int):
+    if isinstance(wanted, int | np.integer):
         if wanted < 1:
             raise UserError(f"{name}={wanted} keeps no choice; keep at least 1")
         return values[-wanted:]

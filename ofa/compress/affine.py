@@ -6,6 +6,7 @@ the gradient of the scale is then that of learned step size quantization (Esser 
 
 from __future__ import annotations
 
+import copy
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -109,6 +110,15 @@ def attach(layer: nn.Module, quantizer: ActivationGrid) -> None:
     """Quantize what a layer reads, in place; deepcopy and state_dict know of it."""
     layer.add_module("input_grid", quantizer)
     layer.register_forward_pre_hook(_quantize_input)
+
+
+def without_grids(net: nn.Module) -> nn.Module:
+    """A copy whose layers read their inputs as they are."""
+    plain = copy.deepcopy(net)
+    for layer in plain.modules():
+        if "input_grid" in layer._modules:
+            layer.add_module("input_grid", nn.Identity())
+    return plain
 
 
 def _quantize_input(layer: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

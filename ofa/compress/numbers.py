@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from ofa.compress.affine import without_grids
 from ofa.compress.chain import Work
 from ofa.compress.layers import count, image_of
 from ofa.compress.operations import bit_operations
@@ -25,8 +26,9 @@ class Numbers:
     accuracy: top-1 on the test images, 0 to 1.  macs: multiply-adds of an image that a dense runtime does.
     sparse_macs: those whose weight is not zero, which only a runtime for sparse weights would be left with.
     bit_operations: multiply-adds times the bits of the weight and of the input.  file_bytes: of the packed file.
-    peak_memory_bytes: activations held at once, float32, recorded on the running network.  latency_ms: median in ONNX
-    Runtime, float32, one thread; None for a network that has no ONNX graph.
+    peak_memory_bytes: activations held at once, float32, recorded on the running network; copies that simulate a
+    quantized input do not count.  latency_ms: median in ONNX Runtime, float32, one thread; None for a network that has
+    no ONNX graph.
     """
 
     step: str
@@ -52,7 +54,7 @@ def measure(step: str, net: nn.Module, work: Work, file: Path, *, images: int | 
         bit_operations=bit_operations(net, image),
         parameters=counts.parameters,
         file_bytes=save_packed(file, net.state_dict(), {"step": step, "resolution": work.resolution}),
-        peak_memory_bytes=peak_elements(net, image) * image.element_size(),
+        peak_memory_bytes=peak_elements(without_grids(net), image) * image.element_size(),
         latency_ms=_latency(net, image.shape[1:]),
     )
 

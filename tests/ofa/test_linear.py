@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ofa.compress.adaround import adaptive_rounding, output_error, second_moments
-from ofa.compress.affine import ActivationGrid, Grid, grid, on_grid, per_channel
+from ofa.compress.affine import ActivationGrid, Grid, grid, on_grid, per_channel, without_grids
 from ofa.compress.calibrate import observe
 from ofa.compress.chain import Work
 from ofa.compress.equalize import ChannelCap, Equalization, equalize, find_pairs
@@ -29,6 +29,7 @@ from ofa.errors import UserError
 from ofa.evaluate import accuracy
 from ofa.export.graph import onnx_model
 from ofa.finetune import Finetuning
+from ofa.liveness import peak_elements
 from ofa.table import layer_macs as table_macs
 from ofa.table import spec_table
 from tests.ofa.nets import RESNET, SPEC, random_net
@@ -334,3 +335,9 @@ def test_a_learned_activation_grid_is_trained() -> None:
     quantizer.scale = nn.Parameter(start)
     quantizer(torch.rand(4, 5) * 9).sum().backward()
     assert quantizer.scale.grad > 0, "values are clipped: a larger step gives larger outputs"
+
+
+def test_a_simulated_grid_takes_no_memory_of_the_network() -> None:
+    net, image = random_net(), torch.zeros(1, 1, 16, 16)
+    quantized = Linear()(net, Work(digits(), 16))
+    assert peak_elements(without_grids(quantized), image) == peak_elements(net, image) < peak_elements(quantized, image)

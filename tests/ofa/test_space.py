@@ -92,6 +92,7 @@ def test_restrict_keeps_the_largest_choices() -> None:
     assert small.stages[0].depth == (2,)
     assert small.resolution == (8,)
     assert small.width == (0.5, 1.0)
+    assert tiny().restrict(kernel=np.int64(1), depth=np.int64(1), resolution=[8]) == small
 
 
 ARCH = Arch(8, (1, 1), (3, 3), (1, 1), (0.5,))
