@@ -23,6 +23,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 
+from ofa.limits import sought
 from ofa.report.load import Device, Search
 from ofa.report.markup import Html
 from ofa.report.summary import bound, label, scale
@@ -135,7 +136,8 @@ def front_axes(device: Device) -> tuple[str, list[str]]:
     """(metric of the y axis, metrics that get a panel as x axis) for the fronts of a device."""
     objectives = [name for search in device.searches for name in search.result.get("objectives", {})]
     names = list(dict.fromkeys(objectives)) or ["accuracy"]
-    y = "accuracy" if "accuracy" in names else names[0]
+    good = [name for name in ("accuracy", *names) if name in names and sought(name) < 0]
+    y = good[0] if good else names[0] if len(names) > 1 else "accuracy"
     return y, [name for name in names if name != y] or ["macs"]
 
 

@@ -11,12 +11,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ofa.limits import side
+from ofa.limits import side, sought
 from ofa.report.load import Device, Run, load_run
 
 MODELS = ("float", "pruned", "int8")
 LABELS = {
     "accuracy": "accuracy",
+    "accuracy_int8": "int8 accuracy",
     "macs": "MACs",
     "params": "parameters",
     "peak_memory_bytes": "peak memory",
@@ -93,7 +94,7 @@ def show(metric: str, value: float | None, spread: float | None = None) -> str:
     if value is None or not math.isfinite(value):
         return "–"
     factor, unit = scale(metric, value)
-    if metric == "accuracy":
+    if unit == "%":
         return f"{value / factor:.2f} %"
     digits = max(_digits(value / factor), _digits(spread / factor, 1) if spread else 0)
     around = f" ± {spread / factor:.{digits}f}" if spread is not None else ""
@@ -108,7 +109,7 @@ def bound(metric: str, value: float) -> str:
 
 def scale(metric: str, largest: float) -> tuple[float, str]:
     """(what to divide by, the unit's name) for values of a metric up to `largest`."""
-    if metric == "accuracy":
+    if sought(metric) < 0:
         return 0.01, "%"
     if metric.endswith("_ms"):
         return 1.0, "ms"

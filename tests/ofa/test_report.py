@@ -220,6 +220,28 @@ def test_search_without_a_feasible_net_is_shown(tmp_path: Path) -> None:
     assert "missing search" in page
 
 
+@pytest.mark.parametrize(
+    ("objectives", "y", "x"),
+    [
+        ({"macs": 1}, "predicted accuracy (%)", ["MACs (M)"]),
+        ({"latency_ms": 1}, "predicted accuracy (%)", ["latency (ms)"]),
+        ({"macs": 1, "accuracy_int8": -1}, "predicted int8 accuracy (%)", ["MACs (M)"]),
+        ({"macs": 1, "latency_ms": 1}, "predicted MACs (M)", ["latency (ms)"]),
+    ],
+)
+def test_fronts_show_whatever_was_sought(tmp_path: Path, objectives: dict[str, int], y: str, x: list[str]) -> None:
+    folder = make_run(tmp_path / "digits", ("train", "measure", "fit", "search"))
+    shutil.rmtree(folder / "search/phone")
+    for agent in AGENTS:
+        place = folder / f"search/stm32f746/{agent}"
+        write_json(place / "result.json", read_json(place / "result.json") | {"objectives": objectives})
+        tried = pd.read_parquet(place / "evaluations.parquet")
+        write_parquet(place / "evaluations.parquet", tried.assign(accuracy_int8=tried["accuracy"] - 0.01))
+    section = next(s for s in tree(write_report(folder).read_text()).iter("section") if s.get("id") == "pareto-fronts")
+    axes = [text for text in texts(section, "text") if "(" in text]
+    assert axes == [label for name in x for label in (name, y)]
+
+
 def test_unknown_run_and_broken_file_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"run folder .*nowhere does not exist; .* ofa-run run="):
         write_report(tmp_path / "nowhere")
@@ -291,6 +313,7 @@ def test_drawing_labels_every_block_and_the_size_on_the_way(run: Path) -> None:
     ("metric", "value", "text"),
     [
         ("accuracy", 0.93057, "93.06 %"),
+        ("accuracy_int8", 0.93057, "93.06 %"),
         ("macs", 2_861_234, "2.86 M"),
         ("macs", 999, "999"),
         ("peak_memory_bytes", 65536, "65.5 kB"),
