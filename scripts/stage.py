@@ -1,6 +1,6 @@
 """The run folder: a stage's folder remembers its options, is written by one process, and knows whether it is done.
 
-<run>/command.json         the command, versions and machine of the latest stage
+<run>/command.json         the command, its run folder, versions and machine of the latest stage
 <run>/timings.json         seconds of every finished stage, all its sessions together
 <run>/<stage>/config.json  options it was made with ("reads"), stages it was made from ("after"), "done", "seconds"
 """
@@ -62,7 +62,8 @@ def open_stage(cfg: DictConfig, name: str, reads: Sequence[str], *, needs: Seque
             print(f"{name}: already done in {folder}")
             yield Stage(folder, done=True)
             return
-        command = {"command": _own_command(name)} if name.partition("/")[0] in STAGES else {}  # not ofa-compress
+        ours = name.partition("/")[0] in STAGES  # not ofa-compress
+        command = {"command": _own_command(name), "run": str(cfg.run)} if ours else {}
         note(cfg.run, **command, experiment=cfg.name, versions=versions())
         started = time.monotonic()
         try:
@@ -74,7 +75,7 @@ def open_stage(cfg: DictConfig, name: str, reads: Sequence[str], *, needs: Seque
         write_json(Path(cfg.run, "timings.json"), _timings(Path(cfg.run)))
 
 
-def note(run: str | Path, **values: Any) -> None:
+def note(run: str | Path, /, **values: Any) -> None:
     """Add values to <run>/command.json, which the report reads; of several processes the first one alone does."""
     if os.environ.get("RANK", "0") != "0":
         return

@@ -2,8 +2,8 @@
 
 Accuracies are fractions 0..1, sizes bytes, times as their names say.  Optional keys are in [brackets].
 
-    command.json        {"command", ["experiment"], ["versions": {package: version, "commit"}], ["machine": {...}],
-                         ["devices": [name] (searched for)],
+    command.json        {"command", ["run": the folder that it wrote], ["experiment"], ["machine": {...}],
+                         ["versions": {package: version, "commit"}], ["devices": [name] (searched for)],
                          ["data": {"name", "classes": [name], "images": {"train", "val", "test"}}]}
     timings.json        {stage: seconds}
     train/log.jsonl     {"phase", "epoch" (over all phases, from 1), "epochs" (of all phases), "loss", "lr", "seconds",
@@ -31,6 +31,8 @@ Accuracies are fractions 0..1, sizes bytes, times as their names say.  Optional 
 
 from __future__ import annotations
 
+import re
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -120,8 +122,19 @@ class Run:
 
     def command(self, stage: str) -> str:
         """The shell line that runs one stage of this run ("run" for all of them)."""
-        options = str(self.info.get("command", "")).partition(" ")[2] or f"run={self.folder}"
+        options = str(self.info.get("command", "")).partition(" ")[2]
+        made = self.info.get("run")  # where the command wrote; the folder may have been moved or copied since
+        if not options or (made and Path(made).resolve() != self.folder.resolve()):
+            others = [option for option in shlex.split(options) if not option.startswith("run=")]
+            options = shlex.join([*others, f"run={_value(str(self.folder))}"])
         return f"ofa-{stage} {options}"
+
+
+def _value(text: str) -> str:
+    """A value as the command line's grammar reads it back: in quotes where it holds more than a plain path."""
+    if re.fullmatch(r"[\w./@+-]+", text, re.ASCII):
+        return text
+    return "'" + text.replace("'", r"\'") + "'"
 
 
 def load_run(folder: str | Path) -> Run:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from hydra import compose, initialize_config_module
 from rich.console import Console
 
 from ofa.errors import UserError
@@ -196,6 +198,18 @@ def test_stopped_run_shows_what_exists_and_the_next_command(tmp_path: Path, coun
     assert ("Supernet training" in texts(tree(page), "h2")) == (count > 0)
     assert read_json(folder / "report/summary.json")["missing"] == list(STAGES[count:])
     assert f"ofa-{STAGES[count]} experiment=digits" in terminal(folder)
+
+
+def test_commands_name_the_folder_where_a_moved_run_is_now(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "digits", ("train",))
+    made = {"command": "ofa-train seed=1 'run=old place' 'device=[phone]'", "run": str(folder)}
+    write_json(folder / "command.json", command() | made)
+    assert load_run(folder).command("fit") == "ofa-fit seed=1 'run=old place' 'device=[phone]'", "it has not moved"
+    moved = Path(shutil.move(folder, tmp_path / "it's é new"))
+    *options, run = shlex.split(load_run(moved).command("fit"))
+    assert options == ["ofa-fit", "seed=1", "device=[phone]"]
+    with initialize_config_module("conf", version_base="1.3"):
+        assert Path(compose("config", [run]).run) == moved
 
 
 def test_training_that_was_stopped_tells_how_far_it_came(tmp_path: Path) -> None:

@@ -41,7 +41,8 @@ def test_stage_is_done_once_its_block_ends(cfg: DictConfig) -> None:
     assert not finish(cfg, "train", "data", "seed")
     assert finish(cfg, "train", "data", "seed")
     assert set(read_json(Path(cfg.run, "timings.json"))) == {"train"}
-    assert read_json(Path(cfg.run, "command.json"))["experiment"] == "test"
+    made = read_json(Path(cfg.run, "command.json"))
+    assert (made["experiment"], made["run"]) == ("test", str(cfg.run))
 
 
 def test_what_stands_beside_the_stages_leaves_their_command(cfg: DictConfig) -> None:
