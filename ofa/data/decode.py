@@ -143,9 +143,9 @@ def _open(source: Source, i: int) -> Image.Image:
 
 
 def _converted(image: Image.Image, name: str, form: Form) -> Image.Image:
-    if image.mode == form.mode:
+    if image.mode == form.mode and not image.has_transparency_data:
         return image
-    if not form.convert:
+    if image.mode != form.mode and not form.convert:
         raise UserError(f"{name} has mode {image.mode} where the first image has {form.mode}; {SET_CHANNELS}")
     if image.mode.startswith(("I", "F")):
         raise UserError(f"{name} has more than 8 bits a channel (mode {image.mode}); save it with 8")

@@ -160,6 +160,15 @@ def test_images_of_several_sizes_need_a_size(pictures: Path) -> None:
     assert any((image[:, 1:-1] == 90).all() for image in images)  # the middle of the wide one
 
 
+@pytest.mark.parametrize(("mode", "colour"), [("L", 7), ("RGB", (7, 7, 7))])
+def test_a_colour_that_a_png_calls_transparent_is_white(pictures: Path, mode: str, colour: int) -> None:
+    image = Image.new(mode, (8, 8), colour)
+    image.paste(Image.new(mode, (4, 4), "#464646"))
+    image.save(pictures / "train" / "0" / "keyed.png", transparency=colour)
+    found = [image for split in SPLITS for image in stored(folder(pictures, channels=len(mode)), split)[0]]
+    assert sum(bool((image[:4, :4] == 70).all() and (image[4:] == 255).all()) for image in found) == 1
+
+
 def test_images_of_several_modes_need_channels(pictures: Path) -> None:
     Image.new("RGB", (8, 8), (255, 0, 0)).save(pictures / "train" / "0" / "red.png")
     clear = Image.new("RGBA", (8, 8), (0, 0, 0, 0))
