@@ -11,7 +11,7 @@ from scripts.cli import stage_command
 from scripts.deploy import deploy, proofs_of
 from scripts.given import export_given
 from scripts.onnx_files import SHIPPED, budget_of, limits_of, write_onnx
-from scripts.parts import TRAIN, load_parts, trained
+from scripts.parts import TRAIN, load_parts, reachable, trained
 from scripts.specialize import READS
 from scripts.stage import open_stage
 
@@ -37,7 +37,8 @@ def main(cfg: DictConfig) -> None:
         export_given(cfg)
         return
     data, space = load_parts(cfg)
-    for device in cfg.device:
+    devices = reachable(cfg)
+    for device in devices:
         reads = (*READS, "compress.quantization", "export", f"device.{device}", *(["runtime"] if cfg.runtime else []))
         with open_stage(cfg, f"export/{device}", reads, needs=("specialize",)) as stage:
             if stage.done:
@@ -64,7 +65,7 @@ def main(cfg: DictConfig) -> None:
             ends = _ends(cfg, data, space)
             write_json(stage.folder / "ends.json", ends)
             print("supernet on test images: " + ", ".join(f"{name} {100 * top1:.2f} %" for name, top1 in ends.items()))
-    for device in cfg.device:
+    for device in devices:
         result = read_json(Path(cfg.run, "export", device, "result.json"))
         if accepted := require(device, proofs_of(result), result["budget"], force=cfg.force):
             print(accepted)

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from ofa.errors import UserError
 from ofa.files import read_json
 from ofa.limits import sought
 from ofa.space import Genes, Space, load_space
 from scripts.cli import make
-from scripts.stage import note, plain
+from scripts.stage import INFEASIBLE, note, plain
 
 if TYPE_CHECKING:
     from ofa.data import ImageData
@@ -70,6 +71,22 @@ def fitted(cfg: DictConfig, space: Space) -> dict[str, Callable[[Genes], Any]]:
     return {name: _predictor(cfg, space, name) for name in cfg.predictor}
 
 
+def reachable(cfg: DictConfig) -> list[str]:
+    """The devices without those that ofa-search found no network for, which are named; UserError where none is left."""
+    devices, reasons = [], []
+    for device, settings in plain(cfg.device).items():
+        path = Path(cfg.run, "search", device, INFEASIBLE)
+        if path.exists() and (found := read_json(path))["device"] == settings:
+            reasons.append(f"{settings['name']}: {found['reason']}")
+        else:
+            devices.append(device)
+    if not devices:
+        raise UserError("; ".join(reasons) or "device has no value; give device=<name>")
+    for reason in reasons:
+        print(f"left out, {reason}")
+    return devices
+
+
 def objectives(cfg: DictConfig) -> dict[str, int]:
     """What is sought, by name: -1 is maximised, 1 minimised."""
     if cfg.objectives is None:
@@ -95,7 +112,6 @@ def _predictor(cfg: DictConfig, space: Space, name: str) -> Callable[[Genes], An
 
 def _transferred(cfg: DictConfig, space: Space) -> Callable[[Genes], Any]:
     """Accuracy after int8, which ofa-fit leaves where ofa-measure quantized some subnets."""
-    from ofa.errors import UserError
     from predictors import Accuracy
     from predictors.transfer import TransferredAccuracy
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from omegaconf import DictConfig
 
+from ofa.errors import UserError
 from scripts import export, fit, measure, report, search, specialize, train
 from scripts.cli import stage_command
 
@@ -15,17 +16,23 @@ SECTIONS = (
 
 @stage_command(*SECTIONS)
 def main(cfg: DictConfig) -> None:
-    """Train, measure, fit, search, specialize, export, report: the whole job.  Finished stages are not run again."""
-    for stage in (train, measure, fit, search, specialize):
-        stage.main(cfg)
+    """Train, measure, fit, search, specialize, export, report: the whole job.  Finished stages are not run again.
+
+    Where no network fits one of the devices, or one exceeds its limits, the others are finished all the same.
+    """
     from ofa.export.budget import OverBudgetError
 
-    try:
-        export.main(cfg)
-    except OverBudgetError:
-        report.main(cfg)
-        raise
+    for stage in (train, measure, fit):
+        stage.main(cfg)
+    failed: list[UserError] = []
+    for stage in (search, specialize, export):
+        try:
+            stage.main(cfg)
+        except (search.OutOfReachError, OverBudgetError) as error:
+            failed.append(error)
     report.main(cfg)
+    if failed:
+        raise failed[0] if len(failed) == 1 else UserError("; ".join(map(str, failed)))
 
 
 if __name__ == "__main__":

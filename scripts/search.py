@@ -21,7 +21,7 @@ from scripts.cli import make, stage_command, use_threads
 from scripts.iterate import MEASURED, iterate
 from scripts.parts import SEARCH, fitted, objectives, searched_space
 from scripts.progress import Progress
-from scripts.stage import note, open_stage, plain
+from scripts.stage import INFEASIBLE, note, open_stage, plain
 from search.compare import curves, finals, summary
 from search.feasible import InfeasibleError
 from search.loop import run_search
@@ -33,7 +33,12 @@ if TYPE_CHECKING:
 
 MODES = ("predict", "iterate")
 DEVICE = ("name", "description", "limits", "runtimes", "core")
+CHOSEN = "chosen.json"
 Results = dict[tuple[str, int], SearchResult]
+
+
+class OutOfReachError(UserError):
+    """No network fits some of the devices; the others were searched."""
 
 
 @stage_command("search", "agent", "device")
@@ -46,25 +51,30 @@ def main(cfg: DictConfig) -> None:
     found_by = _side_by_side(cfg) if many else {}
     predictors = cache(partial(fitted, cfg, space))
     earlier: list[Path] = []
-    infeasible = []
+    infeasible = {}
     for device, settings in plain(cfg.device).items():
+        folder = Path(cfg.run, "search", device)
         try:
             if cfg.mode == "iterate":
                 results = _iterate(cfg, device, space, predictors, earlier)
             else:
                 results = {}
                 for agent in cfg.agent:
-                    found = found_by[device, agent] if many else _agent(cfg, device, agent, space, predictors())
+                    found = found_by[device, agent] if many else _agent(cfg, device, agent, space, predictors)
                     if isinstance(found, InfeasibleError):
                         raise found
                     results |= found
         except InfeasibleError as error:  # the other devices are searched all the same
-            infeasible.append(f"{settings['name']}: {error}")
+            infeasible[device] = f"{settings['name']}: {error}"
+            (folder / CHOSEN).unlink(missing_ok=True)  # by an earlier search
+            write_json(folder / INFEASIBLE, {"device": settings, "reason": str(error)})
             continue
-        write_json(Path(cfg.run, "search", device, "chosen.json"), _choose(settings, results))
-        _compare(Path(cfg.run, "search", device), settings["name"], results, cfg.seeds)
+        (folder / INFEASIBLE).unlink(missing_ok=True)
+        write_json(folder / CHOSEN, _choose(settings, results))
+        _compare(folder, settings["name"], results, cfg.seeds)
     if infeasible:
-        raise UserError("; ".join(infeasible))
+        some = len(infeasible) < len(cfg.device)
+        raise (OutOfReachError if some else UserError)("; ".join(infeasible.values()))
 
 
 def _check(cfg: DictConfig) -> None:
@@ -99,11 +109,11 @@ def _iterate(
     return {("iterate", cfg.seed): found}
 
 
-def _agent(cfg: DictConfig, device: str, agent: str, space: Space, predictors: dict[str, Any]) -> Results:
+def _agent(cfg: DictConfig, device: str, agent: str, space: Space, predictors: Callable[[], dict[str, Any]]) -> Results:
     """What one agent finds for one device, with every seed."""
     reads, results = (*SEARCH, f"agent.{agent}", f"device.{device}"), {}
     with open_stage(cfg, f"search/{device}/{agent}", reads, needs=("fit",)) as stage:
-        problem = Problem(predictors, objectives(cfg), plain(cfg.device[device].limits))
+        problem = Problem(predictors(), objectives(cfg), plain(cfg.device[device].limits))
         for seed in range(cfg.seed, cfg.seed + cfg.seeds):
             folder = stage.folder if seed == cfg.seed else stage.folder / f"seed-{seed}"
             results[agent, seed] = _search(cfg, device, agent, seed, problem, space, folder)
@@ -139,12 +149,12 @@ def _job(options: str, device: str, agent: str) -> Results | InfeasibleError:
 
 
 @lru_cache(maxsize=1)
-def _loaded(options: str) -> tuple[DictConfig, Space, dict[str, Any]]:
+def _loaded(options: str) -> tuple[DictConfig, Space, Callable[[], dict[str, Any]]]:
     """Configuration, space and predictors, which a process makes once for all its jobs."""
     use_threads(1)
     cfg = OmegaConf.create(json.loads(options))
     space = searched_space(cfg)
-    return cfg, space, fitted(cfg, space)
+    return cfg, space, cache(partial(fitted, cfg, space))
 
 
 def _search(

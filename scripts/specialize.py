@@ -14,7 +14,7 @@ from ofa.space import Arch
 from scripts.cli import make, stage_command
 from scripts.distill import load_teachers
 from scripts.ondevice import adapt, require_room
-from scripts.parts import SEARCH, load_parts, trained
+from scripts.parts import SEARCH, load_parts, reachable, trained
 from scripts.progress import Progress
 from scripts.stage import open_stage, plain
 
@@ -36,7 +36,7 @@ def main(cfg: DictConfig) -> None:
     from ofa.units import space_spec
 
     data, space = load_parts(cfg)
-    for device in cfg.device:
+    for device in reachable(cfg):
         with open_stage(cfg, f"specialize/{device}", (*READS, f"device.{device}"), needs=("search",)) as stage:
             arch = Arch.from_dict(read_json(Path(cfg.run, "search", device, "chosen.json"))["arch"])
             if cfg.ondevice.memory is not None:

@@ -28,6 +28,7 @@ from ofa.files import read_json, versions, write_json
 
 STAGES = ("train", "measure", "fit", "search", "specialize", "export", "report")
 CONFIG, LOCK = "config.json", ".lock"
+INFEASIBLE = "infeasible.json"  # in search/<device>: why no network fits that device
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +200,8 @@ def _discard(folder: Path) -> None:
 def _timings(run: Path) -> dict[str, float]:
     found: dict[str, float] = {}
     for stage in STAGES:
-        made = [read_json(path) for path in (run / stage).rglob(CONFIG)]
+        paths = [path for path in (run / stage).rglob(CONFIG) if not (path.parents[1] / INFEASIBLE).exists()]
+        made = [read_json(path) for path in paths]
         if made and all(config["done"] for config in made):
             found[stage] = round(sum(config["seconds"] for config in made), 3)
     return found

@@ -141,17 +141,31 @@ def test_agents_side_by_side_find_what_they_find_one_after_the_other(run: Path, 
         pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "runs/digits" / name), pd.read_parquet(run / name))
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_a_budget_out_of_reach_is_named_and_the_other_devices_are_searched(
-    run: Path, tmp_path: Path, workers: int
+@pytest.mark.parametrize(("stage", "workers"), [("search", 2), ("run", 1)])
+def test_a_budget_out_of_reach_is_named_and_the_other_devices_are_finished(
+    run: Path, tmp_path: Path, stage: str, workers: int
 ) -> None:
     shutil.copytree(run, tmp_path / "runs/digits", ignore=shutil.ignore_patterns("search", "specialize", "export"))
     options = ("agent=[random,evolution]", f"workers={workers}", "device.stm32l073.limits.macs=1")
-    tight = ofa("search", *SHORT, *options, folder=tmp_path)
+    tight = ofa(stage, *SHORT, *options, folder=tmp_path)
     assert tight.returncode == 1
     assert "STM32L073: no network of space digits_mbv3 meets macs <= 1" in tight.stderr
     assert (tmp_path / "runs/digits/search/stm32f746/chosen.json").exists()
     assert not (tmp_path / "runs/digits/search/stm32l073/chosen.json").exists()
+    assert read(tmp_path / "runs/digits/search/stm32l073/infeasible.json")["reason"] in tight.stderr
+    if stage == "run":
+        found = read(tmp_path / "runs/digits/report/summary.json")
+        assert found["missing"] == [] and "search" in found["timings"]
+        assert {device["device"]: device["met"] for device in found["devices"]} == {
+            "stm32f746": True,
+            "stm32l073": None,
+        }
+
+
+def test_a_search_before_the_predictors_names_the_command_that_fits_them(tmp_path: Path) -> None:
+    early = ofa("search", folder=tmp_path)
+    assert early.returncode == 1
+    assert "search needs the stage fit, which has not finished in runs/digits; run: ofa-fit" in early.stderr
 
 
 def test_every_search_has_a_study_of_its_own_in_a_storage(run: Path, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ Accuracies are fractions 0..1, sizes bytes, times as their names say.  Optional 
     search/<device>/<agent>/result.json           {"seed", "evaluations", "objectives": {metric: +1 | -1}, "limits":
                          {metric: number}, "hypervolume", "curve": [[evaluations, hypervolume]], "seconds"}
     search/<device>/chosen.json      {"device": {"name", "description"}, "agent", "arch", "predicted"}
+    search/<device>/infeasible.json  {"device": {"name", "description"}, "reason"} in place of chosen.json
     export/supernet/ends.json        {"largest": test accuracy, "smallest": test accuracy}
     specialize/<device>/result.json  its presence is all that counts
     export/<device>/result.json      {"device", "arch", "spec": NetSpec, "models": {"float" | "pruned" | "int8":
@@ -58,7 +59,7 @@ class Search:
 class Device:
     """One budget, and how far the run has come for it; dicts are empty where a stage has not written yet.
 
-    name: of its folders; title: what people call it.
+    name: of its folders; title: what people call it; infeasible: why no network fits it, empty where one may.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Device:
     limits: dict[str, float]
     searches: tuple[Search, ...]
     chosen: dict[str, Any]
+    infeasible: str
     specialized: bool
     export: dict[str, Any]
 
@@ -182,7 +184,8 @@ def _device(folder: Path, name: str) -> Device:
         Search(path.parent.name, _json(path), _parquet(path.parent / "evaluations.parquet", ["violation", "front"]))
         for path in results
     )
-    about = export.get("device") or chosen.get("device") or {}
+    infeasible = _json(folder / "search" / name / "infeasible.json")
+    about = infeasible.get("device") or export.get("device") or chosen.get("device") or {}
     return Device(
         name=name,
         title=about.get("name", name),
@@ -190,6 +193,7 @@ def _device(folder: Path, name: str) -> Device:
         limits=searches[0].result.get("limits", {}) if searches else {},
         searches=searches,
         chosen=chosen,
+        infeasible=infeasible.get("reason", ""),
         specialized=(folder / "specialize" / name / "result.json").exists(),
         export=export,
     )
@@ -197,14 +201,14 @@ def _device(folder: Path, name: str) -> Device:
 
 def _done(folder: Path, devices: list[Device]) -> frozenset[str]:
     """Stages that have finished; a later stage's result proves the earlier ones, even where their files are gone."""
-    some = bool(devices)
+    within = [device for device in devices if not device.infeasible]
     finished = {
         "train": (folder / "train/supernet.safetensors").exists(),
         "measure": "measure" in _json(folder / "timings.json"),
         "fit": (folder / "fit/fit.json").exists(),
-        "search": some and all(device.chosen for device in devices),
-        "specialize": some and all(device.specialized for device in devices),
-        "export": some and all(device.export for device in devices),
+        "search": bool(devices) and all(device.chosen for device in within),
+        "specialize": bool(within) and all(device.specialized for device in within),
+        "export": bool(within) and all(device.export for device in within),
     }
     last = max((i for i, stage in enumerate(STAGES) if finished[stage]), default=-1)
     return frozenset(STAGES[: last + 1])

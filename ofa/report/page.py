@@ -47,7 +47,7 @@ def page(run: Run) -> str:
 
 
 def _header(run: Run) -> Html:
-    verdicts = [el("li", el("b", device.title), " ", badge(device.export.get("met"))) for device in run.devices]
+    verdicts = [el("li", el("b", device.title), " ", badge(device)) for device in run.devices]
     return el(
         "header",
         el("p", "ofa-nas report", class_="kicker"),

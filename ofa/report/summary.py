@@ -60,6 +60,7 @@ def summary(run: Run) -> dict[str, Any]:
                 "models": device_rows(device),
                 "budget": device.export.get("budget", []),
                 "met": device.export.get("met"),
+                "infeasible": device.infeasible or None,
             }
             for device in run.devices
         ],
@@ -74,6 +75,9 @@ def print_summary(console: Console, run: str | Path | Run) -> None:
     run = run if isinstance(run, Run) else load_run(run)
     for device in run.devices:
         console.print(f"\n[bold]{escape(device.title)}[/]  {_verdict(device)}  [dim]{escape(device.description)}[/]")
+        if device.infeasible:
+            console.print(device.infeasible, markup=False, highlight=False)
+            continue
         console.print(f"[dim]net[/]     {escape(arch_text(device.arch))}", highlight=False)
         for i, limit in enumerate(device.export.get("budget", [])):
             console.print(f"[dim]{'' if i else 'budget':6}[/]  {_limit(limit)}", highlight=False)
@@ -149,6 +153,8 @@ def _digits(value: float, significant: int = 3) -> int:
 
 
 def _verdict(device: Device) -> str:
+    if device.infeasible:
+        return "[bold red]no network fits[/]"
     met = device.export.get("met")
     if met is None:
         return "[yellow]not measured yet[/]"

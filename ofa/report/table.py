@@ -25,7 +25,7 @@ GLOSSARY = {
 
 def nets(run: Run) -> Html | None:
     """The main table: each device's net as predicted and as measured after each step, and its budget."""
-    if not any(device.arch for device in run.devices):
+    if not any(device.arch or device.infeasible for device in run.devices):
         return None
     names = ("model", *(label(metric) for metric in COLUMNS), "ONNX error")
     bodies = (_device_rows(device) for device in run.devices)
@@ -33,8 +33,11 @@ def nets(run: Run) -> Html | None:
     return join(el("div", el("table", heads(names), *bodies, class_="nets"), class_="wide"), el("dl", *glossary))
 
 
-def badge(met: bool | None) -> Html:
-    """The verdict on a budget, in a word and a colour."""
+def badge(device: Device) -> Html:
+    """The verdict on a device's budget, in a word and a colour."""
+    if device.infeasible:
+        return el("span", "no network fits", class_="badge bad")
+    met = device.export.get("met")
     if met is None:
         return el("span", "not measured yet", class_="badge")
     return el("span", "budget met" if met else "budget not met", class_="badge good" if met else "badge bad")
@@ -42,7 +45,9 @@ def badge(met: bool | None) -> Html:
 
 def _device_rows(device: Device) -> Html:
     """One device as a table body: its name and verdict, its models, its budget, its architecture."""
-    title = join(el("h3", device.title, " ", badge(device.export.get("met"))), el("span", device.description))
+    title = join(el("h3", device.title, " ", badge(device)), el("span", device.description))
+    if device.infeasible:
+        return el("tbody", _across("th", title), _across("td", device.infeasible))
     limits = [_meter(limit) for limit in device.export.get("budget", [])]
     return el(
         "tbody",

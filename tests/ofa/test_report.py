@@ -234,6 +234,20 @@ def test_search_without_a_feasible_net_is_shown(tmp_path: Path) -> None:
     assert "missing search" in page
 
 
+def test_a_device_that_no_network_fits_is_told_and_nothing_of_it_is_missing(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "digits")
+    shutil.rmtree(folder / "search/phone")
+    shutil.rmtree(folder / "export/phone")
+    reason = "no network meets macs <= 1 <&>"
+    write_json(folder / "search/phone/infeasible.json", {"device": {"name": "Phone <1>"}, "reason": reason})
+    page = write_report(folder).read_text()
+    found = read_json(folder / "report/summary.json")
+    assert found["missing"] == [] and [device["infeasible"] for device in found["devices"]] == [None, reason]
+    rows = texts(tree(page), "tbody")
+    assert any("Phone <1> no network fits" in row and reason in row for row in rows)
+    assert "Phone <1>  no network fits" in terminal(folder) and reason in terminal(folder)
+
+
 @pytest.mark.parametrize(
     ("objectives", "y", "x"),
     [
