@@ -84,8 +84,9 @@ def front(figure: Figure, name: str, chains: Sequence[Chain]) -> str:
         x, y = [step["file_bytes"] / 1e3 for step in chain.steps], [100 * step["accuracy"] for step in chain.steps]
         style: dict[str, Any] = {"color": SERIES[i % len(SERIES)], "marker": MARKERS[i % len(MARKERS)], "markersize": 6}
         axes.plot(x, y, **style)
+        side = -11 if i % 2 else 5  # chains often end side by side
         for j in range(1 if i else 0, len(x)):  # all chains begin at the same network
-            axes.annotate(chain.steps[j]["step"], (x[j], y[j]), (5, 5), textcoords="offset points", fontsize=8)
+            axes.annotate(chain.steps[j]["step"], (x[j], y[j]), (5, side), textcoords="offset points", fontsize=8)
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_formatter(FuncFormatter(_two_five))

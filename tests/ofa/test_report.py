@@ -20,9 +20,10 @@ from rich.console import Console
 from ofa.errors import UserError
 from ofa.files import read_json, read_jsonl, write_json, write_parquet
 from ofa.report import print_summary, summary_table, write_report
+from ofa.report.compression import front
 from ofa.report.drawing import draw
 from ofa.report.figures import _staircase
-from ofa.report.load import STAGES, Search, load_run
+from ofa.report.load import STAGES, Chain, Search, load_run
 from ofa.report.summary import arch_text, bound, show
 from ofa.spec import NetSpec
 from tests.ofa.report_fixture import AGENTS, LIMITS, command, compress, export_models, make_run
@@ -143,6 +144,19 @@ def test_chains_of_compression_are_shown_with_every_number_and_what_zeros_do_not
     labels = [element.get("aria-label") for element in section.iter("svg")]
     assert labels == ["stm32f746-float: accuracy against file size after each compression step"]
     assert {"before", "magnitude", "kmeans", "channels"} <= set(texts(section, "text"))
+
+
+def test_names_of_chains_that_end_in_one_place_can_both_be_read() -> None:
+    before, after = {"file_bytes": 90_000, "accuracy": 0.9}, {"file_bytes": 30_000, "accuracy": 0.8}
+    chains = [Chain("net", ({"step": "before", **before}, {"step": name, **after}), []) for name in ("int8", "mixed")]
+    places = {text.text: text.attrib for text in ET.fromstring(re.sub(r"\bxlink:", "", front("net", chains))).iter()}
+    top, bottom = (float(places[name]["y"]) for name in ("int8", "mixed"))
+    assert abs(top - bottom) > 8, "a letter's height in points"
+
+
+def test_a_lone_panel_is_as_wide_as_one_of_two(page: str) -> None:
+    rules = re.findall(r"^\.grid\b.*repeat\((auto-\w+)", page, re.MULTILINE)
+    assert rules == ["auto-fill", "auto-fill"], "auto-fit stretches it over the page, with letters twice as high"
 
 
 def test_captions_carry_scores_and_sample_counts(page: str) -> None:
