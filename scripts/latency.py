@@ -19,7 +19,8 @@ CARRIERS = ("ssh", "adb", "folder")
 def main(cfg: DictConfig) -> None:
     """Time model=<card> in runtime=[onnx,litert,...] with threads=1 on this machine, and print the figures.
 
-    An ONNX file stands for the card beside it, whose network is exported anew, in float.
+    An ONNX file stands for the card beside it, whose network is exported anew to each runtime: onnx, which is also what
+    no runtime means, is int8, and onnx_float is float.
 
     Or, with remote=ssh:<host>, adb:<serial> or folder:<path>, measure the operations of the space on another device,
     which needs Python and ONNX Runtime; writes latency.parquet for predictor=[default,latency_table] into a folder of

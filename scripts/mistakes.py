@@ -48,8 +48,11 @@ def explain(error: BaseException) -> str | None:
         return f"a group takes the name of one of its choices, or a list of them; {ALL}"
     if isinstance(error, OmegaConfBaseException):
         return f"{error.full_key}: {_first_line(error)}" if error.full_key else _first_line(error)
-    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.ENOSPC, errno.EROFS, errno.EDQUOT):
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EROFS, errno.EDQUOT):
         return f"cannot write {error.filename or 'a file'}: {error.strerror}; make room or choose another run=<folder>"
+    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.ENOTDIR):
+        place = error.filename or "a file"
+        return f"cannot read or write {place}: {error.strerror}; mend its permissions or name another file or folder"
     return None
 
 

@@ -148,7 +148,12 @@ def test_mistake_on_the_command_line_is_one_line(
         ("cfg.data.val_size = -1; make(cfg.data)", "val_size"),
         ("make({'_target_': 'ofa.schedule.Phase', 'name': 'a', 'epoch': 1})", "'epoch'"),
         ("make({'_target_': 'ofa.nothing'})", "ofa.nothing"),
-        ("raise PermissionError(13, 'Permission denied', 'runs/a')", "cannot write runs/a: Permission denied"),
+        ("raise OSError(28, 'No space left on device', 'runs/a')", "cannot write runs/a: No space left on device"),
+        (
+            "raise PermissionError(13, 'Permission denied', 'cat.png')",
+            "cannot read or write cat.png: Permission denied",
+        ),
+        ("raise NotADirectoryError(20, 'Not a directory', 'a/train')", "cannot read or write a/train: Not a directory"),
         ("cfg.name = '???'; cfg.run", "name"),
     ],
 )
