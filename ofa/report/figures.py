@@ -128,8 +128,9 @@ def fronts(figure: Figure, device: Device, x: str, *, y: str, series: Sequence[s
     if x in device.predicted and y in device.predicted:
         star: dict[str, Any] = {"marker": "*", "markersize": 15, "markeredgecolor": SURFACE, "zorder": 5}
         axes.plot(device.predicted[x] / fx, device.predicted[y] / fy, color=INK, **star)
-    axes.set(xlabel=_axis(label(x), ux), ylabel=_axis(f"predicted {label(y)}", uy))
-    return f"{device.name}: predicted {label(y)} against {label(x)}"
+    named = f"{_source(device, y)} {label(y)}".strip()
+    axes.set(xlabel=_axis(label(x), ux), ylabel=_axis(named, uy))
+    return f"{device.name}: {named} against {label(x)}"
 
 
 def front_axes(device: Device) -> tuple[str, list[str]]:
@@ -257,6 +258,14 @@ def _series(series: Sequence[str], agent: str) -> dict[str, Any]:
     """Colour and marker of an agent, the same in every figure."""
     i = series.index(agent) % len(SERIES)
     return {"color": SERIES[i], "marker": MARKERS[i], "markeredgecolor": SURFACE, "markeredgewidth": 0.4}
+
+
+def _source(device: Device, metric: str) -> str:
+    """Where the values of a metric come from: only an accuracy is measured by the agent that iterates."""
+    iterates = {search.agent == "iterate" for search in device.searches}
+    if sought(metric) > 0 or iterates == {False}:
+        return "predicted"
+    return "measured" if iterates == {True} else ""
 
 
 def _staircase(search: Search, x: str, y: str) -> Values:

@@ -284,6 +284,16 @@ def test_fronts_show_whatever_was_sought(tmp_path: Path, objectives: dict[str, i
     assert axes == [label for name in x for label in (name, y)]
 
 
+def test_accuracy_of_a_search_that_iterates_is_called_measured(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "digits", ("train", "measure", "fit", "search"))
+    (folder / "search/phone/random").rename(folder / "search/phone/iterate")  # beside agents that predict
+    for agent in ("evolution", "optuna"):
+        shutil.rmtree(folder / "search/stm32f746" / agent)
+    (folder / "search/stm32f746/random").rename(folder / "search/stm32f746/iterate")
+    labels = [svg.get("aria-label") for svg in tree(write_report(folder).read_text()).iter("svg")]
+    assert {"stm32f746: measured accuracy against MACs", "phone: accuracy against MACs"} <= set(labels)
+
+
 def test_unknown_run_and_broken_file_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"run folder .*nowhere does not exist; .* ofa-run run="):
         write_report(tmp_path / "nowhere")
