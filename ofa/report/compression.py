@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,8 +22,12 @@ MOST_COLOURED = 0.3  # of accuracy lost: the strongest colour of a cell
 
 def compression(run: Run) -> Html | None:
     """A table, a front and, where it was measured, a table of sensitivities for each network."""
-    networks = list(dict.fromkeys(chain.network for chain in run.chains))
-    parts = [_network(name, [chain for chain in run.chains if chain.network == name]) for name in networks]
+    sources = dict.fromkeys((chain.source, chain.network) for chain in run.chains)
+    shared = Counter(name for _, name in sources)
+    parts = [
+        _network(name if shared[name] == 1 else source, [chain for chain in run.chains if chain.source == source])
+        for source, name in sources
+    ]
     return join(*parts) if parts else None
 
 

@@ -85,9 +85,13 @@ class Device:
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """A network after each step of one `ofa-compress`, the network itself first, and what its layers bear."""
+    """A network after each step of one `ofa-compress`, the network itself first, and what its layers bear.
+
+    network: of its folder; source: the card or name that was given, as networks of several runs share a folder's name.
+    """
 
     network: str
+    source: str
     steps: tuple[dict[str, Any], ...]
     sensitivity: list[dict[str, Any]]
 
@@ -166,8 +170,9 @@ def load_run(folder: str | Path) -> Run:
 
 def _chain(folder: Path) -> Chain:
     scan = folder / "sensitivity.json"
-    steps = _json(folder / "table.json")["steps"]
-    return Chain(folder.parent.name, tuple(steps), read_json(scan) if scan.exists() else [])
+    table = _json(folder / "table.json")
+    source, steps = table.get("network", folder.parent.name), tuple(table["steps"])
+    return Chain(folder.parent.name, source, steps, read_json(scan) if scan.exists() else [])
 
 
 def _timings(seconds: dict[str, float], log: list[dict[str, Any]]) -> dict[str, float]:

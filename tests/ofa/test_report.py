@@ -146,9 +146,21 @@ def test_chains_of_compression_are_shown_with_every_number_and_what_zeros_do_not
     assert {"before", "magnitude", "kmeans", "channels"} <= set(texts(section, "text"))
 
 
+def test_networks_of_several_runs_are_told_apart_though_their_folders_have_one_name(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "digits", ("train",))
+    compress(folder)
+    place = folder / "compress/stm32f746-float"
+    write_json(place / "int8/table.json", read_json(place / "channels/table.json") | {"network": "b/float.json"})
+    section = next(s for s in tree(write_report(folder).read_text()).iter("section") if s.get("id") == "compression")
+    titles = [title for figure in section.iter("figure") for title in texts(figure, "h3")]
+    assert [title for title in titles if "float" in title] == ["float.json", "b/float.json"]
+
+
 def test_names_of_chains_that_end_in_one_place_can_both_be_read() -> None:
     before, after = {"file_bytes": 90_000, "accuracy": 0.9}, {"file_bytes": 30_000, "accuracy": 0.8}
-    chains = [Chain("net", ({"step": "before", **before}, {"step": name, **after}), []) for name in ("int8", "mixed")]
+    chains = [
+        Chain("net", "net", ({"step": "before", **before}, {"step": name, **after}), []) for name in ("int8", "mixed")
+    ]
     places = {text.text: text.attrib for text in ET.fromstring(re.sub(r"\bxlink:", "", front("net", chains))).iter()}
     top, bottom = (float(places[name]["y"]) for name in ("int8", "mixed"))
     assert abs(top - bottom) > 8, "a letter's height in points"
