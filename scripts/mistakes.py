@@ -109,6 +109,11 @@ def _composition(error: HydraException, causes: list[BaseException]) -> str:
     if not unknown:
         return "; ".join(dict.fromkeys(_first_line(cause) for cause in causes if isinstance(cause, _SAYING)))
     name = unknown[1].removeprefix("/").partition("@")[0]
+    inner = next(
+        (found[1] for cause in causes if (found := re.match(r"Key '(.+?)' is not in struct", str(cause)))), None
+    )
+    if inner and inner not in name.split("."):  # a dict is merged into the one that is there
+        return f"{name} has no {inner} to change; write +{name}.{inner}=<value> to add it; {ALL}"
     if owners(name):
         return f"{name} is not an option here, it belongs to {' and '.join(owners(name))}; {ALL}"
     near = [f"{key}=" for key in similar(name) if key != name]

@@ -113,6 +113,11 @@ def test_help_explains_the_options_of_the_stage(command: Command) -> None:
     ("arguments", "status", "parts"),
     [
         (["schedule.batch_sise=4"], 2, ["schedule.batch_sise is not an option", "did you mean schedule.batch_size="]),
+        (
+            ["device.stm32f746.limits={latency_ms:1}"],
+            2,
+            ["limits has no latency_ms to change", "write +device.stm32f746.limits.latency_ms=<value>"],
+        ),
         (["sede=4"], 2, ["sede is not an option", "did you mean seed="]),
         (["data.path=here"], 2, ["data.path", "belongs to", "data=parquet"]),
         (["step=[scales,norms,scales]"], 1, ["names scales twice", "+step@step.scales_again=scales"]),
