@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ofa.depthwise import depthwise
-from ofa.layers import convolve, crop_kernel
+from ofa.layers import FastLinear, convolve, crop_kernel
 from ofa.modules import ConvBN, SqueezeExcite
 from ofa.norm import usable, with_statistics
 from ofa.static import StaticNet
@@ -128,7 +128,7 @@ def _rewritten(module: nn.Module, conv: Callable[[ConvBN], nn.Module]) -> nn.Mod
         return conv(module)
     if isinstance(module, SqueezeExcite) and _plain(module.reduce) and _plain(module.expand):
         return FoldedGate(module)
-    twin = object.__new__(type(module))
+    twin = object.__new__(FastLinear if type(module) is nn.Linear else type(module))
     twin.__dict__.update({k: v.copy() if isinstance(v, (dict, set)) else v for k, v in module.__dict__.items()})
     for name, child in twin._modules.items():
         twin._modules[name] = None if child is None else _rewritten(child, conv)

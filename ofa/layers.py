@@ -16,14 +16,12 @@ from ofa.depthwise import depthwise
 from ofa.kernels import plain
 from ofa.modules import ConvBN, SqueezeExcite, activation
 from ofa.norm import ACTIVATIONS, batch_norm_act
-from ofa.processor import facts, flags
+from ofa.products import compact, product, product_into
 from ofa.shrink import shrink
 from ofa.spec import Unit
 
 Layout = tuple[Sequence[int], Sequence[int]]  # sizes and strides
 SMALL = 16  # pixels of a map up to which a convolution is a matrix product
-# MKL leaves AVX-512 unused on AMD's processors: its float32 products are slower than oneDNN's convolutions there
-SMALL_FLOAT = 1 if facts().get("vendor_id") == "AuthenticAMD" and "avx512f" in flags() else SMALL
 
 
 def crop_kernel(weight: Tensor, size: int, stride: int) -> Tensor:
@@ -77,9 +75,8 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None = None, cout: int | 
     A matrix product on small maps, where a convolution on a CPU spends more on reordering its weights than on them.
     """
     (_, c, h, w), cout, k = x.shape, len(weight) if cout is None else cout, weight.shape[-1]
-    small = SMALL_FLOAT if x.dtype == torch.float32 else SMALL
-    if x.device.type == "cpu" and _side(h, stride) * _side(w, stride) <= small:
-        if (k > 1 or weight.shape[:2] != (cout, c)) and plain(x, weight):
+    if x.device.type == "cpu" and _side(h, stride) * _side(w, stride) <= SMALL:
+        if plain(x, weight):
             return _Product.apply(x, weight, bias, cout, stride)
         if k == stride == 1:
             part = leading(weight, cout, c).flatten(1)
@@ -87,44 +84,59 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None = None, cout: int | 
     return F.conv2d(x, leading(weight, cout, c), bias if bias is None else bias[:cout], stride, k // 2)
 
 
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Features (N, C) times the leading part (K, C) of a weight, plus a bias (K,): (N, K)."""
+    if x.device.type != "cpu":
+        return F.linear(x, weight[:, : x.shape[1]], bias)
+    return convolve(x[..., None, None], weight[..., None, None], bias).flatten(1)
+
+
+class FastLinear(nn.Linear):
+    """A linear layer by the faster product."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C) to (N, K), or whatever else a linear layer takes."""
+        return linear(x, self.weight, self.bias) if x.ndim == 2 else super().forward(x)
+
+
 class _Product(torch.autograd.Function):
     """`convolve` by products with the patches of the image; of a 1x1 weight the gradient is written without a copy."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, cout: int, stride: int) -> Tensor:
-        ctx.save_for_backward(x, weight)
+        used = compact(_matrix(weight, cout, x.shape[1]).to(x.dtype))
+        ctx.save_for_backward(x, weight, used)
         ctx.biases, ctx.stride = None if bias is None else len(bias), stride
         rows = _patches(x, weight.shape[-1], stride)
-        used = _matrix(weight, cout, x.shape[1]).to(x.dtype).t()
-        n, _, h, w = x.shape
-        size = n, cout, _side(h, stride), _side(w, stride)
-        y = torch.empty(size, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
-        if bias is None:
-            torch.mm(rows, used, out=_patches(y))
-        else:
-            torch.addmm(bias[:cout].to(x.dtype), rows, used, out=_patches(y))
-        return y  # no view, or what follows could not work in place
+        y = product(rows, used.t(), bias if bias is None else bias[:cout].to(x.dtype))
+        images = _images(y, x.shape, stride)
+        return y.as_strided_(images.size(), images.stride())  # no view, or what follows could not work in place
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor | None, None, None]:
-        x, weight = ctx.saved_tensors
+        x, weight, used = ctx.saved_tensors
         (cout, cin), stride, k = (gradient.shape[1], x.shape[1]), ctx.stride, weight.shape[-1]
         whole = _gradient(weight, (weight.size(), weight.stride()), cout, cin)
-        twice = torch.is_grad_enabled()  # a gradient of the gradient is asked for
         g, rows = _patches(gradient), _patches(x, k, stride)
+        twice = torch.is_grad_enabled()  # a gradient of the gradient is asked for
+        if twice:
+            used = _matrix(weight, cout, cin).to(x.dtype)
         if k > 1 or twice or x.dtype != weight.dtype:
-            whole[:cout, :cin].copy_((g.t() @ rows).view(cout, k, k, cin).permute(0, 3, 1, 2))
+            whole[:cout, :cin].copy_(product(g.t(), rows).view(cout, k, k, cin).permute(0, 3, 1, 2))
+        elif len(weight) == cout and weight.stride()[:2] == (cin, 1):  # all of it, without gaps
+            whole = product(g.t(), rows).as_strided(weight.size(), weight.stride())
         else:
-            torch.mm(g.t(), rows, out=_matrix(whole, cout, cin))
-        used = weight[:cout, :cin].to(x.dtype)
+            product_into(_matrix(whole, cout, cin), g.t(), rows)
+        taps = used.view(cout, k, k, cin)
         if k == stride == 1:
-            gx = _images(g @ _matrix(used, cout, cin), x.shape)
+            gx = _images(product(g, used), x.shape)
         elif stride == 1 and not twice:
-            turned = used.flip(2, 3).permute(2, 3, 0, 1).reshape(-1, cin)
-            gx = _images(_patches(gradient, k) @ turned, x.shape)
+            turned = taps.flip(1, 2).permute(1, 2, 0, 3).reshape(-1, cin)
+            gx = _images(product(_patches(gradient, k), turned), x.shape)
         else:
             shape = [stride] * 2, [k // 2] * 2, [1, 1], False, [0, 0], 1
-            gx, _, _ = torch.ops.aten.convolution_backward(gradient, x, used, None, *shape, [True, False, False])
+            kernel = taps.permute(0, 3, 1, 2)
+            gx, _, _ = torch.ops.aten.convolution_backward(gradient, x, kernel, None, *shape, [True, False, False])
         biases = ctx.biases and F.pad(gradient.sum((0, 2, 3), dtype=weight.dtype), (0, ctx.biases - cout))
         return gx, whole, biases, None, None
 
@@ -290,8 +302,7 @@ class ElasticLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, 1, 1) or (N, C) to (N, classes)."""
-        x = x.flatten(1)
-        return F.linear(x, self.linear.weight[:, : x.shape[1]], self.linear.bias)
+        return linear(x.flatten(1), self.linear.weight, self.linear.bias)
 
     def copy_to(self, plain: nn.Linear) -> None:
         """Give a plain linear layer copies of the leading features."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ofa.depthwise import depthwise
 from ofa.inference import NAMES
-from ofa.layers import convolve
+from ofa.layers import FastLinear, convolve
 from ofa.modules import ConvBN
 from ofa.norm import ACTIVATIONS, batch_norm_act
 
@@ -77,6 +77,8 @@ def _kind(layer: nn.Module) -> type[nn.Module] | None:
         return None
     if type(layer) is nn.BatchNorm2d:
         return _Norm if layer.affine and layer.track_running_stats else None
+    if type(layer) is nn.Linear:
+        return FastLinear
     if type(layer) is not nn.Conv2d:
         return None
     (k, k_wide), (stride, stride_wide) = layer.kernel_size, layer.stride

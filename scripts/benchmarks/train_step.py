@@ -33,7 +33,7 @@ from ofa.extraction import extract, recalibrate
 from ofa.files import versions, write_json
 from ofa.inference import fast
 from ofa.kernels import keep_memory
-from ofa.layers import convolve, crop_kernel
+from ofa.layers import convolve, crop_kernel, linear
 from ofa.modules import ConvBN, SqueezeExcite
 from ofa.norm import batch_norm_act
 from ofa.schedule import Phase, Schedule
@@ -178,6 +178,8 @@ def on_same_kernels(net: StaticNet) -> StaticNet:
             module.forward = partial(_conv, module)  # type: ignore[method-assign]
         elif isinstance(module, SqueezeExcite):
             module.forward = partial(_gate, module)  # type: ignore[method-assign]
+        elif isinstance(module, nn.Linear):
+            module.forward = partial(_linear, module)  # type: ignore[method-assign]
     return net
 
 
@@ -194,6 +196,10 @@ def _conv(module: ConvBN, x: Tensor) -> Tensor:
 def _gate(module: SqueezeExcite, x: Tensor) -> Tensor:
     y = F.relu(convolve(x.mean((2, 3), keepdim=True), module.reduce.weight, module.reduce.bias))
     return x * F.hardsigmoid(convolve(y, module.expand.weight, module.expand.bias))
+
+
+def _linear(module: nn.Linear, x: Tensor) -> Tensor:
+    return linear(x, module.weight, module.bias)
 
 
 def other_rows(ours: Ours, rival: OnceForAll, genes: Genes, rounds: int) -> list[Row]:

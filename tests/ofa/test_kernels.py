@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ofa import depthwise as depthwise_module
-from ofa import layers as layers_module
 from ofa import norm as norm_module
+from ofa import products
 from ofa import shrink as shrink_module
 from ofa.depthwise import depthwise
 from ofa.extraction import extract, recalibrate
@@ -261,13 +261,15 @@ def test_small_convolve_convolutions_equal_conv2d(size: int) -> None:
     assert y.is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.parametrize("onednn", [False, True])
 @pytest.mark.parametrize(
     ("kernel", "stride", "with_bias"), [(1, 1, True), (1, 1, False), (1, 2, True), (3, 1, True), (3, 2, False)]
 )
 def test_small_convolutions_by_a_part_of_the_weight_have_the_gradients_of_conv2d(
-    monkeypatch: pytest.MonkeyPatch, kernel: int, stride: int, with_bias: bool
+    monkeypatch: pytest.MonkeyPatch, kernel: int, stride: int, with_bias: bool, onednn: bool
 ) -> None:
-    monkeypatch.setattr(layers_module, "SMALL_FLOAT", layers_module.SMALL)
+    monkeypatch.setattr(products, "prefers_onednn", lambda: onednn and torch.backends.mkldnn.is_available())
+    monkeypatch.setattr(products, "ENOUGH", 1)
     x, weight = images(2, 24, 4, 3), torch.randn(20, 32, kernel, kernel, requires_grad=True)
     bias = torch.randn(20, requires_grad=True) if with_bias else None
     found = convolve(x, weight, bias, 12, stride)
@@ -281,17 +283,6 @@ def test_small_convolutions_by_a_part_of_the_weight_have_the_gradients_of_conv2d
     assert all(relative(a, b) < 1e-5 for a, b in zip(*second, strict=True))
     plain_gradients = torch.autograd.grad(convolve(x, weight, bias, 12, stride).pow(3).sum(), inputs)
     assert all(relative(a, b) < 1e-5 for a, b in zip(plain_gradients, first[1], strict=True))
-
-
-@pytest.mark.parametrize(("side", "product"), [(1, True), (2, False)])
-def test_processors_with_slow_products_convolve_all_but_single_pixels(
-    monkeypatch: pytest.MonkeyPatch, side: int, product: bool
-) -> None:
-    monkeypatch.setattr(layers_module, "SMALL_FLOAT", 1)
-    x, weight = images(2, 24, side, side), torch.randn(20, 32, 1, 1, requires_grad=True)
-    found = convolve(x, weight, None, 12)
-    assert ("_Product" in type(found.grad_fn).__name__) == product
-    torch.testing.assert_close(found, F.conv2d(x, weight[:12, :24]), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(("kernel", "stride"), [(1, 1), (3, 1), (3, 2)])
@@ -385,10 +376,7 @@ def test_smaller_kernels_are_made_by_the_compiled_kernel_where_it_can() -> None:
     assert relative(wrong, shrink(weight, 24, 3, [matrix])) > 1e-4
 
 
-def test_fine_tuning_runs_any_network_on_kernels_and_products_and_leaves_its_layers_as_they_were(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(layers_module, "SMALL_FLOAT", layers_module.SMALL)
+def test_fine_tuning_runs_any_network_on_kernels_and_products_and_leaves_its_layers_as_they_were() -> None:
     torch.manual_seed(0)
     odd = nn.Conv2d(16, 16, 3, padding=0, groups=16, bias=False)  # not padded as the kernel pads
     layers = [nn.Conv2d(16, 16, k, stride, k // 2, groups=16, bias=False) for k, stride in ((3, 1), (5, 2), (7, 1))]
@@ -409,8 +397,7 @@ def test_fine_tuning_runs_any_network_on_kernels_and_products_and_leaves_its_lay
 
 
 @pytest.mark.parametrize("bias", [False, True])
-def test_what_follows_a_product_may_work_in_place(monkeypatch: pytest.MonkeyPatch, bias: bool) -> None:
-    monkeypatch.setattr(layers_module, "SMALL_FLOAT", layers_module.SMALL)
+def test_what_follows_a_product_may_work_in_place(bias: bool) -> None:
     net, x = nn.Sequential(nn.Conv2d(16, 12, 3, 1, 1, bias=bias), nn.ReLU(inplace=True)), images(2, 16, 2, 2)
     expected = net(x)
     with fast_layers(net):
