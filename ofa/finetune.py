@@ -22,6 +22,7 @@ from ofa.extraction import recalibrate
 from ofa.precision import Precision, check_precision
 from ofa.static import StaticNet
 from ofa.training.layers import fast_layers
+from ofa.training.muon import Muon, turnable
 from ofa.weights import load_tensors, load_weights, save_tensors
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ class Finetuning:
     distill: Distillation | None = None
     clip_norm: float | None = None
     precision: str = "float32"
+    muon: float = 0.0
 
     def __post_init__(self) -> None:
         if self.epochs < 0 or self.lr <= 0 or self.batch_size < 2:
@@ -61,6 +63,8 @@ class Finetuning:
             raise UserError(f"{given}: both are shares; give numbers from 0 to 1")
         if self.clip_norm is not None and self.clip_norm <= 0:
             raise UserError(f"clip_norm {self.clip_norm} must be above 0, or null; 1 is usual")
+        if not 0 <= self.muon < 1:
+            raise UserError(f"muon is {self.muon}; give a number of at least 0 and below 1")
         check_precision(self.precision)
 
     def lesson(self, teachers: int) -> Distillation:
@@ -137,9 +141,14 @@ class _Run:
         if distiller.settings.mutual:
             self.everything.extend(distiller.networks)
         learned = [*(p for p in net.parameters() if p.requires_grad), *distiller.parameters()]
-        self.optimizer = torch.optim.SGD(
-            learned,
-            settings.lr,
+        turned = {id(weight) for weight in turnable(net)} if settings.muon else set()
+        groups: list[dict[str, Any]] = [
+            {"params": [p for p in learned if id(p) not in turned]},
+            {"params": [p for p in learned if id(p) in turned], "weight_decay": 0.0, "turn": settings.muon},
+        ]
+        self.optimizer = Muon(
+            groups,
+            lr=settings.lr,
             momentum=settings.momentum,
             weight_decay=settings.weight_decay,
             nesterov=settings.momentum > 0,
@@ -167,7 +176,8 @@ class _Run:
 
     def _step(self, x: Tensor, y: Tensor, step: int, steps: int) -> dict[str, float]:
         rate = self.settings.lr * (1 + math.cos(math.pi * step / steps)) / 2
-        self.optimizer.param_groups[0]["lr"] = rate
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
         with self.precision.cast():
             loss = self.distiller(x.to(self.device), y.to(self.device))
         if not torch.isfinite(loss):

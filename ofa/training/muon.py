@@ -7,10 +7,11 @@ matrices of C_out rows here.
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ofa.processor import flags
 
@@ -45,7 +46,7 @@ class Muon(torch.optim.SGD):
     def _turn(self, same: list[Tensor], group: dict[str, Any]) -> None:
         """Step weights of one shape, and take their gradients, so that SGD passes them over."""
         grads: list[Tensor] = [weight.grad for weight in same if weight.grad is not None]
-        buffers: list[Tensor] = [self.state[weight]["momentum_buffer"] for weight in same]
+        buffers: list[Tensor] = [self.state[w].setdefault("momentum_buffer", torch.zeros_like(w)) for w in same]
         torch._foreach_mul_(buffers, group["momentum"])
         torch._foreach_add_(buffers, grads)
         direction = orthogonal(torch.stack(torch._foreach_add(grads, buffers, alpha=group["momentum"])).flatten(2))
@@ -56,6 +57,17 @@ class Muon(torch.optim.SGD):
         for weight, turned in zip(same, new, strict=True):
             weight.copy_(turned.view_as(weight))
             weight.grad = None
+
+
+def turnable(net: nn.Module) -> list[Tensor]:
+    """Weights of the dense convolutions right before a batch norm, in the order of the network, but of the first."""
+    pairs = pairwise(net.modules())
+    found = [
+        conv.weight
+        for conv, norm in pairs
+        if isinstance(conv, nn.Conv2d) and conv.groups == 1 and hasattr(norm, "running_var")
+    ]
+    return found[1:]
 
 
 def orthogonal(matrices: Tensor) -> Tensor:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import nn
 
 from ofa.schedule import Schedule
-from ofa.training.muon import Muon
+from ofa.training.muon import Muon, turnable
 
 
 def make_optimizer(net: nn.Module, schedule: Schedule) -> torch.optim.SGD:
@@ -17,8 +15,9 @@ def make_optimizer(net: nn.Module, schedule: Schedule) -> torch.optim.SGD:
     With `muon`, dense convolutions that a batch norm follows, but the first, take its steps instead.
     `set_rate` gives each group of parameters its share of the learning rate.
     """
-    named = dict(net.named_parameters())
-    turned = {name: named.pop(name) for name in _before_norm(named)[1:]} if schedule.muon else {}
+    turned = turnable(net) if schedule.muon else []
+    passed = {id(weight) for weight in turned}
+    named = {name: weight for name, weight in net.named_parameters() if id(weight) not in passed}
     biases = [p for name, p in named.items() if name.endswith("bias")]
     decayed = [p for name, p in named.items() if p.ndim > 1 and "transforms" not in name]
     rest = [p for name, p in named.items() if not name.endswith("bias") and (p.ndim <= 1 or "transforms" in name)]
@@ -28,19 +27,13 @@ def make_optimizer(net: nn.Module, schedule: Schedule) -> torch.optim.SGD:
         {"params": biases, "weight_decay": 0.0, "share": schedule.bias_lr},
     ]
     if turned:
-        groups.append({"params": list(turned.values()), "weight_decay": 0.0, "share": 1.0, "turn": schedule.muon})
+        groups.append({"params": turned, "weight_decay": 0.0, "share": 1.0, "turn": schedule.muon})
     optimizer = (Muon if turned else torch.optim.SGD)(
         groups, lr=0.1, momentum=schedule.momentum, nesterov=True, fused=True
     )
     for parameter in net.parameters():
         optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return optimizer
-
-
-def _before_norm(named: Mapping[str, nn.Parameter]) -> list[str]:
-    """The convolutions x.conv that have a batch norm x.bn after them, in the order of the network."""
-    stems = {name.removesuffix("bn.weight") for name in named if name.endswith("bn.weight")}
-    return [name for name in named if name.endswith("conv.weight") and name.removesuffix("conv.weight") in stems]
 
 
 def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:

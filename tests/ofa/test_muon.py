@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from ofa.data import digits
 from ofa.errors import UserError
+from ofa.finetune import Finetuning, finetune
+from ofa.modules import ConvBN
 from ofa.schedule import Phase, Schedule
 from ofa.space import Space
 from ofa.supernet import Supernet
 from ofa.training.muon import Muon, orthogonal
 from ofa.training.optimizer import make_optimizer, set_rate
+from tests.ofa.nets import random_net
 
 SCHEDULE = Schedule((Phase("one", 1, 0.5),), momentum=0.8, weight_decay=0.1, muon=0.1)
 
@@ -85,6 +92,33 @@ def test_weights_without_a_gradient_and_steps_that_overflow_change_nothing(space
     assert all(torch.equal(weight, before[name]) for name, weight in supernet.named_parameters())
 
 
-def test_a_step_is_a_share() -> None:
+@pytest.mark.parametrize("made", [lambda: Schedule(SCHEDULE.phases, muon=1), lambda: Finetuning(muon=1)])
+def test_a_step_is_a_share(made: Callable[[], object]) -> None:
     with pytest.raises(UserError, match="muon is 1; give a number of at least 0 and below 1"):
-        Schedule(SCHEDULE.phases, muon=1)
+        made()
+
+
+def test_fine_tuning_turns_the_same_convolutions_and_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ofa.finetune.SAVE_SECONDS", 0.0)
+    start, data, settings = random_net(), digits(), Finetuning(epochs=0.2, lr=0.5, weight_decay=0.1, muon=0.1)
+
+    file = tmp_path / "part.safetensors"
+    whole = finetune(start, data, settings)
+    with pytest.raises(KeyboardInterrupt):
+        finetune(start, data, settings, checkpoint=file, report=_killed)
+    again = finetune(start, data, settings, checkpoint=file)
+    kept = set()
+    for (name, weight), other, before in zip(
+        whole.named_parameters(), again.parameters(), start.parameters(), strict=True
+    ):
+        assert torch.equal(weight, other) and not torch.equal(weight, before)
+        if float(weight.detach().norm()) == pytest.approx(float(before.detach().norm()), rel=1e-4):
+            kept.add(name)
+    parts = [(name, part) for name, part in start.named_modules() if isinstance(part, ConvBN)]
+    followed = {f"{name}.conv.weight" for name, part in parts if isinstance(part.bn, nn.BatchNorm2d)}
+    assert kept == {name for name in followed if ".depthwise." not in name} - {"units.0.conv.weight"}
+
+
+def _killed(values: dict[str, float]) -> None:
+    if values["step"] == 2:
+        raise KeyboardInterrupt
