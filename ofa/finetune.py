@@ -152,7 +152,10 @@ class _Run:
             momentum=settings.momentum,
             weight_decay=settings.weight_decay,
             nesterov=settings.momentum > 0,
+            fused=True,
         )
+        for parameter in learned:  # fused SGD takes them for granted
+            self.optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         self.learned = learned
         self.device = next(net.parameters()).device
         self.precision = Precision(settings.precision, self.device)
@@ -199,9 +202,7 @@ class _Run:
             return
         tensors = {f"weights.{name}": tensor for name, tensor in self.everything.state_dict().items()}
         for i, parameter in enumerate(self.learned):
-            momentum = self.optimizer.state[parameter].get("momentum_buffer")
-            if momentum is not None:
-                tensors[f"momentum.{i}"] = momentum
+            tensors[f"momentum.{i}"] = self.optimizer.state[parameter]["momentum_buffer"]
         save_tensors(self.file, tensors, {"step": step, "loss_scale": self.precision.state()})
 
     def _resume(self) -> int:
@@ -212,8 +213,7 @@ class _Run:
         weights = {k.removeprefix("weights."): v for k, v in tensors.items() if k.startswith("weights.")}
         load_weights(self.everything, weights, self.file)
         for i, parameter in enumerate(self.learned):
-            if f"momentum.{i}" in tensors:
-                self.optimizer.state[parameter]["momentum_buffer"] = tensors[f"momentum.{i}"].to(self.device)
+            self.optimizer.state[parameter]["momentum_buffer"].copy_(tensors[f"momentum.{i}"])  # its layout is kept
         self.precision.restore(state.get("loss_scale", {}))
         return int(state["step"])
 

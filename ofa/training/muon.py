@@ -46,7 +46,7 @@ class Muon(torch.optim.SGD):
     def _turn(self, same: list[Tensor], group: dict[str, Any]) -> None:
         """Step weights of one shape, and take their gradients, so that SGD passes them over."""
         grads: list[Tensor] = [weight.grad for weight in same if weight.grad is not None]
-        buffers: list[Tensor] = [self.state[w].setdefault("momentum_buffer", torch.zeros_like(w)) for w in same]
+        buffers: list[Tensor] = [self.state[weight]["momentum_buffer"] for weight in same]
         torch._foreach_mul_(buffers, group["momentum"])
         torch._foreach_add_(buffers, grads)
         direction = orthogonal(torch.stack(torch._foreach_add(grads, buffers, alpha=group["momentum"])).flatten(2))
