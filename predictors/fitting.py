@@ -12,11 +12,13 @@ from numpy.typing import NDArray
 
 from ofa.errors import UserError
 from ofa.space import Genes
+from predictors import transfer
 from predictors.accuracy import FEWEST, Accuracy
 from predictors.latency import Latency
 from predictors.scores import held_out, sample_curve, score
 
 Float = NDArray[np.float64]
+LEAST = {"subnets": FEWEST + 2, "int8_subnets": transfer.FEWEST, "latency_nets": 3}  # to learn from and to test on
 
 
 def fit_accuracy(
@@ -33,10 +35,10 @@ def fit_accuracy(
     make: builds an unfitted predictor (`make(seed=...)`, and `make(model=..., seed=...)`).  share: of the networks held
     out in each of `repeats` random splits; every split chooses its model anew.  Raises UserError for too few networks.
     """
-    if len(genes) < FEWEST + 2:
+    if len(genes) < LEAST["subnets"]:
         raise UserError(
-            f"{len(genes)} measured subnets are too few to learn from and to test on; measure at least {FEWEST + 2} "
-            "(measure.subnets)"
+            f"{len(genes)} measured subnets are too few to learn from and to test on; measure at least "
+            f"{LEAST['subnets']} (measure.subnets)"
         )
     fit_on = min(len(genes) - 2, max(FEWEST, round(len(genes) * (1 - share))))
     split = held_out(lambda s: make(seed=s), genes, accuracy, fit_on=fit_on, repeats=repeats, seed=seed)

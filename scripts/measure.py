@@ -8,6 +8,7 @@ from functools import partial
 
 from omegaconf import DictConfig
 
+from ofa.errors import UserError
 from scripts.cli import stage_command
 from scripts.parts import MEASURE, load_parts, load_trained
 from scripts.progress import Progress
@@ -17,6 +18,7 @@ from scripts.stage import open_stage, plain
 @stage_command("measure")
 def main(cfg: DictConfig) -> None:
     """Measure subnets of the trained supernet, and latencies on this machine.  Writes <run>/measure."""
+    require_enough(cfg)
     with open_stage(cfg, "measure", MEASURE, needs=("train",)) as stage:
         if stage.done:
             return
@@ -49,6 +51,19 @@ def main(cfg: DictConfig) -> None:
         whole = choose_subnets(space, options.latency_nets, cfg.seed + 1)
         rows = measure_latencies(space, whole, threads=options.threads)
         atomic_write(stage.folder / "latency_nets.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def require_enough(cfg: DictConfig) -> None:
+    """Raise UserError where fewer networks are to be measured than ofa-fit learns from."""
+    from predictors.fitting import LEAST
+
+    for name, least in LEAST.items():
+        given, none = cfg.measure[name], name == "int8_subnets"
+        if given < least and not (none and given == 0):
+            raise UserError(
+                f"measure.{name}={given} is too few for ofa-fit to learn from; give at least {least}"
+                + ", or 0 for none" * none
+            )
 
 
 def command() -> None:

@@ -22,6 +22,7 @@ def main(cfg: DictConfig) -> None:
     """
     from ofa.export.budget import OverBudgetError
 
+    measure.require_enough(cfg)
     for stage in (train, measure, fit):
         stage.main(cfg)
     failed: list[UserError] = []
