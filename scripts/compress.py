@@ -110,7 +110,7 @@ def _network(cfg: DictConfig, data: ImageData) -> tuple[nn.Module, int]:
     """The network to compress, in evaluation mode, and the side of its images in pixels."""
     import torch
 
-    from ofa.distill.nets import load_net
+    from ofa.distill.nets import load_net, require_images
     from ofa.static import StaticNet
 
     torch.manual_seed(cfg.seed)  # of a network without weights
@@ -119,7 +119,9 @@ def _network(cfg: DictConfig, data: ImageData) -> tuple[nn.Module, int]:
         raise UserError(
             f"{cfg.network} has {net.spec.classes} classes and {data.name} {len(data.classes)}; give the data it is for"
         )
-    return net, net.spec.resolution if isinstance(net, StaticNet) else data.side
+    resolution = net.spec.resolution if isinstance(net, StaticNet) else data.side
+    require_images(net, f"network {cfg.network}", channels=data.channels, side=resolution)
+    return net, resolution
 
 
 def folder_name(network: str) -> str:

@@ -6,9 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hydra import compose, initialize_config_module
 from omegaconf import DictConfig
+from PIL import Image
 
 from ofa.compress.channels import Channels
 from ofa.compress.magnitude import Magnitude
@@ -130,3 +132,14 @@ def test_mistakes_are_answered_before_the_work_begins(tmp_path: Path, options: l
     with pytest.raises(UserError, match=message):
         main(config(tmp_path, *options))
     assert not list(tmp_path.rglob("steps.jsonl"))
+
+
+@pytest.mark.filterwarnings("ignore:The default weight initialization")
+def test_images_too_small_for_a_network_are_answered(tmp_path: Path) -> None:
+    for i in range(20):
+        folder = tmp_path / "images" / "ab"[i % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((8, 8, 3), i, dtype=np.uint8)).save(folder / f"{i}.png")
+    options = ["network=googlenet", "data=folder", f"data.path={tmp_path}/images"]
+    with pytest.raises(UserError, match=r"network googlenet cannot take images of 8 x 8 pixels in 3 channels .*larger"):
+        main(config(tmp_path / "run", *options))
