@@ -1,8 +1,9 @@
-"""Whether options are of the kinds that a signature names: whole numbers, numbers, switches."""
+"""Whether options are of the kinds that a signature names: whole numbers, numbers, switches, lists of these."""
 
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from types import NoneType
 from typing import Any
@@ -20,16 +21,22 @@ KINDS: dict[str, tuple[tuple[type, ...], str]] = {
 def check_kinds(target: Callable[..., Any], options: Mapping[str, Any]) -> None:
     """Raise UserError for an option of another kind than its annotation, such as 2.5 for `int` or `int | None`.
 
-    Annotations with other types in them are left to the target, as is all of one that has no signature.
+    One value alone will do for `tuple[int, ...]`.  Annotations with other types in them are left to the target, as is
+    all of one that has no signature.
     """
     try:
         parameters = inspect.signature(target).parameters
     except ValueError:  # of a function in C
         return
     for name, parameter in parameters.items():
-        wanted = inspect.formatannotation(parameter.annotation).strip("'").split(" | ")
-        if name in options and KINDS.keys() >= set(wanted) and not any(_is(options[name], kind) for kind in wanted):
-            rule = " or ".join(KINDS[kind][1] for kind in wanted)
+        annotation = inspect.formatannotation(parameter.annotation).strip("'")
+        kinds, lists = re.subn(r"tuple\[(\w+), \.\.\.\]", r"\1", annotation)
+        wanted = list(dict.fromkeys(kinds.split(" | ")))
+        if name not in options or not KINDS.keys() >= set(wanted):
+            continue
+        values = options[name] if lists and isinstance(options[name], list | tuple) else [options[name]]
+        if not all(any(_is(value, kind) for kind in wanted) for value in values):
+            rule = " or ".join(KINDS[kind][1] for kind in wanted) + " or a list of them" * bool(lists)
             raise UserError(f"{target.__name__} has {name}={options[name]}; give {rule}")
 
 

@@ -8,12 +8,26 @@ from ofa.errors import UserError
 from ofa.kinds import check_kinds
 
 
-def target(n: int, x: float | None = None, on: bool = False, either: int | str = 0, *rest: int) -> None:
+def target(
+    n: int,
+    x: float | None = None,
+    on: bool = False,
+    either: int | str = 0,
+    many: tuple[int, ...] = (),
+    some: float | tuple[float, ...] | None = None,
+    pairs: tuple[tuple[int, ...], ...] = (),
+    *rest: int,
+) -> None:
     """Takes an option of each kind."""
 
 
 @pytest.mark.parametrize(
-    "options", [{"n": 1, "x": 2, "on": True}, {"x": None}, {"x": 0.5}, {"either": 2.5}, {"y": "a"}]
+    "options",
+    [
+        *({"n": 1, "x": 2, "on": True}, {"x": None}, {"x": 0.5}, {"either": 2.5}, {"y": "a"}),
+        *({"many": [1, 2]}, {"many": (1,)}, {"many": 1}, {"many": []}),
+        *({"some": [1, 0.5]}, {"some": 0.5}, {"some": None}, {"pairs": [[1.5]]}),
+    ],
 )
 def test_what_fits_is_taken_and_other_types_are_left_to_the_target(options: dict[str, object]) -> None:
     check_kinds(target, options)
@@ -29,6 +43,9 @@ def test_what_fits_is_taken_and_other_types_are_left_to_the_target(options: dict
         ({"x": "a"}, "give a number or null"),
         ({"x": [1]}, "give a number or null"),
         ({"on": 1}, "give true or false"),
+        ({"many": [1, 2.5]}, r"target has many=\[1, 2.5\]; give a whole number or a list of them"),
+        ({"many": "ab"}, "give a whole number or a list of them"),
+        ({"some": [1, "a"]}, "give a number or null or a list of them"),
     ],
 )
 def test_an_option_of_another_kind_is_refused_with_the_rule(options: dict[str, object], rule: str) -> None:

@@ -153,3 +153,19 @@ def test_a_stage_that_cannot_be_built_is_explained(change: dict[str, Any], words
     space = tiny()
     with pytest.raises(UserError, match=words):
         replace(space, stages=(space.stages[0], replace(space.stages[1], **({"blocks": ()} | change))))
+
+
+@pytest.mark.parametrize("value", [16.5, "big", True, [16, 20.5], [16, "big"], None])
+def test_a_resolution_that_is_no_whole_number_is_refused(value: object) -> None:
+    values = load_space("digits_mbv3").to_dict() | {"resolution": value}
+    with pytest.raises(UserError, match=r"Space has resolution=.*; give a whole number or a list of them"):
+        load_space(values)
+
+
+@pytest.mark.parametrize("value", [1.5, "two", True, ["two"], [1, 2.5]])
+@pytest.mark.parametrize("name", ["depth", "kernel", "blocks", "op"])
+def test_a_choice_of_a_stage_that_is_no_whole_number_is_refused(name: str, value: object) -> None:
+    values = load_space("digits_mbv3").to_dict()
+    first, *others = values["stages"]
+    with pytest.raises(UserError, match=rf"Stage has {name}=.*; give a whole number or a list of them"):
+        load_space(values | {"stages": [first | {name: value}, *others]})
