@@ -32,21 +32,28 @@ RESULT = "result.json"  # written when both networks are
 @stage_command("finetune", "distill", "compress", "ondevice", "device")
 def main(cfg: DictConfig) -> None:
     """Extract each device's network, fine-tune it (finetune.epochs=10), prune it.  Writes <run>/specialize/<device>."""
-    from ofa.files import read_json
     from ofa.units import space_spec
 
     data, space = load_parts(cfg)
-    for device in reachable(cfg):
+    chosen = {device: Path(cfg.run, "search", device, "chosen.json") for device in reachable(cfg)}
+    for path in chosen.values():
+        if cfg.ondevice.memory is not None and path.exists():  # where not, its stage says what is missing
+            require_room(space_spec(space, _arch(path)), plain(cfg.ondevice))
+    for device, path in chosen.items():
         with open_stage(cfg, f"specialize/{device}", (*READS, f"device.{device}"), needs=("search",)) as stage:
-            arch = Arch.from_dict(read_json(Path(cfg.run, "search", device, "chosen.json"))["arch"])
-            if cfg.ondevice.memory is not None:
-                require_room(space_spec(space, arch), plain(cfg.ondevice))
+            arch = _arch(path)
             if (stage.folder / RESULT).exists():
                 _require(arch, stage.folder)
             else:
                 _specialize(cfg, space, arch, data, stage.folder, device)
             if cfg.ondevice.memory is not None:
                 _adapt(cfg, space, arch, data, stage.folder)
+
+
+def _arch(chosen: Path) -> Arch:
+    from ofa.files import read_json
+
+    return Arch.from_dict(read_json(chosen)["arch"])
 
 
 def _specialize(cfg: DictConfig, space: Space, arch: Arch, data: ImageData, folder: Path, device: str) -> None:

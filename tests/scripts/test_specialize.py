@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from hydra import compose, initialize_config_module
 from ofa.errors import UserError
 from ofa.files import read_json
 from ofa.space import load_space
+from ofa.spec import NetSpec
 from ofa.supernet import Supernet
 from ofa.training.trained import SUPERNET
 from ofa.weights import save_tensors
@@ -41,9 +43,10 @@ def run(tmp_path: Path) -> Path:
     with open_stage(cfg, "train", TRAIN) as stage:
         torch.manual_seed(0)
         save_tensors(stage.folder / SUPERNET, Supernet(space).state_dict())
-    with open_stage(cfg, "search/stm32f746", SEARCH) as stage:
-        chosen = {"arch": space.decode(space.smallest())[0].to_dict()}
-        (stage.folder / "chosen.json").write_text(json.dumps(chosen))
+    for device, genes in (("stm32f746", space.smallest()), ("stm32l073", space.largest())):
+        with open_stage(cfg, f"search/{device}", SEARCH) as stage:
+            chosen = {"arch": space.decode(genes)[0].to_dict()}
+            (stage.folder / "chosen.json").write_text(json.dumps(chosen))
     return tmp_path
 
 
@@ -62,8 +65,21 @@ def specialize(run: Path, *options: str) -> None:
 def test_a_mistake_is_answered_before_any_training_and_leaves_nothing(run: Path, option: str, answer: str) -> None:
     with pytest.raises(UserError, match=answer):
         specialize(run, option)
-    assert {path.name for path in (run / "specialize/stm32f746").iterdir()} == {"config.json", ".lock"}
+    assert not (run / "specialize").exists()
     specialize(run)
+
+
+def test_a_limit_that_a_later_device_cannot_meet_is_answered_before_the_first_is_trained(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(spec: NetSpec, options: dict[str, Any]) -> None:
+        if spec.resolution == 20:
+            raise UserError("too little for the largest")
+
+    monkeypatch.setattr("scripts.specialize.require_room", refuse)
+    with pytest.raises(UserError, match="too little for the largest"):
+        specialize(run, "device=[stm32f746,stm32l073]", "ondevice.memory=16KB")
+    assert not (run / "specialize").exists()
 
 
 def test_another_limit_trains_only_what_depends_on_it(run: Path) -> None:
