@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 READS = (*SEARCH, "teacher", "finetune", "compress.pruning", "compress.finetuning")
 RESULT = "result.json"  # written when both networks are
+STATE = "state.safetensors"  # of a fine-tuning, kept until then
 
 
 @stage_command("finetune", "distill", "compress", "ondevice", "device")
@@ -46,6 +47,8 @@ def main(cfg: DictConfig) -> None:
                 _require(arch, stage.folder)
             else:
                 _specialize(cfg, space, arch, data, stage.folder, device)
+            for state in stage.folder.glob(f"*-{STATE}"):
+                state.unlink()
             if cfg.ondevice.memory is not None:
                 _adapt(cfg, space, arch, data, stage.folder)
 
@@ -66,8 +69,7 @@ def _specialize(cfg: DictConfig, space: Space, arch: Arch, data: ImageData, fold
     net, training = _float(cfg, space, arch, data, folder, device)
     with Progress(f"fine-tune for {device}") as progress:
         pruned = prune(net, compress.pruning)
-        state = folder / "pruned-state.safetensors"
-        options: dict[str, Any] = {"seed": cfg.seed, "report": progress, "checkpoint": state}
+        options: dict[str, Any] = {"seed": cfg.seed, "report": progress, "checkpoint": folder / f"pruned-{STATE}"}
         pruned = finetune(pruned, data, compress.finetuning, teacher=net, **options)
     then = [
         *training,
@@ -79,7 +81,6 @@ def _specialize(cfg: DictConfig, space: Space, arch: Arch, data: ImageData, fold
         for name, model, steps in (("float", net, training), ("pruned", pruned, then))
     }
     write_json(folder / RESULT, result)
-    state.unlink(missing_ok=True)
     top1 = ", ".join(f"{name} {100 * values['accuracy_val']:.1f} %" for name, values in result.items())
     print(f"{device}: validation top-1 {top1}")
 
@@ -116,9 +117,9 @@ def _float(
         teachers: list[nn.Module] = [specialise(supernet, largest, data)]
     else:
         teachers = [found.net for found in load_teachers(cfg, data, settings.lesson(1), arch.resolution)]
-    before, state = accuracy(net, data, "val", resolution=arch.resolution), folder / "float-state.safetensors"
+    before = accuracy(net, data, "val", resolution=arch.resolution)
     with Progress(f"fine-tune the float network for {device}") as progress:
-        options: dict[str, Any] = {"seed": cfg.seed, "report": progress, "checkpoint": state}
+        options: dict[str, Any] = {"seed": cfg.seed, "report": progress, "checkpoint": folder / f"float-{STATE}"}
         net = finetune(net, data, settings, teacher=teachers, **options)
     step = {
         "teacher": plain(cfg.teacher) or "the supernet's largest",

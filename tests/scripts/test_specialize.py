@@ -96,3 +96,9 @@ def test_another_limit_trains_only_what_depends_on_it(run: Path) -> None:
     assert written[0] < written[1] == written[2], "the same options are not trained again"
     assert {path.name for path in trained} == {"float.safetensors", "pruned.safetensors"}
     assert trained == {path: path.stat().st_mtime_ns for path in trained}
+
+
+def test_no_state_of_a_fine_tuning_is_left_behind(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ofa.finetune.SAVE_SECONDS", 0.0)
+    specialize(run, "finetune.epochs=0.1")
+    assert not list(run.rglob("*-state.safetensors"))
