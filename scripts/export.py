@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
@@ -11,7 +12,7 @@ from scripts.cli import stage_command
 from scripts.deploy import deploy, proofs_of
 from scripts.given import export_given
 from scripts.onnx_files import SHIPPED, budget_of, limits_of, write_onnx
-from scripts.parts import TRAIN, load_parts, reachable, trained
+from scripts.parts import MEASURED_HERE, TRAIN, load_parts, reachable, trained
 from scripts.specialize import READS
 from scripts.stage import open_stage
 
@@ -57,6 +58,8 @@ def main(cfg: DictConfig) -> None:
                 "models": models,
                 "budget": budget,
             }
+            if "latency_ms" in limits and cfg.predictor.latency_ms._target_ == MEASURED_HERE:
+                print(f"{device}: {_latency(models, chosen['predicted']['latency_ms'])}")
             result |= deploy(cfg, device, limits, budget, models[SHIPPED], stage.folder, data)
             result |= {"predicted": chosen["predicted"], "shipped": SHIPPED}
             write_json(stage.folder / "result.json", result)
@@ -69,6 +72,15 @@ def main(cfg: DictConfig) -> None:
         result = read_json(Path(cfg.run, "export", device, "result.json"))
         if accepted := require(device, proofs_of(result), result["budget"], force=cfg.force):
             print(accepted)
+
+
+def _latency(models: Mapping[str, Mapping[str, Any]], predicted: float) -> str:
+    """The latency that is limited beside the one that the search went by."""
+    judged, measured = models[SHIPPED]["latency_ms"], models["float"]["latency_ms"]
+    return (
+        f"latency_ms {judged:.3f} is of {SHIPPED}; the search went by the float network's, "
+        f"predicted {predicted:.3f}, measured {measured:.3f}"
+    )
 
 
 def _ends(cfg: DictConfig, data: ImageData, space: Space) -> dict[str, float]:

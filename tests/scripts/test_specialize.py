@@ -1,4 +1,4 @@
-"""ofa-specialize: a limit on memory that cannot be met is answered before any training, and may change after it."""
+"""ofa-specialize and ofa-export: limits on memory and latency are answered in time, and nothing is left behind."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from ofa.spec import NetSpec
 from ofa.supernet import Supernet
 from ofa.training.trained import SUPERNET
 from ofa.weights import save_tensors
+from scripts.export import main as export
 from scripts.parts import SEARCH, TRAIN
 from scripts.specialize import main
 from scripts.stage import open_stage
@@ -102,3 +103,17 @@ def test_no_state_of_a_fine_tuning_is_left_behind(run: Path, monkeypatch: pytest
     monkeypatch.setattr("ofa.finetune.SAVE_SECONDS", 0.0)
     specialize(run, "finetune.epochs=0.1")
     assert not list(run.rglob("*-state.safetensors"))
+
+
+def test_a_latency_searched_in_float_and_judged_in_int8_is_told_so(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, own = run / "search/stm32f746/chosen.json", ("device.stm32f746.runtimes=[]", "export.images=10")
+    device = {"name": "STM32F746", "limits": {"latency_ms": 500.0}}
+    path.write_text(json.dumps(read_json(path) | {"device": device, "predicted": {"latency_ms": 0.25}}))
+    specialize(run, *own)
+    export(compose("config", [f"run={run}", *SHORT, *own]))
+    models = read_json(run / "export/stm32f746/result.json")["models"]
+    int8, measured = (f"{models[name]['latency_ms']:.3f}" for name in ("int8", "float"))
+    told = f"latency_ms {int8} is of int8; the search went by the float network's, predicted 0.250, measured {measured}"
+    assert told in capsys.readouterr().out
