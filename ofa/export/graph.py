@@ -70,7 +70,7 @@ def _pool(w: Writer, name: str, m: nn.AdaptiveAvgPool2d, x: str) -> str:
 
 
 def _max_pool(w: Writer, name: str, m: nn.MaxPool2d, x: str) -> str:
-    if (m.ceil_mode, m.dilation, m.return_indices) != (False, 1, False):
+    if (m.ceil_mode, _two(m.dilation), m.return_indices) != (False, [1, 1], False):
         raise UserError(f"{name} rounds up, dilates or returns indices; only plain max pooling can be exported")
     sizes = {"kernel_shape": _two(m.kernel_size), "strides": _two(m.stride), "pads": _two(m.padding) * 2}
     return w.emit("MaxPool", name, x, **sizes)
@@ -128,7 +128,7 @@ def onnx_model(net: nn.Module, shape: tuple[int, int, int]) -> onnx.ModelProto:
     net: modules of `MODULES` joined by `FUNCTIONS`; batch norm must follow a convolution, which takes it in.
     Raises UserError, naming it, for any other operator.
     """
-    traced = fx.symbolic_trace(copy.deepcopy(net).eval())
+    traced = trace(copy.deepcopy(net).eval())
     traced.graph.eliminate_dead_code()
     modules = fold_batch_norms(traced)
     writer, names = Writer(), {}
@@ -145,6 +145,16 @@ def onnx_model(net: nn.Module, shape: tuple[int, int, int]) -> onnx.ModelProto:
             args = [names[a] if isinstance(a, fx.Node) else a for a in node.args]
             names[node] = _emit(writer, node, modules, args)
     return _model(writer, shape, classes=_width(writer))
+
+
+def trace(net: nn.Module) -> fx.GraphModule:
+    """The network's graph, in which all maps are positional arguments, as in torch.flatten(input=x)."""
+    traced = fx.symbolic_trace(net)
+    for node in traced.graph.nodes:
+        maps = {key: node.kwargs[key] for key in ("input", "other") if key in node.kwargs}
+        node.args = (*node.args, *maps.values())
+        node.kwargs = {key: value for key, value in node.kwargs.items() if key not in maps}
+    return traced
 
 
 def _only(node: fx.Node) -> fx.Node | None:

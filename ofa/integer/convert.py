@@ -15,7 +15,7 @@ import torch
 from torch import fx, nn
 
 from ofa.errors import UserError
-from ofa.export.graph import fold_batch_norms
+from ofa.export.graph import fold_batch_norms, trace
 from ofa.integer import tables
 from ofa.integer.factors import FREE, add_factors, conv_factors, limits, mean_factor, mul_factor
 from ofa.integer.fixed import LIMIT
@@ -41,7 +41,7 @@ def from_net(
     ranges: least and largest value of tensors, by their name in `record_ranges`, instead of those seen.  Raises
     UserError for an operator that has no integer form, for an unknown name and for no images.
     """
-    traced = fx.symbolic_trace(net)
+    traced = trace(net)
     seen, shapes = _record(traced, batches)
     if unknown := sorted(set(ranges or {}) - set(seen)):
         raise UserError(f"ranges name {unknown[:3]}, which this network has not; its tensors are {sorted(seen)[:5]}...")
@@ -50,7 +50,7 @@ def from_net(
 
 def record_ranges(net: nn.Module, batches: Iterable[torch.Tensor]) -> Ranges:
     """The least and largest value of every tensor of a network in evaluation mode, by its name in the traced graph."""
-    return _record(fx.symbolic_trace(net), batches)[0]
+    return _record(trace(net), batches)[0]
 
 
 class _Recorder(fx.Interpreter):
@@ -186,6 +186,8 @@ def _filters(
 def _conv(c: _Converter, node: fx.Node, m: nn.Conv2d) -> None:
     if isinstance(m.padding, str) or m.padding_mode != "zeros" or m.dilation != (1, 1):
         raise UserError(f"{node.name} pads by {m.padding!r} or is dilated; only zeros and plain windows have a form")
+    if any(pad >= side for pad, side in zip(m.padding, m.kernel_size, strict=True)):
+        raise UserError(f"{node.name} pads windows of {m.kernel_size} by {m.padding}; pad by less than the window")
     w = m.weight.detach().cpu().double().numpy()
     place = {"stride": m.stride, "pad": m.padding}
     if m.groups == 1:
@@ -214,7 +216,7 @@ def _global_pool(c: _Converter, node: fx.Node, m: nn.AdaptiveAvgPool2d) -> None:
 def _pool(c: _Converter, node: fx.Node, m: nn.MaxPool2d | nn.AvgPool2d) -> None:
     kernel, stride, pad = _two(m.kernel_size), _two(m.stride), _two(m.padding)
     average = isinstance(m, nn.AvgPool2d)
-    if (average and pad != (0, 0)) or getattr(m, "divisor_override", None) or getattr(m, "dilation", 1) != 1:
+    if (average and pad != (0, 0)) or getattr(m, "divisor_override", None) or _two(getattr(m, "dilation", 1)) != (1, 1):
         raise UserError(f"{node.name} averages over padding, dilates or has its own divisor; use a plain pool")
     x, number = c.of(node.args[0]), c.index[node.args[0]]  # type: ignore[index]
     y = c.index[node] = c.tensor(node, like=x)

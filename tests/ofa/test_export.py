@@ -206,16 +206,23 @@ def test_what_the_logits_do_not_need_is_left_out(tmp_path: Path) -> None:
 class _Keywords(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.conv, self.pool = nn.Conv2d(1, 4, 3), nn.AdaptiveAvgPool2d(1)
+        self.conv, self.norm, self.pool = nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.flatten(self.pool(self.conv(x)), start_dim=1)
+        y = self.pool(self.norm(input=self.conv(input=x)))
+        return torch.minimum(torch.flatten(input=y, start_dim=1), other=torch.flatten(y, start_dim=1))
 
 
-def test_a_function_called_by_keywords_is_exported(tmp_path: Path) -> None:
+def test_what_is_called_by_keywords_is_exported(tmp_path: Path) -> None:
     net, images = _Keywords().eval(), torch.randn(3, 1, 16, 16)
     (tmp_path / "net.onnx").write_bytes(onnx_model(net, (1, 16, 16)).SerializeToString())
     np.testing.assert_allclose(run_onnx(tmp_path / "net.onnx", images), run_torch(net, images), rtol=1e-4, atol=1e-5)
+
+
+def test_a_pool_dilated_by_one_each_way_is_exported() -> None:
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.MaxPool2d(2, dilation=(1, 1)), nn.Flatten())
+    plain = nn.Sequential(net[0], nn.MaxPool2d(2), nn.Flatten())
+    assert onnx_model(net, (1, 4, 4)) == onnx_model(plain, (1, 4, 4))
 
 
 # -- cards -------------------------------------------------------------------------------------------------------------

@@ -242,6 +242,21 @@ def test_a_flattened_map_keeps_pytorchs_order() -> None:
         assert compare(run_float(from_net(net, [images]), images.numpy()), run_torch(net, images)).sqnr_db > 25  # type: ignore[arg-type]
 
 
+def test_what_is_called_by_keywords_has_an_integer_form() -> None:
+    class Keywords(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.pool = nn.Conv2d(1, 4, 3), nn.MaxPool2d(2, dilation=(1, 1))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.flatten(input=self.pool(self.conv(input=x)), start_dim=1)
+
+    net, images = Keywords().eval(), torch.randn(16, 1, 6, 6)
+    plain = nn.Sequential(net.conv, nn.MaxPool2d(2), nn.Flatten()).eval()
+    found, wanted = (run_float(from_net(one, [images]), images.numpy()) for one in (net, plain))
+    np.testing.assert_array_equal(found, wanted)
+
+
 def test_a_gate_that_was_closed_on_every_image_can_be_quantized() -> None:
     net, images = random_net(), torch.randn(32, 1, 16, 16)
     for module in net.modules():
@@ -286,6 +301,8 @@ def test_a_relu_whose_input_is_read_twice_is_not_fused() -> None:
         (nn.Sequential(nn.Conv2d(2, 2, 3, dilation=2, padding=2)), "is dilated"),
         (nn.Sequential(nn.AdaptiveAvgPool2d(2)), "only global pools"),
         (nn.Sequential(nn.AvgPool2d(2, padding=1)), "averages over padding"),
+        (nn.Sequential(nn.MaxPool2d(2, dilation=(1, 2))), "dilates"),
+        (nn.Sequential(nn.Conv2d(2, 2, (3, 1), padding=1)), r"_0 pads windows of \(3, 1\) by \(1, 1\); pad by less"),
     ],
 )
 def test_modules_without_an_integer_form_are_named(module: nn.Module, words: str) -> None:
