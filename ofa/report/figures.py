@@ -124,7 +124,7 @@ def fronts(figure: Figure, device: Device, x: str, *, y: str, series: Sequence[s
         style = {"linewidth": 1.2, "drawstyle": "steps-post", "markersize": 4, **_series(series, search.agent)}
         axes.plot(steps[:, 0] / fx, steps[:, 1] / fy, **style)
     if limit_inside(device, x):
-        _limit_line(axes, device.limits[x] / fx, f"limit {bound(x, device.limits[x])}")
+        _limit_line(axes, device.limits[x] / fx, f"limit {bound(x, device.limits[x])} {label(x)}")
     if x in device.predicted and y in device.predicted:
         star: dict[str, Any] = {"marker": "*", "markersize": 15, "markeredgecolor": SURFACE, "zorder": 5}
         axes.plot(device.predicted[x] / fx, device.predicted[y] / fy, color=INK, **star)

@@ -24,6 +24,7 @@ LABELS = {
     "file_bytes": "size on disk",
     "weight_bytes": "weights",
     "latency_ms": "latency",
+    "energy_uj": "energy",
 }
 COLUMNS = ("accuracy", "macs", "params", "peak_memory_bytes", "file_bytes", "latency_ms")
 
@@ -115,8 +116,9 @@ def scale(metric: str, largest: float) -> tuple[float, str]:
     """(what to divide by, the unit's name) for values of a metric up to `largest`."""
     if sought(metric) < 0:
         return 0.01, "%"
-    if metric.endswith("_ms"):
-        return 1.0, "ms"
+    for ending, unit in (("_ms", "ms"), ("_uj", "µJ")):
+        if metric.endswith(ending):
+            return 1.0, unit
     unit = "B" if metric.endswith("_bytes") else ""
     for factor, prefix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(largest) >= factor:

@@ -383,6 +383,7 @@ def test_drawing_labels_every_block_and_the_size_on_the_way(run: Path) -> None:
         ("peak_memory_bytes", 65536, "65.5 kB"),
         ("latency_ms", 0.01234, "0.0123 ms"),
         ("latency_ms", 0.0, "0 ms"),
+        ("energy_uj", 50.0, "50.0 µJ"),
         ("params", None, "–"),
         ("accuracy", float("nan"), "–"),
     ],
@@ -395,6 +396,11 @@ def test_spread_and_limits_keep_the_digits_that_matter() -> None:
     assert show("latency_ms", 243.69, 0.02) == "243.69 ± 0.02 ms"
     assert bound("weight_bytes", 262144) == "262.144 kB"
     assert bound("macs", LIMITS["stm32f746"]["macs"]) == "3 M"
+
+
+def test_the_line_of_a_limit_says_what_it_counts(page: str) -> None:
+    lines = {text for text in texts(tree(page), "text") if text.startswith("limit")}
+    assert lines == {"limit 3 M MACs", "limit 1.5 ms latency"}
 
 
 def test_architecture_with_full_length_lists_is_still_told() -> None:
