@@ -53,3 +53,8 @@ class LayerSum:
         layers, b, a = self._table.shape
         picked = self._table[np.arange(layers), weights * (b > 1), inputs * (a > 1)]
         return picked.sum(axis=1) + self.constant
+
+    @property
+    def least(self) -> float:
+        """The least that any choice of bits costs."""
+        return float(self._table.min(axis=(1, 2)).sum() + self.constant)

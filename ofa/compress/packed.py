@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from ofa.files import atomic_write
 
 MAGIC, VERSION = b"OFAP", 1
 HEAD = struct.Struct("<4sBI")
+SPREAD = 4  # bytes, after zlib, by which other numbers may lengthen what the header says of a tensor
 Scale = np.ndarray | None
 
 
@@ -102,6 +103,12 @@ def packed_sizes(path: str | Path) -> list[TensorSize]:
         for name, kind, shape, coding, size, _ in header["tensors"]
     ]
     return [*rows, TensorSize("header", (), "zlib", at + 4, 0)]
+
+
+def bytes_beside(tensors: Mapping[str, Tensor], apart: Collection[str], metadata: Mapping[str, Any]) -> int:
+    """The most bytes that a packed file takes besides the values of the tensors named by `apart`, whatever all are."""
+    _, end = _header(pack(tensors, metadata), "the data")
+    return end + 4 + SPREAD * len(tensors) + sum(t.nbytes for name, t in tensors.items() if name not in apart)
 
 
 def size_table(sizes: list[TensorSize]) -> str:

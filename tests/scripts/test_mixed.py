@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -14,14 +15,18 @@ from torch import nn
 from ofa.compress.chain import Work
 from ofa.compress.fold import fold_batch_norms
 from ofa.compress.layers import weight_layers
+from ofa.compress.linear import Linear, quantize_linear
 from ofa.compress.operations import bit_operations
+from ofa.compress.packed import pack
 from ofa.data import digits
 from ofa.errors import UserError
 from ofa.files import write_json
+from ofa.finetune import Finetuning
 from predictors.layer_bits import LayerSum, bits_space, chosen_bits
 from scripts.mixed import Mixed
 from search.agents import RandomSearch
 from search.genetic import Genetic
+from tests.ofa.nets import random_net
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +54,7 @@ def test_a_sum_over_layers_is_that_computed_by_hand() -> None:
 
 
 def test_the_search_finds_the_best_of_all_choices(work: Work) -> None:
-    step = Mixed({"weight_bytes": 600}, (2, 4, 8), (4, 8), images=64, evaluations=216, verify=3, verify_images=50)
+    step = Mixed({"weight_bytes": 1350}, (2, 4, 8), (4, 8), images=64, evaluations=216, verify=3, verify_images=50)
     net = small_net()
     found = step.search(net, work)
     problem = step.problem(fold_batch_norms(net), work)
@@ -61,8 +66,25 @@ def test_the_search_finds_the_best_of_all_choices(work: Work) -> None:
     weights, _ = chosen_bits(space, every[[best]], ((2, 4, 8), (4, 8)))
     assert list(found[0][0].values()) == weights[0].tolist()
     sizes = [layer.weight.numel() for layer in weight_layers(net).values()]
-    expected = sum(n * b for n, b in zip(sizes, weights[0], strict=True)) / 8 + 4 * (4 + 6 + 10)
-    assert evaluation.values["weight_bytes"][best] == expected <= 600
+    bits = sum(n * b for n, b in zip(sizes, weights[0], strict=True))
+    biases_scales_and_grids = 4 * 2 * (4 + 6 + 10) + 4 * 2 * 3
+    header = evaluation.values["weight_bytes"][best] - bits / 8 - biases_scales_and_grids
+    assert 300 < header < 500 and evaluation.values["weight_bytes"][best] <= 1350
+
+
+def test_the_packed_file_keeps_the_limit_of_bytes(work: Work) -> None:
+    net, metadata = random_net(), {"step": "mixed", "resolution": 16}
+    work = Work(digits(), 16)
+    for tuning in (None, Finetuning(epochs=0)):
+        quantization = Linear(bias_correction=True, finetuning=tuning, learned_steps=True)
+        step = Mixed({"weight_bytes": "16KB"}, (2, 4, 8), (4, 8), quantization=quantization, images=64, evaluations=500)
+        problem = step.problem(fold_batch_norms(net), work)
+        made = replace(step, verify=1)(net, work)
+        assert len(pack(made.state_dict(), metadata)) <= 16_000
+    genes = bits_space(19, (2, 4, 8), (4, 8)).largest()
+    whole = quantize_linear(net, replace(quantization, weight_bits=8), [torch.zeros(2, 1, 16, 16)])
+    most, packed = problem.predictors["weight_bytes"](genes)[0], len(pack(whole.state_dict(), metadata))
+    assert packed <= most < 1.03 * packed
 
 
 def test_the_quantized_network_keeps_its_limit_with_any_agent(work: Work) -> None:
@@ -85,8 +107,10 @@ def test_latencies_come_from_a_file(work: Work, tmp_path: Path) -> None:
 
 
 def test_limits_that_nothing_meets_and_settings_that_mean_nothing_are_refused(work: Work) -> None:
-    with pytest.raises(UserError, match=r"no network of space bits meets weight_bytes <= 50"):
+    with pytest.raises(UserError, match=r"no choice of bits meets weight_bytes <= 50: the least that .* reach is \d+"):
         Mixed({"weight_bytes": 50}, images=32)(small_net(), work)
+    with pytest.raises(UserError, match=r"no choice of bits meets noise <= 1e-06; raise a limit"):
+        Mixed({"noise": 1e-6}, images=32)(small_net(), work)
     with pytest.raises(UserError, match="'sram' is not known"):
         Mixed({"sram": 50}, images=32)(small_net(), work)
     with pytest.raises(UserError, match="needs a limit"):
