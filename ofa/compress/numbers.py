@@ -61,7 +61,7 @@ def measure(step: str, net: nn.Module, work: Work, file: Path, *, images: int | 
 
 def _latency(net: nn.Module, shape: torch.Size) -> float | None:
     try:
-        model = onnx_model(net, (shape[0], shape[1], shape[2])).SerializeToString()
+        model = onnx_model(without_grids(net), (shape[0], shape[1], shape[2])).SerializeToString()
     except Exception:  # whatever a network's own code raises when it is traced
         return None
     return float(measure_onnx(model)["median_ms"])
