@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, fx, nn
 
+from ofa.compress.affine import without_grids
 from ofa.compress.chain import Work
 from ofa.compress.fold import fold_batch_norms, trace
 from ofa.compress.layers import Layer, listed, put, weight_layers
@@ -26,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 
 class Pair(NamedTuple):
-    """Two layers of which the second alone reads the first, and the ReLU6 between them, by name."""
+    """Two layers of which the second alone reads the first, and the ReLU6 and caps between them, by name."""
 
     first: str
     second: str
@@ -38,8 +39,9 @@ class Equalization:
     """Fold batch norm, then equalize every pair of layers joined by ReLU, ReLU6, pools or nothing.
 
     What is joined by another function (h-swish), a sum or a gate is left as it is, and named in the log.  rounds: over
-    all pairs, at most.  relu6: "cap" clips each channel at its own scaled 6, which computes the same; "relu" clips at
-    nothing, as in the paper's sec. 5.1, which changes the network a little, but every runtime has it.
+    all pairs, at most.  relu6: "cap" clips each channel at its own scaled 6, which computes the same, but int8 runtimes
+    clamp whole tensors, so that there the pair is as before (`uncapped`); "relu" clips at nothing, as in the paper's
+    sec. 5.1, which changes the network a little, but every runtime has it.
     """
 
     rounds: int = 50
@@ -71,10 +73,35 @@ def equalize(net: nn.Module, settings: Equalization) -> nn.Module:
         if all(bool(((s - 1).abs() < CLOSE).all()) for s in done):
             break
     for pair, factor in factors.items():
-        caps = 6 / factor.view(-1, *[1] * (layers[pair.first].weight.ndim - 2))
+        factor = factor.view(-1, *[1] * (layers[pair.first].weight.ndim - 2))
         for name in pair.relu6:
+            caps = getattr(net.get_submodule(name), "caps", 6) / factor
             put(net, name, ChannelCap(caps) if settings.relu6 == "cap" else nn.ReLU())
     return net.eval()
+
+
+def uncapped(net: nn.Module) -> nn.Module:
+    """A network that computes the same with ReLU6 for each `ChannelCap`, since integer runtimes clamp whole tensors.
+
+    The layers around a cap take its factors back.  Returns: a copy without activation grids, which suit the channels
+    as they were; the network itself where it has no caps.
+    """
+    if not any(isinstance(module, ChannelCap) for module in net.modules()):
+        return net
+    net = without_grids(net)
+    layers = weight_layers(net)
+    for pair in find_pairs(net)[0]:
+        caps = [module.caps for name in pair.relu6 if isinstance(module := net.get_submodule(name), ChannelCap)]
+        if caps:  # several in a row have the same
+            _rescale(layers[pair.first], layers[pair.second], caps[0].flatten() / 6)
+            for name in pair.relu6:
+                put(net, name, nn.ReLU6())
+    if left := [name for name, module in net.named_modules() if isinstance(module, ChannelCap)]:
+        raise UserError(
+            f"{left[0]} clips each channel at a cap of its own, which no int8 runtime does, and no two layers around "
+            "it can take the caps back; set step.equalize.relu6=relu"
+        )
+    return net
 
 
 def find_pairs(net: nn.Module) -> tuple[list[Pair], list[str]]:
@@ -110,7 +137,7 @@ def _follow(
         module = modules.get(str(node.target)) if node.op == "call_module" else None
         flattens = isinstance(module, nn.Flatten) or node.target in ("flatten", torch.flatten)
         flat = flat or flattens
-        if isinstance(module, nn.ReLU6) and not flat:
+        if isinstance(module, (nn.ReLU6, ChannelCap)) and not flat:
             relu6.append(str(node.target))
         elif not (isinstance(module, PASSED) or flattens):
             return None, "the last layer" if node.op == "output" else (type(module).__name__ if module else node.name)
@@ -127,16 +154,22 @@ def _equalize(first: Layer, second: Layer) -> Tensor:
 
     A channel that one of both does not use stays as it is.
     """
-    depthwise = isinstance(second, nn.Conv2d) and second.groups > 1
-    axis = 0 if depthwise else 1
+    axis = 0 if isinstance(second, nn.Conv2d) and second.groups > 1 else 1
     r1 = first.weight.flatten(1).abs().amax(1)
     r2 = second.weight.transpose(0, axis).flatten(1).abs().amax(1)
     s = torch.where((r1 > 0) & (r2 > 0), (r1 / r2.clamp_min(1e-30)).sqrt(), torch.ones_like(r1))
+    _rescale(first, second, s)
+    return s
+
+
+@torch.no_grad()
+def _rescale(first: Layer, second: Layer, s: Tensor) -> None:
+    """Divide the channels between two layers by s (C,), in place: what the second makes of them stays the same."""
+    axis = 0 if isinstance(second, nn.Conv2d) and second.groups > 1 else 1
     first.weight.div_(s.view(-1, *[1] * (first.weight.ndim - 1)))
     if first.bias is not None:
         first.bias.div_(s)
     second.weight.mul_(s.view([-1 if i == axis else 1 for i in range(second.weight.ndim)]))
-    return s
 
 
 class ChannelCap(nn.Module):

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import fx, nn
 
+from ofa.compress.equalize import uncapped
 from ofa.errors import UserError
 from ofa.export.graph import fold_batch_norms, trace
 from ofa.integer import tables
@@ -41,7 +42,7 @@ def from_net(
     ranges: least and largest value of tensors, by their name in `record_ranges`, instead of those seen.  Raises
     UserError for an operator that has no integer form, for an unknown name and for no images.
     """
-    traced = trace(net)
+    traced = trace(uncapped(net))
     seen, shapes = _record(traced, batches)
     if unknown := sorted(set(ranges or {}) - set(seen)):
         raise UserError(f"ranges name {unknown[:3]}, which this network has not; its tensors are {sorted(seen)[:5]}...")
@@ -50,7 +51,7 @@ def from_net(
 
 def record_ranges(net: nn.Module, batches: Iterable[torch.Tensor]) -> Ranges:
     """The least and largest value of every tensor of a network in evaluation mode, by its name in the traced graph."""
-    return _record(trace(net), batches)[0]
+    return _record(trace(uncapped(net)), batches)[0]
 
 
 class _Recorder(fx.Interpreter):

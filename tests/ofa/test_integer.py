@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from ofa.compress.equalize import ChannelCap, Equalization, equalize
 from ofa.data import digits
 from ofa.errors import UserError
 from ofa.export.onnx import compare, run_torch
@@ -198,6 +199,22 @@ def test_a_quantized_network_follows_the_float_one_on_real_images(spec: Any) -> 
     broken = Conv(**first | {"shift": first["shift"] - 1})
     worse = run_float(replace(quantized, ops=(broken, *quantized.ops[1:])), images.numpy())
     assert compare(worse, reference).sqnr_db < parity.sqnr_db - 1
+
+
+def test_an_equalized_network_with_a_cap_for_each_channel_follows_the_first() -> None:
+    data = digits()
+    images = next(data.batches("test", 256, 16, rng=None))[0]
+    batches = list(data.calibration("val", 256, 16))
+    net = random_net()
+    equal, reference = equalize(net, Equalization()), run_torch(net, images)
+    integer = from_net(equal, batches)
+    assert {tensor.name for tensor in integer.tensors} <= set(record_ranges(equal, batches))
+    parity = compare(run_float(integer, images.numpy()), reference)
+    assert parity.sqnr_db > 13 and parity.agreement > 0.88
+    for module in equal.modules():
+        if isinstance(module, ChannelCap):
+            module.caps *= 0.5
+    assert compare(run_float(from_net(equal, batches), images.numpy()), reference).sqnr_db < parity.sqnr_db - 1
 
 
 def test_every_tensor_is_near_what_pytorch_has_there() -> None:

@@ -16,7 +16,7 @@ from ofa.compress.adaround import adaptive_rounding, output_error, second_moment
 from ofa.compress.affine import ActivationGrid, Grid, grid, on_grid, per_channel, without_grids
 from ofa.compress.calibrate import observe
 from ofa.compress.chain import Work
-from ofa.compress.equalize import ChannelCap, Equalization, equalize, find_pairs
+from ofa.compress.equalize import ChannelCap, Equalization, equalize, find_pairs, uncapped
 from ofa.compress.fidelity import agreement, sqnr
 from ofa.compress.fold import fold_batch_norms
 from ofa.compress.layers import layer_macs, weight_layers
@@ -210,6 +210,17 @@ def test_an_equalized_network_is_written_as_onnx_with_a_cap_for_each_channel(ima
     for batch in images:
         exact = logits(equal, [batch]).numpy()
         np.testing.assert_allclose(session.run(None, {"input": batch.numpy()})[0], exact, rtol=1e-4, atol=1e-4)
+
+
+def test_caps_go_back_into_the_layers_around_them(images: list[Tensor]) -> None:
+    net = random_net()
+    equal = equalize(equalize(net, Equalization(rounds=1)), Equalization())
+    plain = uncapped(equal)
+    assert not any(isinstance(module, ChannelCap) for module in plain.modules()) and uncapped(plain) is plain
+    torch.testing.assert_close(logits(plain, images), logits(net, images), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(logits(equal, images), logits(net, images), rtol=1e-3, atol=1e-3)
+    with pytest.raises(UserError, match=r"^1 clips each channel at a cap of its own.*; set step.equalize.relu6=relu"):
+        uncapped(nn.Sequential(nn.Conv2d(1, 2, 1), ChannelCap(torch.ones(2, 1, 1)), nn.Hardswish()))
 
 
 def test_relu6_of_a_flattened_map_keeps_its_layers_apart() -> None:

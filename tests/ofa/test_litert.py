@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ofa.compress.equalize import Equalization, equalize
 from ofa.data import digits
 from ofa.errors import UserError
 from ofa.export import flatbuffer
@@ -88,6 +89,13 @@ def test_int8_is_as_close_as_onnx_runtime_where_ranges_are_extremes(
     average = compare(run(LiteRT(), folder / "average.tflite", images), expected).sqnr_db
     assert ours > theirs - 3
     assert average < ours, "the default of the quantizer clips"
+
+
+def test_an_equalized_network_is_wholly_int8(calibration: Tensor, images: Tensor, tmp_path: Path) -> None:
+    net, path = random_net(), tmp_path / "equal.tflite"
+    LiteRT().export(equalize(net, Equalization()), path, calibration)
+    assert compare(run(LiteRT(), path, images), run_torch(net, images)).sqnr_db > 12
+    assert read_tflite(path).ops
 
 
 def test_the_micro_interpreter_computes_what_litert_does(folder: Path, images: Tensor) -> None:

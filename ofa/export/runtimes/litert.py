@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ofa.compress.equalize import uncapped
 from ofa.errors import UserError
 from ofa.export import flatbuffer
 from ofa.export.runtime import Call, Logits, inference, precision, require_bits, require_file, shape_of
@@ -49,7 +50,7 @@ class LiteRT:
 
     def export(self, net: nn.Module, path: Path, images: Tensor) -> None:
         """Write one flatbuffer with all weights inside."""
-        content = convert(net, images)
+        content = convert(uncapped(net) if self.bits == 8 else net, images)
         if self.bits == 8:
             content = quantize(content, images, self.calibration)
         atomic_write(path, flatbuffer.inline(content))
