@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from torch import nn
 
+from ofa.compress.order import check_order
+
 if TYPE_CHECKING:
     from ofa.data import ImageData
     from ofa.finetune import Finetuning
@@ -53,7 +55,11 @@ class Step(Protocol):
 
 
 def compress(net: nn.Module, steps: Mapping[str, Step], work: Work) -> Iterator[tuple[str, nn.Module]]:
-    """Each step's name and network, in order; the first network is the teacher where `work` names none."""
+    """Each step's name and network, in order; the first network is the teacher where `work` names none.
+
+    Raises UserError, before the first step, where one cannot follow another (`check_order`).
+    """
+    check_order(steps)
     work = replace(work, teacher=work.teacher or net)
     for name, step in steps.items():
         net = step(net, work)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import combinations
+from typing import TYPE_CHECKING
 
-from ofa.compress.chain import Step
 from ofa.errors import UserError
+
+if TYPE_CHECKING:
+    from ofa.compress.chain import Step
 
 QUANTIZED = ("Linear", "Mixed", "Pt2e")
 FOLDED = (*QUANTIZED, "Equalization")

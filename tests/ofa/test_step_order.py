@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from torch import nn
 
 from ofa.compress.binary import Binary
 from ofa.compress.chain import Step, Work, compress
@@ -39,8 +40,10 @@ CHANNELS, LOW_RANK = Channels(images=64, finetuning=BARE), LowRank(finetuning=BA
     ],
 )
 def test_an_order_that_cannot_work_names_the_step_that_goes_first(steps: tuple[Step, ...], message: str) -> None:
+    net: nn.Module = random_net()
     with pytest.raises(UserError, match=message):
-        list(compress(random_net(), {str(i): step for i, step in enumerate(steps)}, Work(digits(), 16)))
+        for step in steps:
+            net = step(net, Work(digits(), 16))
 
 
 @pytest.mark.parametrize(
@@ -62,6 +65,18 @@ def test_an_order_that_cannot_work_names_the_step_that_goes_first(steps: tuple[S
 def test_an_order_that_never_works_is_refused_before_any_step(steps: tuple[Step, ...], remedy: str) -> None:
     with pytest.raises(UserError, match=remedy):
         check_order({str(i): step for i, step in enumerate(steps)})
+
+
+def test_a_chain_begins_no_step_where_a_later_one_cannot_follow() -> None:
+    begun: list[str] = []
+
+    def first(net: nn.Module, work: Work) -> nn.Module:
+        begun.append("first")
+        return net
+
+    with pytest.raises(UserError, match=r"step channels cannot follow int8, .*; put channels before it"):
+        next(compress(random_net(), {"first": first, "int8": INT8, "channels": CHANNELS}, Work(digits(), 16)))
+    assert not begun
 
 
 @pytest.mark.parametrize(
