@@ -21,6 +21,7 @@ from ofa.extras import extra
 
 IDENTIFIER = b"TFL3"
 FILTERS = ("DEPTHWISE_CONV_2D", "CONV_2D", "FULLY_CONNECTED")  # weights, then a bias for each filter
+STEEPEST = 256  # steps of an output for one of a sum of products, which XNNPACK's int8 kernels stay below
 ROOM = 2**29  # steps that a bias may take: half of what sums may
 BYTES = {"FLOAT32": 4, "INT32": 4, "INT8": 1, "UINT8": 1, "INT16": 2, "INT64": 8, "BOOL": 1, "FLOAT16": 2, "FLOAT64": 8}
 
@@ -101,6 +102,23 @@ def with_room(content: bytes, ranges: Mapping[str, tuple[float, float]]) -> byte
             changed = True
         held[0].data = weight.view(np.uint8)
     return _packed(model) if changed else content
+
+
+def require_reach(content: bytes) -> None:
+    """Raise UserError where a layer of an int8 model reads numbers too large for the range of what it gives."""
+    model = parse(content)
+    graph = model.subgraphs[0]
+    for op in graph.operators:
+        if _name(model, op) not in FILTERS:
+            continue
+        x, weight, y = (graph.tensors[int(number)] for number in (*op.inputs[:2], op.outputs[0]))
+        scales = [np.asarray(tensor.quantization.scale, np.float64) for tensor in (x, weight, y)]
+        steps = float((scales[0] * scales[1] / scales[2]).max())
+        if steps >= STEEPEST:
+            raise UserError(
+                f"{y.name.decode()[-60:]}: one step of what this layer sums is {steps:.3g} steps of its output, and "
+                f"int8 kernels take less than {STEEPEST}; normalise the images, or whatever makes its input so large"
+            )
 
 
 def _packed(model: Any) -> bytes:

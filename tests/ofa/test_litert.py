@@ -172,6 +172,21 @@ def test_filters_that_died_keep_their_biases_and_closed_gates_can_be_loaded(
     read_tflite(path)  # which refuses sums beyond 2^30
 
 
+@pytest.mark.parametrize("first", [nn.Conv2d(3, 3, 3), nn.Conv2d(3, 3, 3, groups=3)])
+def test_inputs_too_large_for_a_relu6_are_refused_before_the_file_is_written(first: nn.Module, tmp_path: Path) -> None:
+    net, path, images = nn.Sequential(first, nn.ReLU6(), nn.Conv2d(3, 2, 10), nn.Flatten()), tmp_path / "a", noise()
+    LiteRT().export(net, path, 1e4 * images)
+    run(LiteRT(), path, 1e4 * images)
+    path.unlink()
+    with pytest.raises(UserError, match="steps of its output, and int8 kernels take less than 256; normalise"):
+        LiteRT().export(net, path, 1e6 * images)
+    assert not path.exists()
+
+
+def noise() -> Tensor:
+    return torch.randn(8, 3, 12, 12, generator=torch.Generator().manual_seed(0))
+
+
 class Sorted(nn.Module):
     """An operator that TFLite lacks."""
 

@@ -89,7 +89,10 @@ def convert(net: nn.Module, images: Tensor) -> bytes:
 
 
 def quantize(content: bytes, images: Tensor, calibration: str = "minmax") -> bytes:
-    """A float TFLite file in int8, ranges from images (N, C, H, W); raises RuntimeError where nothing was quantized."""
+    """A float TFLite file in int8, ranges from images (N, C, H, W).
+
+    Raises RuntimeError where an operator was not quantized, UserError where numbers are too large for int8 kernels.
+    """
     quantizer = extra("ai_edge_quantizer.quantizer", EXTRA)
     calibrator, recipe = extra("ai_edge_quantizer.calibrator", EXTRA), extra("ai_edge_quantizer.recipe", EXTRA)
     update = extra("ai_edge_quantizer.utils.qsv_utils", EXTRA)
@@ -109,6 +112,7 @@ def quantize(content: bytes, images: Tensor, calibration: str = "minmax") -> byt
         made = quantizer.Quantizer(str(file), recipe.static_wi8_ai8())
         quantized = bytes(made.quantize(ranges).quantized_model)
     require_int8(quantized)
+    flatbuffer.require_reach(quantized)
     return quantized
 
 
