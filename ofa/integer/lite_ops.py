@@ -136,6 +136,16 @@ def _mean(r: Reader, op: Any) -> None:
     r.emit(Mean, out, FREE, x=r.tensor(x), **mean_factor(r.of(x), r.of(out), rows * columns))
 
 
+def _sum(r: Reader, op: Any) -> None:
+    """What the converter makes of a global pool over one pixel, which leaves it as it is."""
+    numbers = op.inputs[0], op.outputs[0]
+    before, after = map(r.shape, numbers)
+    scales = [(float(scale[0]), zero[0]) for scale, zero in (r.quantization(r.graph.tensors[int(n)]) for n in numbers)]
+    if before != after or scales[0] != scales[1]:
+        raise UserError(f"a sum makes {after} of a map {before}; only sums over one pixel are supported, take a mean")
+    _same(r, op)
+
+
 def _pool(kind: type[Pool]) -> Callable[[Reader, Any], None]:
     """The smallest number is no pixel to the largest of them."""
 
@@ -194,6 +204,7 @@ OPS: dict[str, Callable[[Reader, Any], None]] = {
     "ADD": _add,
     "MUL": _mul,
     "MEAN": _mean,
+    "SUM": _sum,
     "AVERAGE_POOL_2D": _pool(Pool),
     "MAX_POOL_2D": _pool(MaxPool),
     "HARD_SWISH": _hard_swish,

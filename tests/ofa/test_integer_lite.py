@@ -82,6 +82,12 @@ def build(name: str, rng: np.random.Generator, path: Path) -> tuple[Path, NDArra
         y = file.tensor((1, 1, 1, c), scale * float(rng.uniform(0.2, 1)), out_zero)
         axes = file.tensor((2,), data=np.array([1, 2], np.int32))
         file.op("MEAN", [x, axes], [y], "ReducerOptions", keepDims=True)
+    elif name == "sum":  # over one pixel
+        y, pixel = made((1, 5)), made((1, 1, 1, 5))
+        inputs = conv(file, rng, x, pixel, (5, side, side, c), scale)
+        file.op("CONV_2D", inputs, [pixel], "Conv2DOptions", padding=1, strideH=1, strideW=1)
+        axes = file.tensor((2,), data=np.array([1, 2], np.int32))
+        file.op("SUM", [pixel, axes], [y], "ReducerOptions", keepDims=False)
     elif name in ("average_pool", "max_pool"):
         y = file.tensor((1, small, small, c), scale, zero)
         window = windows | {"filterHeight": 3, "filterWidth": 3}
@@ -100,7 +106,8 @@ def build(name: str, rng: np.random.Generator, path: Path) -> tuple[Path, NDArra
     return file.write(path / f"{name}.tflite", [x], [y]), images
 
 
-EXACT = ("conv", "depthwise", "padded conv", "add", "mul", "mean", "average_pool", "max_pool", "hard_swish", "quantize")
+POOLS = ("mean", "sum", "average_pool", "max_pool")
+EXACT = ("conv", "depthwise", "padded conv", "add", "mul", *POOLS, "hard_swish", "quantize")
 NEAR = ("linear", "logistic", "constant")  # LiteRT's own are in floating point, or rounded once
 
 
@@ -198,6 +205,11 @@ def test_what_has_no_integer_form_is_named(tmp_path: Path) -> None:
     file.op("HARD_SWISH", [padded], [y])
     with pytest.raises(UserError, match="padding is read by an operator that has no window"):
         read_tflite(file.write(tmp_path / "c.tflite", [x], [y]))
+    file = LiteFile()
+    x, y, axes = file.tensor((1, 4, 4, 2), 0.1), file.tensor((1, 2), 0.1), np.array([1, 2], np.int32)
+    file.op("SUM", [x, file.tensor((2,), data=axes)], [y], "ReducerOptions")
+    with pytest.raises(UserError, match=r"a sum makes \(1, 1, 2\) of a map \(4, 4, 2\); only sums over one pixel"):
+        read_tflite(file.write(tmp_path / "d.tflite", [x], [y]))
 
 
 @pytest.mark.parametrize("name", [*EXACT, "linear"])
