@@ -37,14 +37,14 @@ SPACES = ("cifar_conv:32", "cifar_mbv3:32", "ofa_mbv3_w1.0:32", "ofa_mbv3_w1.0:9
 class Training:
     """A supernet of a space at one resolution, and one batch for it."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, batch: int = BATCH) -> None:
         space, _, side = name.partition(":")
         self.name, self.space = name, replace(load_space(space), resolution=(int(side),))
         torch.manual_seed(0)
         self.supernet = Supernet(self.space).train()
         self.optimizer = make_optimizer(self.supernet, SCHEDULE)
-        x = torch.randn(BATCH, self.space.in_channels, int(side), int(side))
-        self.x, self.y = x.contiguous(memory_format=torch.channels_last), torch.arange(BATCH) % self.space.classes
+        x = torch.randn(batch, self.space.in_channels, int(side), int(side))
+        self.x, self.y = x.contiguous(memory_format=torch.channels_last), torch.arange(batch) % self.space.classes
         self.precisions = {name: Precision(name, x.device) for name in ("float32", "bfloat16")}
 
     def step(self, arch: Arch, precision: str) -> None:
