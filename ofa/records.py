@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -41,6 +42,9 @@ class Layer:
                 f"layer {self.kind!r} with activation {self.act!r} is not known; "
                 f"kinds: {', '.join(KINDS)}; activations: {', '.join(ACTIVATIONS)}"
             )
+        check_least(self, {"channels": 0, "width": 0, "kernel": 1, "stride": 1}, above_0=("expand",))
+        if self.kernel % 2 == 0:
+            raise UserError(f"kernel {self.kernel} must be odd, so that padding by half keeps the size")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +84,9 @@ class Stage:
         self._check()
 
     def _check(self) -> None:
-        if len(self.blocks) != len(self.choices("depth")) or self.blocks[0] < 0:
+        least = {"depth": 0, "blocks": 0, "width": 0, "channels": 1, "stride": 1, "kernel": 1}
+        check_least(self, least, above_0=("expand",))
+        if len(self.blocks) != len(self.choices("depth")):
             raise UserError(f"blocks {self.blocks} must say for each depth of {self.depth} how many blocks it keeps")
         if self.blocks[0] < 1 and (self.stride != 1 or self.block == "bottleneck"):
             raise UserError(f"depth {self.choices('depth')[0]} leaves a stage that changes the shape without a block")
@@ -123,6 +129,17 @@ def record(kind: type, values: Mapping[str, Any]) -> Any:
         return kind(**values)
     except TypeError as error:
         raise UserError(f"a {kind.__name__.lower()} record lacks a field: {error}") from None
+
+
+def check_least(part: Any, least: Mapping[str, int], *, above_0: Sequence[str]) -> None:
+    """Raise UserError where a field, or one of its choices, is below its `least`, or is one of `above_0` and is not."""
+    for name in (*least, *above_0):
+        value = getattr(part, name)
+        for number in value if isinstance(value, tuple) else (value,):
+            if name in least and number is not None and number < least[name]:
+                raise UserError(f"{type(part).__name__} has {name}={value}; give {least[name]} or more")
+            if name in above_0 and not 0 < number < math.inf:
+                raise UserError(f"{type(part).__name__} has {name}={value}; give a number above 0")
 
 
 def choices_of(name: str, values: Any) -> tuple[Any, ...]:

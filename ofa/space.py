@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ofa.blocks import BLOCKS
 from ofa.errors import UserError
-from ofa.records import OF_BLOCKS, Layer, Stage, choices_of, kept_choices, kept_stage, record
+from ofa.records import OF_BLOCKS, Layer, Stage, check_least, choices_of, kept_choices, kept_stage, record
 
 Genes = NDArray[np.int8]
 DIMENSIONS = ("resolution", "width", "depth", "kernel", "expand", "op")
@@ -90,7 +91,20 @@ class Space:
         for name, kind in (("stages", Stage), ("stem", Layer), ("head", Layer)):
             records = tuple(r if isinstance(r, kind) else record(kind, r) for r in getattr(self, name))
             object.__setattr__(self, name, records)
+        self._check_numbers()
         self._check_empty_stages()
+
+    def _check_numbers(self) -> None:
+        """Raise UserError for sizes and widths that no network has, and for a fixed convolution without channels."""
+        check_least(self, {"resolution": 1, "in_channels": 1, "classes": 1}, above_0=("width", "bn_eps"))
+        for layer in self._fixed:
+            if layer.kind in BLOCKS and not layer.channels:
+                raise UserError(f"layer {layer.kind} has no channels; give channels=1 or more")
+
+    @property
+    def _fixed(self) -> list[Layer]:
+        """Fixed layers: of the stem, the head, and in front of stages."""
+        return [*self.stem, *self.head, *(layer for stage in self.stages for layer in stage.before)]
 
     def _check_empty_stages(self) -> None:
         """Raise UserError for a stage that may be left out, but whose channels are not those it gets."""
@@ -130,8 +144,7 @@ class Space:
     @cached_property
     def widths(self) -> int:
         """How many width multipliers an architecture chooses."""
-        layers = [*self.stem, *self.head, *(layer for stage in self.stages for layer in stage.before)]
-        widths = [layer.width for layer in layers] + [stage.width for stage in self.stages]
+        widths = [layer.width for layer in self._fixed] + [stage.width for stage in self.stages]
         return 1 + max((width for width in widths if width is not None), default=0)
 
     @cached_property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from importlib.resources import files
 from typing import Any
@@ -169,3 +170,51 @@ def test_a_choice_of_a_stage_that_is_no_whole_number_is_refused(name: str, value
     first, *others = values["stages"]
     with pytest.raises(UserError, match=rf"Stage has {name}=.*; give a whole number or a list of them"):
         load_space(values | {"stages": [first | {name: value}, *others]})
+
+
+def changed(part: str, change: dict[str, Any]) -> dict[str, Any]:
+    """The space digits_mbv3 as a dict with a change: of the space itself, or of the first record of a part."""
+    values = load_space("digits_mbv3").to_dict()
+    if part == "space":
+        return values | change
+    first, *others = values[part]
+    return values | {part: [first | change, *others]}
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "words"),
+    [
+        ("space", {"resolution": [0]}, "Space has resolution=(0,); give 1 or more"),
+        ("space", {"resolution": -8}, "Space has resolution=(-8,); give 1 or more"),
+        ("space", {"classes": 0}, "Space has classes=0; give 1 or more"),
+        ("space", {"in_channels": -1}, "Space has in_channels=-1; give 1 or more"),
+        ("space", {"width": 0}, "Space has width=(0,); give a number above 0"),
+        ("space", {"width": [-0.5, 1]}, "Space has width=(-0.5, 1); give a number above 0"),
+        ("space", {"width": float("nan")}, "Space has width=(nan,); give a number above 0"),
+        ("space", {"bn_eps": 0}, "Space has bn_eps=0; give a number above 0"),
+        ("stem", {"stride": 0}, "Layer has stride=0; give 1 or more"),
+        ("stem", {"channels": -3}, "Layer has channels=-3; give 0 or more"),
+        ("stem", {"kernel": -3}, "Layer has kernel=-3; give 1 or more"),
+        ("stem", {"kernel": 4}, "kernel 4 must be odd"),
+        ("stem", {"expand": 0}, "Layer has expand=0; give a number above 0"),
+        ("stem", {"width": -1}, "Layer has width=-1; give 0 or more"),
+        ("stages", {"stride": 0}, "Stage has stride=0; give 1 or more"),
+        ("stages", {"channels": -3}, "Stage has channels=-3; give 1 or more"),
+        ("stages", {"kernel": 0}, "Stage has kernel=0; give 1 or more"),
+        ("stages", {"kernel": [-1, 3]}, "Stage has kernel=(-1, 3); give 1 or more"),
+        ("stages", {"expand": [0, 2]}, "Stage has expand=(0, 2); give a number above 0"),
+        ("stages", {"expand": float("inf")}, "Stage has expand=inf; give a number above 0"),
+        ("stages", {"depth": [-1]}, "Stage has depth=(-1,); give 0 or more"),
+        ("stages", {"depth": [0, 1], "blocks": [-1, 1]}, "Stage has blocks=(-1, 1); give 0 or more"),
+        ("stages", {"width": -1}, "Stage has width=-1; give 0 or more"),
+    ],
+)
+def test_a_number_below_its_least_is_refused(part: str, change: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=re.escape(words)):
+        load_space(changed(part, change))
+
+
+@pytest.mark.parametrize("part", ["stem", "head"])
+def test_a_fixed_convolution_without_channels_is_refused(part: str) -> None:
+    with pytest.raises(UserError, match="layer conv has no channels; give channels=1 or more"):
+        load_space(changed("space", {part: [{"kind": "conv", "kernel": 3}]}))
