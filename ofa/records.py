@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import MISSING, dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -76,8 +76,7 @@ class Stage:
             if isinstance(value, (Sequence, np.ndarray)):
                 object.__setattr__(self, name, choices_of(name, value) if len(value) or name != "op" else ())
         for name in ("before", "ops"):
-            records = tuple(r if isinstance(r, Layer) else record(Layer, r) for r in getattr(self, name))
-            object.__setattr__(self, name, records)
+            object.__setattr__(self, name, records(Layer, name, getattr(self, name)))
         object.__setattr__(self, "blocks", choices_of("blocks", self.blocks or self.choices("depth")))
         if isinstance(self.se, Sequence):
             object.__setattr__(self, "se", tuple(self.se))
@@ -94,7 +93,7 @@ class Stage:
             raise UserError(f"se {self.se} has {len(self.se)} entries; give one for each of {self.blocks[-1]} blocks")
         if any(kernel % 2 == 0 for kernel in self.choices("kernel")):
             raise UserError(f"kernels {self.kernel} must all be odd")
-        if self.block not in BLOCKS:
+        if self.block not in tuple(BLOCKS):  # a list cannot be looked up in a dict
             raise UserError(f"block {self.block!r} is not known; choose from {', '.join(BLOCKS)}")
         for name in ("kernel", "expand"):
             if self.chooses(name) and (self.ops or name not in BLOCKS[self.block].elastic):
@@ -121,14 +120,24 @@ def record(kind: type, values: Mapping[str, Any]) -> Any:
     """A dataclass from a mapping, such as a record of a YAML file; raises UserError where its fields do not fit."""
     if not isinstance(values, Mapping):
         raise UserError(f"{kind.__name__.lower()} {values} is no record; give its fields as {{name: value, ...}}")
-    known = [field.name for field in fields(kind)]
+    name, known = kind.__name__.lower(), [field.name for field in fields(kind)]
     if unknown := set(values) - set(known):
-        raise UserError(f"{kind.__name__.lower()} field {sorted(unknown)} is not known; choose from {known}")
+        raise UserError(f"{name} field {sorted(unknown)} is not known; choose from {known}")
+    needed = [field.name for field in fields(kind) if field.default is field.default_factory is MISSING]
+    if missing := [field for field in needed if field not in values]:
+        raise UserError(f"a {name} record lacks {', '.join(missing)}; give {missing[0]}: ...")
     check_kinds(kind, values)
     try:
         return kind(**values)
     except TypeError as error:
-        raise UserError(f"a {kind.__name__.lower()} record lacks a field: {error}") from None
+        raise UserError(f"a {name} record has a value of another type than its field: {error}") from None
+
+
+def records(kind: type, name: str, values: Any) -> tuple[Any, ...]:
+    """Dataclasses from a list of mappings, or of what they are already; raises UserError for what is no list."""
+    if not isinstance(values, list | tuple):
+        raise UserError(f"{name}={values} must be a list of records; give [{{name: value, ...}}, ...]")
+    return tuple(r if isinstance(r, kind) else record(kind, r) for r in values)
 
 
 def check_least(part: Any, least: Mapping[str, int], *, above_0: Sequence[str]) -> None:

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ofa.errors import UserError
-from ofa.space import DIMENSIONS, Arch, Space, record
+from ofa.records import records
+from ofa.space import DIMENSIONS, Arch, Space
 
 if TYPE_CHECKING:
     from ofa.distill import Distillation
@@ -121,7 +122,7 @@ class Schedule:
     whiten: bool = False
 
     def __post_init__(self) -> None:
-        phases = tuple(p if isinstance(p, Phase) else record(Phase, p) for p in self.phases)
+        phases = records(Phase, "phases", self.phases)
         object.__setattr__(self, "phases", phases)
         for name, known in {"curve": CURVES, "regularize": ("all", "largest"), "gradient": ("mean", "sum")}.items():
             _one_of(name, getattr(self, name), known)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from ofa.blocks import BLOCKS
 from ofa.errors import UserError
-from ofa.records import OF_BLOCKS, Layer, Stage, check_least, choices_of, kept_choices, kept_stage, record
+from ofa.records import OF_BLOCKS, Layer, Stage, check_least, choices_of, kept_choices, kept_stage, record, records
 
 Genes = NDArray[np.int8]
 DIMENSIONS = ("resolution", "width", "depth", "kernel", "expand", "op")
@@ -89,8 +89,7 @@ class Space:
         for name in ("resolution", "width"):
             object.__setattr__(self, name, choices_of(name, getattr(self, name)))
         for name, kind in (("stages", Stage), ("stem", Layer), ("head", Layer)):
-            records = tuple(r if isinstance(r, kind) else record(kind, r) for r in getattr(self, name))
-            object.__setattr__(self, name, records)
+            object.__setattr__(self, name, records(kind, name, getattr(self, name)))
         self._check_numbers()
         self._check_empty_stages()
 

@@ -218,3 +218,26 @@ def test_a_number_below_its_least_is_refused(part: str, change: dict[str, Any], 
 def test_a_fixed_convolution_without_channels_is_refused(part: str) -> None:
     with pytest.raises(UserError, match="layer conv has no channels; give channels=1 or more"):
         load_space(changed("space", {part: [{"kind": "conv", "kernel": 3}]}))
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "words"),
+    [
+        ("space", {"stages": None}, "stages=None must be a list of records; give [{name: value, ...}, ...]"),
+        ("space", {"stem": 3}, "stem=3 must be a list of records"),
+        ("space", {"head": {"kind": "pool"}}, "head={'kind': 'pool'} must be a list of records"),
+        ("space", {"stages": "none"}, "stages=none must be a list of records"),
+        ("stages", {"before": None}, "before=None must be a list of records"),
+        ("stages", {"ops": 3}, "ops=3 must be a list of records"),
+        ("stages", {"block": ["conv"]}, "block ['conv'] is not known; choose from conv"),
+    ],
+)
+def test_a_part_that_is_no_list_of_records_is_named(part: str, change: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=re.escape(words)):
+        load_space(changed(part, change))
+
+
+def test_fields_that_a_record_lacks_are_named() -> None:
+    values = changed("space", {"stages": [{"stride": 2}]})
+    with pytest.raises(UserError, match=r"a stage record lacks channels; give channels: \.\.\."):
+        load_space(values)

@@ -207,13 +207,19 @@ def test_one_number_scales_every_phase() -> None:
         ({"name": "a", "epochs": 1, "lr": 0.1, "prefer": "fast"}, "choose from none, best, worst"),
         ({"name": "a", "epochs": 1, "lr": 0.1, "warmup": 1}, "warmup is 1; give"),
         ({"name": "a", "epochs": 1, "lr": 0.1, "rule": "fixed"}, "needs an arch"),
-        ({"name": "a", "epochs": 1}, "lacks a field"),
+        ({"name": "a", "epochs": 1}, "a phase record lacks lr"),
+        ({"name": "a", "epochs": 1, "lr": 0.1, "couple": 3}, "a phase record has a value of another type"),
         ({"name": "a", "epochs": 1, "lr": 0.1, "rate": 1}, "rate"),
     ],
 )
 def test_a_wrong_phase_is_explained(values: dict[str, object], words: str) -> None:
     with pytest.raises(UserError, match=words):
         Schedule((values,))  # type: ignore[arg-type]
+
+
+def test_phases_that_are_no_list_are_named() -> None:
+    with pytest.raises(UserError, match="phases=None must be a list of records"):
+        Schedule(None)  # type: ignore[arg-type]
 
 
 def test_losses_equal_their_formulas() -> None:
