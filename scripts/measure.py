@@ -64,6 +64,11 @@ def require_enough(cfg: DictConfig) -> None:
                 f"measure.{name}={given} is too few for ofa-fit to learn from; give at least {least}"
                 + ", or 0 for none" * none
             )
+    if "accuracy_int8" in cfg.predictor and not cfg.measure.int8_subnets:
+        raise UserError(
+            "predictor=int8 learns from quantized subnets, measure.int8_subnets=0; "
+            f"give at least {LEAST['int8_subnets']}, or leave out predictor=int8"
+        )
 
 
 def command() -> None:

@@ -7,9 +7,16 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_module
+from omegaconf import DictConfig
 
 from ofa.errors import UserError
 from scripts import measure, run
+
+
+def composed(folder: Path, *options: str) -> DictConfig:
+    """The configuration of a short run in a new folder."""
+    with initialize_config_module("conf", version_base="1.3"):
+        return compose("config", [f"run={folder}/run", "schedule.epochs=0.01", *options])
 
 
 @pytest.mark.parametrize("stage", [run.main, measure.main])
@@ -24,8 +31,15 @@ from scripts import measure, run
 def test_too_few_networks_to_learn_from_are_refused_before_any_work(
     tmp_path: Path, stage: Callable[..., None], option: str, rule: str
 ) -> None:
-    with initialize_config_module("conf", version_base="1.3"):
-        cfg = compose("config", [f"run={tmp_path}/run", "schedule.epochs=0.01", option])
     with pytest.raises(UserError, match=rule):
-        stage(cfg)
+        stage(composed(tmp_path, option))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("stage", [run.main, measure.main])
+def test_accuracy_after_int8_without_quantized_subnets_is_refused_before_any_work(
+    tmp_path: Path, stage: Callable[..., None]
+) -> None:
+    with pytest.raises(UserError, match=r"predictor=int8 learns from quantized subnets, .*; give at least 5"):
+        stage(composed(tmp_path, "predictor=int8", "objectives=[accuracy_int8,macs]"))
     assert not (tmp_path / "run").exists()
