@@ -7,6 +7,8 @@ from omegaconf import DictConfig
 from ofa.errors import UserError
 from scripts import export, fit, measure, report, search, specialize, train
 from scripts.cli import stage_command
+from scripts.onnx_files import limits_of
+from scripts.stage import plain
 
 SECTIONS = (
     *("space", "data", "schedule", "train", "measure", "predictor", "fit"),
@@ -23,6 +25,9 @@ def main(cfg: DictConfig) -> None:
     from ofa.export.budget import OverBudgetError
 
     measure.require_enough(cfg)
+    search.check(cfg)
+    for name, device in plain(cfg.device).items():
+        limits_of(name, device["limits"], learned=True)
     for stage in (train, measure, fit):
         stage.main(cfg)
     failed: list[UserError] = []

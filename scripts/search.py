@@ -24,6 +24,7 @@ from scripts.progress import Progress
 from scripts.stage import INFEASIBLE, note, open_stage, plain
 from search.compare import curves, finals, summary
 from search.feasible import InfeasibleError
+from search.limits import known_name, parse_limits
 from search.loop import run_search
 from search.problem import Problem
 from search.result import SearchResult, best_result
@@ -44,7 +45,7 @@ class OutOfReachError(UserError):
 @stage_command("search", "agent", "device")
 def main(cfg: DictConfig) -> None:
     """Search the space for the best network within each device's limits.  Writes <run>/search/<device>/<agent>."""
-    _check(cfg)
+    check(cfg)
     space = searched_space(cfg)
     note(cfg.run, devices=list(cfg.device))
     many = cfg.mode == "predict" and cfg.workers > 1 and len(cfg.device) * len(cfg.agent) > 1
@@ -77,8 +78,8 @@ def main(cfg: DictConfig) -> None:
         raise (OutOfReachError if some else UserError)("; ".join(infeasible.values()))
 
 
-def _check(cfg: DictConfig) -> None:
-    """Raise UserError for settings that would fail only after a search."""
+def check(cfg: DictConfig) -> None:
+    """Raise UserError for settings that would fail only after a search, or name no predictor."""
     for name, value in (("seeds", cfg.seeds), ("workers", cfg.workers)):
         if not isinstance(value, int) or value < 1:
             raise UserError(f"{name}={value} must be a whole number, 1 or more")
@@ -96,6 +97,9 @@ def _check(cfg: DictConfig) -> None:
             )
         if unknown := sorted(set(settings) - set(DEVICE)):
             raise UserError(f"device {device} has no option {unknown[0]!r}; choose from {', '.join(DEVICE)}")
+        parse_limits(settings["limits"], cfg.predictor)
+    for name in objectives(cfg):
+        known_name(name, cfg.predictor)
 
 
 def _iterate(

@@ -1,4 +1,4 @@
-"""ofa-measure: what would be too little for ofa-fit is refused before any work."""
+"""What would be too little for ofa-fit, or wrong for ofa-search and ofa-export, is refused before any work."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hydra import compose, initialize_config_module
 from omegaconf import DictConfig
 
 from ofa.errors import UserError
-from scripts import measure, run
+from scripts import measure, run, search
 
 
 def composed(folder: Path, *options: str) -> DictConfig:
@@ -43,3 +43,32 @@ def test_accuracy_after_int8_without_quantized_subnets_is_refused_before_any_wor
     with pytest.raises(UserError, match=r"predictor=int8 learns from quantized subnets, .*; give at least 5"):
         stage(composed(tmp_path, "predictor=int8", "objectives=[accuracy_int8,macs]"))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "rule"),
+    [
+        ("objectives=[acuracy]", "'acuracy' is not known; choose from macs, .*, accuracy"),
+        ("objectives=[accuracy_int8,macs]", "'accuracy_int8' is not known; choose from"),
+        ("+device.stm32f746.limits.colour=5", "'colour' is not known; choose from"),
+        ("device.stm32f746.limits.macs=7apples", "limit macs=7apples is not understood"),
+        ("search.evaluations=0", "search.evaluations=0 must be a whole number, 1 or more"),
+        ("mode=iterat", "mode=iterat is not known"),
+    ],
+)
+def test_ofa_run_refuses_what_the_search_cannot_do_before_any_work(tmp_path: Path, option: str, rule: str) -> None:
+    with pytest.raises(UserError, match=rule):
+        run.main(composed(tmp_path, option))
+    assert not (tmp_path / "run").exists()
+
+
+def test_ofa_run_refuses_limits_that_no_export_proves_before_any_work(tmp_path: Path) -> None:
+    options = ("predictor=[default,energy_uj]", "+device.stm32f746.limits.energy_uj=5")
+    with pytest.raises(UserError, match="ofa-export cannot prove the limits of device stm32f746: 'energy_uj'"):
+        run.main(composed(tmp_path, *options))
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_search_knows_the_names_of_all_limits_before_it_begins(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="'colour' is not known; choose from"):
+        search.main(composed(tmp_path, "+device.stm32f746.limits.colour=5"))
