@@ -117,3 +117,20 @@ def test_a_latency_searched_in_float_and_judged_in_int8_is_told_so(
     int8, measured = (f"{models[name]['latency_ms']:.3f}" for name in ("int8", "float"))
     told = f"latency_ms {int8} is of int8; the search went by the float network's, predicted 0.250, measured {measured}"
     assert told in capsys.readouterr().out
+
+
+def test_a_latency_searched_for_another_device_and_judged_here_is_told_so(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = ("predictor=[default,latency_table]", "predictor.latency_ms.table=board.parquet")
+    own = ("device.stm32f746.runtimes=[]", "export.images=10", *table)
+    chosen = read_json(run / "search/stm32f746/chosen.json")
+    chosen |= {"device": {"name": "STM32F746", "limits": {"latency_ms": 500.0}}, "predicted": {"latency_ms": 3.25}}
+    searched = compose("config", [f"run={run}", *SHORT, *table, "restart=true"])
+    with open_stage(searched, "search/stm32f746", SEARCH) as stage:
+        (stage.folder / "chosen.json").write_text(json.dumps(chosen))
+    specialize(run, *own)
+    export(compose("config", [f"run={run}", *SHORT, *own]))
+    judged = read_json(run / "export/stm32f746/result.json")["models"]["int8"]["latency_ms"]
+    told = f"latency_ms {judged:.3f} is of int8 on this machine; the search went by another device's, predicted 3.250 "
+    assert told + "(predictors.latency.latency_from_table)" in capsys.readouterr().out
