@@ -53,6 +53,9 @@ def _serve(uvicorn: Any, settings: Settings) -> None:
         timeout_graceful_shutdown=settings.stop_seconds,
     )
     listening = config.bind_socket()
+    address = f"http://{settings.host}:{settings.port}"
+    print(f"{settings.model} starts at {address}: POST /predict, GET /health, /metrics; Ctrl-C stops it")
+    print(f"next: curl --data-binary @<image> {address}/predict", flush=True)
     # every connection inherits it; asyncio sets it only where it made the socket, and answers then wait 40 ms
     listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     with suppress(KeyboardInterrupt):  # the signal that stopped it, which it passes on when all is answered

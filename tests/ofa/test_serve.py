@@ -288,6 +288,7 @@ def test_a_stopped_server_answers_what_is_open_first(server: Server) -> None:
     thread.join(30)
     assert (status, found) == (0, [200])
     assert "Traceback" not in out
+    assert f"next: curl --data-binary @<image> http://127.0.0.1:{server.port}/predict" in out
     with pytest.raises(ConnectionRefusedError):
         server.send("GET", "/health")
 
