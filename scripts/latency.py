@@ -83,7 +83,8 @@ def _elsewhere(cfg: DictConfig, kind: str, place: str) -> None:
         print(f"{count} operations in {folder}")
         if kind == "folder":
             print(
-                f"carry it to the device, run there: python3 runner.py jobs.json {RESULTS}; bring {RESULTS} back here"
+                f"carry it to the device, run there: python3 runner.py jobs.json {RESULTS}; "
+                f"bring {RESULTS} back here, and give this command again"
             )
             return
         {"ssh": over_ssh, "adb": over_adb}[kind](place, folder)

@@ -209,9 +209,12 @@ def test_two_hosts_do_not_mix(commands: Path, tmp_path: Path, capsys: pytest.Cap
     assert f"predictor.latency_ms.table={folders[0]}/latency.parquet" in capsys.readouterr().out.splitlines()[-1]
 
 
-def test_results_of_another_space_or_thread_count_are_refused(tmp_path: Path) -> None:
+def test_results_of_another_space_or_thread_count_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     options, folder = (f"run={tmp_path / 'run'}", f"remote=folder:{tmp_path / 'jobs'}"), tmp_path / "jobs"
     latency.main(configuration(*options))
+    assert "bring results.json back here, and give this command again" in capsys.readouterr().out
     run_here(folder)
     latency.main(configuration(*options))
     for other, message in {
