@@ -44,6 +44,11 @@ def summary(results: Results) -> list[str]:
     lines = [f"{'agent':12} {name:>22} {'hypervolume':>26} {'seconds':>8} {'seeds':>5}"]
     for agent in order:
         part = table[table["agent"] == agent]
-        cells = [f"{part[c].mean():.5g} ± {part[c].std(ddof=0):.2g}" for c in (name, "hypervolume")]
+        cells = [f"{part[c].mean():.5g} ± {_two_digits(part[c].std(ddof=0))}" for c in (name, "hypervolume")]
         lines.append(f"{agent:12} {cells[0]:>22} {cells[1]:>26} {part['seconds'].mean():8.2f} {len(part):5}")
     return lines
+
+
+def _two_digits(value: float) -> str:
+    """A spread to two digits, 950 and not 9.5e+02."""
+    return f"{float(f'{value:.2g}'):g}"

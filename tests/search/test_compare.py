@@ -37,3 +37,11 @@ def test_the_summary_has_mean_and_spread_best_agent_first(results: dict[tuple[st
     gains = [results["random", seed].evaluations["gain"][results["random", seed].chosen] for seed in (0, 1, 2)]
     assert f"{np.mean(gains):.5g} ± {np.std(gains):.2g}" in lines[2]
     assert len(finals(results)) == 6
+
+
+def test_a_large_spread_is_written_out(
+    results: dict[tuple[str, int], SearchResult], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    volumes = iter([40_000.0, 41_900.0])
+    monkeypatch.setattr(SearchResult, "hypervolume", lambda _: next(volumes))
+    assert "40950 ± 950" in summary({key: results[key] for key in [("random", 0), ("random", 1)]})[1]
