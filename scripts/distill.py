@@ -105,7 +105,9 @@ def _distil(
     file = _save(folder, student._replace(net=net), data, cfg.seed, scores["student"], training)
     write_json(folder / "result.json", {"accuracy_val": scores, "network": str(file), **training})
     state.unlink(missing_ok=True)
-    return "validation top-1: " + ", ".join(f"{name} {100 * v:.1f} %" for name, v in scores.items()) + f"; {file}"
+    said = ", ".join(f"{name} {100 * top1:.1f} %" for name, top1 in scores.items())
+    said = said if len(teachers) > 1 else said.replace("teacher 0", "teacher")
+    return f"validation top-1 at {resolution} x {resolution} pixels: {said}; {file}"
 
 
 def _save(folder: Path, student: Named, data: ImageData, seed: int, top1: float, training: dict[str, Any]) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -115,6 +116,14 @@ def test_a_student_of_a_space_learns_from_two_teachers_and_gets_a_card(teacher: 
     assert scores["student"] == accuracy(net, digits(), "val", resolution=card.arch.resolution)
     assert card.metrics["accuracy_val"].value == scores["student"]
     assert not list(folder.glob("*state*"))
+
+
+def test_what_is_printed_says_at_which_size_the_accuracies_are(
+    teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    distil(tmp_path / "run", "student=digits_mbv3/smallest", f"teacher={teacher}")
+    said = r"validation top-1 at 12 x 12 pixels: student \d+\.\d %, teacher \d+\.\d %; .*/student\.json"
+    assert re.search(said, capsys.readouterr().out)
 
 
 def test_a_network_with_another_first_layer_and_mutual_learning(
