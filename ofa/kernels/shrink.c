@@ -8,7 +8,6 @@
 #define WIDEST 7
 #define ROW 56 /* floats of a buffer: WIDEST * WIDEST rounded up to vectors of 8 */
 #define MOST 3 /* matrices */
-#define GROUP 8 /* channels whose share of a matrix's gradient is added at once */
 #define INLINE static inline __attribute__((always_inline))
 
 typedef float vec __attribute__((vector_size(32), aligned(4), may_alias));
@@ -37,15 +36,12 @@ INLINE void product(int V, float *to, const float *rows, const float *factors, i
     for (int v = 0; v < V; v++) ((vec *)to)[v] = sum[v];
 }
 
-/* Each of the rows += of some channels (n, at most GROUP) that of the channel times the channel's factor of the row. */
-INLINE void outer(int V, float *rows, const float *ones, const float *factors, int step, int count, int n) {
-    for (int t = 0; t < count; t++) {
-        vec sum[WIDEST], *row = (vec *)(rows + t * ROW);
-        for (int v = 0; v < V; v++) sum[v] = row[v];
-        for (int c = 0; c < n; c++)
-            for (int v = 0; v < V; v++) sum[v] += ((const vec *)(ones + c * step))[v] * factors[c * step + t];
-        for (int v = 0; v < V; v++) row[v] = sum[v];
-    }
+/* Each of the rows += the same one times the row's factor. */
+INLINE void outer(int V, float *rows, const float *one, const float *factors, int count) {
+    vec fixed[WIDEST];
+    for (int v = 0; v < V; v++) fixed[v] = ((const vec *)one)[v];
+    for (int t = 0; t < count; t++)
+        for (int v = 0; v < V; v++) ((vec *)(rows + t * ROW))[v] += fixed[v] * factors[t];
 }
 
 /* RUN(V), V a constant: the vectors in a row of so many numbers. */
@@ -101,31 +97,24 @@ void shrink(const float *w, float *y, long channels, int taps, int count, const 
 void shrink_back(const float *w, const float *gy, float *gw, long channels, int taps, int count, const int *size,
                  const float *const *matrix, float *const *gmatrix) {
     chain turned, a;
-    float sums[MOST][ROW * ROW], got[GROUP][MOST + 1][ROW], gave[GROUP][MOST + 1][ROW];
+    float sums[MOST][ROW * ROW], got[MOST + 1][ROW], g[ROW], next[ROW];
     int whole = size[0] * size[0], part = taps * taps, first = count ? size[1] : taps, cut = (size[0] - first) / 2;
     prepare(&turned, taps, count, size, matrix, 1);
     prepare(&a, taps, count, size, matrix, 0);
     for (int s = 0; s < count; s++) memset(sums[s], 0, sizeof(float) * ROW * a.out[s]);
     memset(got, 0, sizeof got);
     memset(gw, 0, sizeof(float) * channels * whole);
-    for (long c = 0; c < channels; c += GROUP) {
-        int n = channels - c < GROUP ? channels - c : GROUP;
-        for (int i = 0; i < n; i++) {
-            if (count) forward(&turned, w + (c + i) * whole, got[i], size);
-            memcpy(gave[i][count], gy + (c + i) * part, sizeof(float) * part);
-            for (int s = count - 1; s >= 0; s--) {
-#define RUN(V) product(V, gave[i][s], a.rows[s], gave[i][s + 1], a.out[s])
-                FOR_VECTORS(a.in[s], RUN)
-#undef RUN
-            }
-            float *to = gw + (c + i) * whole + cut * size[0] + cut;
-            for (int t = 0; t < first; t++) memcpy(to + t * size[0], gave[i][0] + t * first, sizeof(float) * first);
-        }
-        for (int s = 0; s < count; s++) {
-#define RUN(V) outer(V, sums[s], got[0][s], gave[0][s + 1], (MOST + 1) * ROW, a.out[s], n)
+    for (long c = 0; c < channels; c++) {
+        if (count) forward(&turned, w + c * whole, got, size);
+        memcpy(g, gy + c * part, sizeof(float) * part);
+        for (int s = count - 1; s >= 0; s--) {
+#define RUN(V) outer(V, sums[s], got[s], g, a.out[s]), product(V, next, a.rows[s], g, a.out[s])
             FOR_VECTORS(a.in[s], RUN)
 #undef RUN
+            memcpy(g, next, sizeof g);
         }
+        float *to = gw + c * whole + cut * size[0] + cut;
+        for (int i = 0; i < first; i++) memcpy(to + i * size[0], g + i * first, sizeof(float) * first);
     }
     for (int s = 0; s < count; s++) {
         int k = size[s + 1], small = s + 1 < count ? size[s + 2] : taps;
