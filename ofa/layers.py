@@ -100,7 +100,7 @@ class FastLinear(nn.Linear):
 
 
 class _Product(torch.autograd.Function):
-    """`convolve` by products with the patches of the image; of a 1x1 weight the gradient is written without a copy."""
+    """`convolve` by products with the patches of the image."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, cout: int, stride: int) -> Tensor:

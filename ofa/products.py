@@ -23,17 +23,17 @@ def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
     """(M, K) times (K, N), plus a bias (N,) for each row: (M, N)."""
     if not _by_onednn(a, b):
         return torch.mm(a, b) if bias is None else torch.addmm(bias, a, b)
+    if bias is None and a.shape[1] > len(a) > b.shape[1]:  # a long sum, for which few rows and many columns are faster
+        return _onednn(b.t(), a.t(), None).t().contiguous()
     return _onednn(a, b, bias)
 
 
 def product_into(out: Tensor, a: Tensor, b: Tensor) -> None:
     """Write (M, K) times (K, N) into a matrix (M, N), which may be a part of a larger one."""
-    if not _by_onednn(a, b):
-        torch.mm(a, b, out=out)
-    elif a.shape[1] > len(a) > b.shape[1]:  # a long sum, for which few rows and many columns are faster
-        out.copy_(_onednn(b.t(), a.t(), None).t())
+    if _by_onednn(a, b):
+        out.copy_(product(a, b))
     else:
-        out.copy_(_onednn(a, b, None))
+        torch.mm(a, b, out=out)
 
 
 def compact(matrix: Tensor) -> Tensor:
