@@ -7,7 +7,7 @@ accuracy under the 30 % quantile of FLOPs; the front of accuracy and FLOPs.  A v
 75, 100, 200 and 500 measurements: points of accuracy, or percent of the whole front's hypervolume (corner: the median
 accuracy, the most FLOPs).  FLOPs are exact and cost nothing: a network beyond the limit is not measured and not
 counted, by whichever agent it was proposed.  Agents propose one network at a time, the model-based search 5 from
-50 and 25 from 100 measurements on (--batch: from the start); its defaults were chosen on seeds 1000-1023.
+50 and 25 from 100 measurements on (--batch: from the start); its defaults were chosen on seeds 1000-1099.
 """
 
 from __future__ import annotations
