@@ -7,10 +7,13 @@ the gradient of the scale is then that of learned step size quantization (Esser 
 from __future__ import annotations
 
 import copy
+import logging
 from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
+
+logger = logging.getLogger(__name__)
 
 
 class Grid(NamedTuple):
@@ -119,6 +122,20 @@ def without_grids(net: nn.Module) -> nn.Module:
         if "input_grid" in layer._modules:
             layer.add_module("input_grid", nn.Identity())
     return plain
+
+
+def drop_grids(net: nn.Module, made: str) -> nn.Module:
+    """A copy without activation grids, warning that what is `made` leaves them out; the network where it has none."""
+    grids = sum(isinstance(module, ActivationGrid) for module in net.modules())
+    if not grids:
+        return net
+    logger.warning(
+        "%s leaves out the grids of what %d layers read: int8 runtimes calibrate their own; AOTInductor, float "
+        "ExecuTorch and float LiteRT keep these",
+        made,
+        grids,
+    )
+    return without_grids(net)
 
 
 def _quantize_input(layer: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -7,7 +7,6 @@ pools whole, for which ONNX Runtime has int8 kernels.  C, H, W: channels and sid
 from __future__ import annotations
 
 import copy
-import logging
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -19,14 +18,13 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from ofa.compress.affine import ActivationGrid
+from ofa.compress.affine import drop_grids
 from ofa.compress.fold import normed
 from ofa.errors import UserError
 
 OPSET = 17
 IR_VERSION = 8
 INPUT, OUTPUT = "input", "output"
-logger = logging.getLogger(__name__)
 
 
 class Writer:
@@ -131,13 +129,7 @@ def onnx_model(net: nn.Module, shape: tuple[int, int, int]) -> onnx.ModelProto:
     net: modules of `MODULES` joined by `FUNCTIONS`; batch norm must follow a convolution, which takes it in.
     Grids of activations are left out, with a warning.  Raises UserError, naming it, for any other operator.
     """
-    if grids := sum(isinstance(module, ActivationGrid) for module in net.modules()):
-        logger.warning(
-            "the ONNX graph leaves out the grids of what %d layers read: int8 ONNX calibrates its own, "
-            "AOTInductor and float ExecuTorch keep these",
-            grids,
-        )
-    traced = trace(copy.deepcopy(net).eval())
+    traced = trace(copy.deepcopy(drop_grids(net, "ONNX")).eval())
     traced.graph.eliminate_dead_code()
     modules = fold_batch_norms(traced)
     writer, names = Writer(), {}

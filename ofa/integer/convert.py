@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import fx, nn
 
+from ofa.compress.affine import drop_grids
 from ofa.compress.equalize import uncapped
 from ofa.errors import UserError
 from ofa.export.graph import fold_batch_norms, trace
@@ -39,10 +40,11 @@ def from_net(
 ) -> IntegerNet:
     """Quantize a network in evaluation mode after calibration on batches of normalised images (N, C, H, W).
 
-    ranges: least and largest value of tensors, by their name in `record_ranges`, instead of those seen.  Raises
-    UserError for an operator that has no integer form, for an unknown name and for no images.
+    ranges: least and largest value of tensors, by their name in `record_ranges`, instead of those seen.  Grids
+    of activations are left out, with a warning.  Raises UserError for an operator that has no integer form, for an
+    unknown name and for no images.
     """
-    traced = trace(uncapped(net))
+    traced = _traced(net)
     seen, shapes = _record(traced, batches)
     if unknown := sorted(set(ranges or {}) - set(seen)):
         raise UserError(f"ranges name {unknown[:3]}, which this network has not; its tensors are {sorted(seen)[:5]}...")
@@ -51,7 +53,11 @@ def from_net(
 
 def record_ranges(net: nn.Module, batches: Iterable[torch.Tensor]) -> Ranges:
     """The least and largest value of every tensor of a network in evaluation mode, by its name in the traced graph."""
-    return _record(trace(uncapped(net)), batches)[0]
+    return _record(_traced(net), batches)[0]
+
+
+def _traced(net: nn.Module) -> fx.GraphModule:
+    return trace(uncapped(drop_grids(net, "the integer form")))
 
 
 class _Recorder(fx.Interpreter):

@@ -11,6 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ofa.compress.affine import without_grids
+from ofa.compress.linear import Linear, quantize_linear
 from ofa.data import digits
 from ofa.errors import UserError
 from ofa.export.onnx import compare, run_torch
@@ -69,6 +71,15 @@ def test_an_executorch_program_follows_the_network(bits: int, images: Tensor, tm
     file.write_bytes(file.read_bytes()[:-500])
     with pytest.raises(UserError, match="export it again"):
         runtime.load(file)(images[:1].numpy())
+
+
+@pytest.mark.slow
+def test_int8_leaves_grids_of_activations_out(images: Tensor, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    pytest.importorskip("executorch")
+    net, file = quantize_linear(random_net(), Linear(activation_bits=3), [images]), tmp_path / "net.pte"
+    ExecuTorch().export(net, file, images)
+    assert compare(run(ExecuTorch(), file, images), run_torch(without_grids(net), images)).sqnr_db > 12
+    assert "int8 ExecuTorch leaves out the grids of what 19 layers read" in caplog.text
 
 
 @pytest.mark.slow

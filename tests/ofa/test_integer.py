@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from ofa.compress.equalize import ChannelCap, Equalization, equalize
+from ofa.compress.linear import Linear, quantize_linear
 from ofa.data import digits
 from ofa.errors import UserError
 from ofa.export.onnx import compare, run_torch
@@ -271,6 +272,14 @@ def test_what_is_called_by_keywords_has_an_integer_form() -> None:
     net, images = Keywords().eval(), torch.randn(16, 1, 6, 6)
     plain = nn.Sequential(net.conv, nn.MaxPool2d(2), nn.Flatten()).eval()
     found, wanted = (run_float(from_net(one, [images]), images.numpy()) for one in (net, plain))
+    np.testing.assert_array_equal(found, wanted)
+
+
+def test_the_integer_form_says_that_it_leaves_grids_out(caplog: pytest.LogCaptureFixture) -> None:
+    images = torch.randn(16, 1, 16, 16)
+    nets = [quantize_linear(random_net(), Linear(activation_bits=bits), [images]) for bits in (3, 32)]
+    found, wanted = (run_float(from_net(net, [images]), images.numpy()) for net in nets)
+    assert "the integer form leaves out the grids of what 19 layers read" in caplog.text
     np.testing.assert_array_equal(found, wanted)
 
 

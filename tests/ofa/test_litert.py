@@ -10,7 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ofa.compress.affine import without_grids
 from ofa.compress.equalize import Equalization, equalize
+from ofa.compress.linear import Linear, quantize_linear
 from ofa.data import digits
 from ofa.errors import UserError
 from ofa.export import flatbuffer
@@ -96,6 +98,17 @@ def test_an_equalized_network_is_wholly_int8(calibration: Tensor, images: Tensor
     LiteRT().export(equalize(net, Equalization()), path, calibration)
     assert compare(run(LiteRT(), path, images), run_torch(net, images)).sqnr_db > 12
     assert read_tflite(path).ops
+
+
+def test_grids_of_activations_stay_in_float_and_are_left_out_in_int8(
+    calibration: Tensor, images: Tensor, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    net, path = quantize_linear(random_net(), Linear(activation_bits=3), [calibration]), tmp_path / "net.tflite"
+    LiteRT(32).export(net, path, calibration)
+    assert compare(run(LiteRT(32), path, images), run_torch(net, images)).sqnr_db > 60 and not caplog.text
+    LiteRT().export(net, path, calibration)
+    assert compare(run(LiteRT(), path, images), run_torch(without_grids(net), images)).sqnr_db > 12
+    assert "int8 LiteRT leaves out the grids of what 19 layers read" in caplog.text
 
 
 def test_the_micro_interpreter_computes_what_litert_does(folder: Path, images: Tensor) -> None:

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ofa.compress.affine import drop_grids
 from ofa.errors import UserError
 from ofa.export.runtime import Call, Logits, inference, laid_out, precision, require_bits, require_file, shape_of
 from ofa.extras import extra, quiet
@@ -38,11 +39,14 @@ class ExecuTorch:
         return f".{precision(self.bits)}.pte"
 
     def export(self, net: nn.Module, path: Path, images: Tensor) -> None:
-        """Write a program for one image (1, C, H, W), in which XNNPACK runs all it can."""
+        """Write a program for one image (1, C, H, W), in which XNNPACK runs all it can.
+
+        int8 leaves out grids of activations, with a warning.
+        """
         program = extra("executorch.exir", EXTRA)
         partitioner = extra(f"{XNNPACK}.partition.xnnpack_partitioner", EXTRA).XnnpackPartitioner
         shape_of(images)
-        plain = inference(net)
+        plain = inference(drop_grids(net, "int8 ExecuTorch") if self.bits == 8 else net)
         with quiet():
             if self.bits == 8:
                 plain = _quantized(plain, images)

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ofa.compress.affine import drop_grids
 from ofa.compress.equalize import uncapped
 from ofa.errors import UserError
 from ofa.export import flatbuffer
@@ -49,8 +50,8 @@ class LiteRT:
         return f".{precision(self.bits)}.tflite"
 
     def export(self, net: nn.Module, path: Path, images: Tensor) -> None:
-        """Write one flatbuffer with all weights inside."""
-        content = convert(uncapped(net) if self.bits == 8 else net, images)
+        """Write one flatbuffer with all weights inside; int8 leaves out grids of activations, with a warning."""
+        content = convert(uncapped(drop_grids(net, "int8 LiteRT")) if self.bits == 8 else net, images)
         if self.bits == 8:
             content = quantize(content, images, self.calibration)
         atomic_write(path, flatbuffer.inline(content))
