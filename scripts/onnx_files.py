@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
+from ofa import processor
 from ofa.errors import UserError
 from ofa.limits import keeps
 from scripts.cli import make
@@ -72,9 +73,10 @@ def write_onnx(
 
 
 def budget_of(limits: Mapping[str, float], values: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Each limit beside the value of the shipped model."""
+    """Each limit beside the value of the shipped model, and of a latency the machine that it was measured on."""
     return [
         {"limit": name, "value": values[name], "max": most, "met": keeps(name, values[name], most)}
+        | ({"machine": processor.name()} if name == "latency_ms" else {})
         for name, most in limits.items()
     ]
 

@@ -181,7 +181,10 @@ def require(device: str, proofs: list[Proof], rows: list[dict[str, Any]], *, for
         return ""
     proven = [(proof.runtime, row.limit, row.value, row.max) for proof in proofs for row in proof.rows if not row.met]
     known = [("int8", row["limit"], row["value"], row["max"]) for row in rows if not row["met"]]
-    over = ", ".join(f"{name} {beyond(limit, value, most)}" for name, limit, value, most in (proven or known))
+    where = {row["limit"]: f" (ONNX Runtime on {row['machine']})" for row in rows if "machine" in row}
+    over = ", ".join(
+        f"{name} {beyond(limit, value, most)}{where.get(limit, '')}" for name, limit, value, most in (proven or known)
+    )
     if force:
         return f"{device}: accepted by force=true, {over}"
     raise OverBudgetError(

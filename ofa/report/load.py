@@ -24,7 +24,8 @@ Accuracies are fractions 0..1, sizes bytes, times as their names say.  Optional 
     export/<device>/result.json      {"device", "arch", "spec": NetSpec, "models": {"float" | "pruned" | "int8":
                          {"accuracy", "macs", "params", "peak_memory_bytes", "file_bytes", "latency_ms",
                           "latency_spread_ms" (90th minus 10th percentile), "parity_max_abs"}}, "predicted", "met",
-                         "budget": [{"limit", "value", "max", "met"}], ["shipped": the model that the budget is of]}
+                         "budget": [{"limit", "value", "max", "met", ["machine": that measured a latency]}],
+                         ["shipped": the model that the budget is of]}
     compress/<network>/<chain>/table.json    {"network", "steps": [{"step", "accuracy", "macs", "sparse_macs",
                          "bit_operations", "file_bytes", "peak_memory_bytes", "latency_ms" (null: not measured)}]}
     compress/<network>/<chain>/sensitivity.json   [{"layer", "weights", "level": share of zeros, "accuracy"}]

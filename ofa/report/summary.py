@@ -167,7 +167,12 @@ def _limit(limit: dict[str, Any]) -> str:
     """One limit in rich's markup."""
     name, value, largest = limit["limit"], show(limit["limit"], limit["value"]), bound(limit["limit"], limit["max"])
     answer = "[green]yes[/]" if limit["met"] else "[bold red]NO[/]"
-    return f"{escape(label(name)):12} {value:>10} of {side(name)} {largest:>8}  {answer}"
+    return f"{escape(label(name)):12} {value:>10} of {side(name)} {largest:>8}  {answer}{escape(machine(limit))}"
+
+
+def machine(limit: dict[str, Any]) -> str:
+    """Where a limited latency was measured, as its limit may be of another device; nothing of other limits."""
+    return f" on {limit['machine']}" if "machine" in limit else ""
 
 
 def _table(device: Device) -> Table:

@@ -8,7 +8,7 @@ from typing import Any
 from ofa.limits import side
 from ofa.report.load import Device, Run
 from ofa.report.markup import Html, el, join
-from ofa.report.summary import COLUMNS, arch_text, bound, cell, device_rows, label, ranking_text, show
+from ofa.report.summary import COLUMNS, arch_text, bound, cell, device_rows, label, machine, ranking_text, show
 
 GLOSSARY = {
     "predicted": "what the search reckoned with: validation images (mode=iterate: measured), the float net's latency, "
@@ -74,7 +74,8 @@ def _meter(limit: dict[str, Any]) -> Html:
     name, value, largest, answer = limit["limit"], limit["value"], limit["max"], "yes" if limit["met"] else "no"
     share = min(100.0, 100 * value / largest) if largest else 100.0
     bar = el("span", el("i", "", style=f"width:{share:.0f}%"), class_=f"meter {answer}")
-    text = el("span", f"{show(name, value)} of {side(name)} {bound(name, largest)}: ", el("b", answer, class_=answer))
+    told = f"{show(name, value)}{machine(limit)} of {side(name)} {bound(name, largest)}: "
+    text = el("span", told, el("b", answer, class_=answer))
     return el("div", el("span", label(name)), bar, text)
 
 

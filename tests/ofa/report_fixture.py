@@ -129,6 +129,7 @@ def _export(folder: Path, rng: np.random.Generator) -> None:
         models, limits = export_models(factor), LIMITS[device]
         values = {**models["int8"], "weight_bytes": models["int8"]["file_bytes"]}
         budget = [{"limit": k, "value": values[k], "max": m, "met": values[k] <= m} for k, m in limits.items()]
+        budget[-1]["machine"] = "a laptop"
         predicted = read_json(folder / f"search/{device}/chosen.json")["predicted"]
         write_json(folder / f"export/{device}/result.json", {
             "device": about(device), "arch": _arch(), "spec": _spec(), "models": models, "predicted": predicted,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from hydra import compose, initialize_config_module
 
 import scripts.export
+from ofa import processor
 from ofa.data import digits
 from ofa.errors import UserError
 from ofa.export import budget
@@ -39,6 +41,15 @@ def test_what_exceeds_a_device_is_refused_unless_forced() -> None:
     rows = [{"limit": "macs", "value": 11, "max": 10, "met": False}]
     with pytest.raises(OverBudgetError, match="int8 macs 11 > 10"):
         require("board", [], rows, force=False)
+
+
+def test_a_latency_over_its_limit_names_the_machine_that_it_was_measured_on() -> None:
+    rows = budget_of({"latency_ms": 4.0, "macs": 10}, {"latency_ms": 5.0, "macs": 5})
+    late = Proof("c", (Row("latency_ms", 5.0, 4.0, "measured"),))
+    for proofs, name in (([], "int8"), ([late], "c")):
+        told = f"board: not deployable, {name} latency_ms 5 > 4 (ONNX Runtime on {processor.name()}); "
+        with pytest.raises(OverBudgetError, match=re.escape(told)):
+            require("board", proofs, rows, force=False)
 
 
 def test_an_accuracy_must_be_at_least_its_limit() -> None:
