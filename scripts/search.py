@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ofa.errors import UserError
 from ofa.files import atomic_write, write_json, write_parquet
-from ofa.space import Space
+from ofa.space import Space, load_space
 from ofa.workers import end_with
 from scripts.cli import make, stage_command, use_threads
 from scripts.iterate import MEASURED, iterate
@@ -79,7 +79,7 @@ def main(cfg: DictConfig) -> None:
 
 
 def check(cfg: DictConfig) -> None:
-    """Raise UserError for settings that would fail only after a search, or name no predictor."""
+    """Raise UserError for settings that would fail only after a search, name no predictor or fit no agent."""
     for name, value in (("seeds", cfg.seeds), ("workers", cfg.workers)):
         if not isinstance(value, int) or value < 1:
             raise UserError(f"{name}={value} must be a whole number, 1 or more")
@@ -100,6 +100,10 @@ def check(cfg: DictConfig) -> None:
         parse_limits(settings["limits"], cfg.predictor)
     for name in objectives(cfg):
         known_name(name, cfg.predictor)
+    space = load_space(plain(cfg.space))
+    for settings in cfg.agent.values():
+        own = {"storage": None} if "storage" in settings else {}  # there a new agent would begin its study anew
+        make(settings, space, n_objectives=len(objectives(cfg)), **own)
 
 
 def _iterate(

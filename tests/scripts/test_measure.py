@@ -54,6 +54,8 @@ def test_accuracy_after_int8_without_quantized_subnets_is_refused_before_any_wor
         ("device.stm32f746.limits.macs=7apples", "limit macs=7apples is not understood"),
         ("search.evaluations=0", "search.evaluations=0 must be a whole number, 1 or more"),
         ("mode=iterat", "mode=iterat is not known"),
+        ("agent.evolution.population=-1", "population -1 cannot breed; take at least 2"),
+        ("+agent.evolution.colour=5", "colour"),
     ],
 )
 def test_ofa_run_refuses_what_the_search_cannot_do_before_any_work(tmp_path: Path, option: str, rule: str) -> None:
