@@ -209,7 +209,11 @@ class Trainer:
         """What ranks the nets of a phase that prefers some, measured once and kept on disk."""
         rng, path = np.random.default_rng((self.seed, 5, index)), self._measured_file(index)
         phase, space = self.schedule.phases[index], self.spaces[index]
-        return learn_score(phase, space, self.supernet, self.data, self.watch, self.learn, path, rng)
+
+        def report(measured: str) -> None:
+            self.report({"step": self.step, "steps": int(self.ends[-1]), "phase": phase.name, "measured": measured})
+
+        return learn_score(phase, space, self.supernet, self.data, self.watch, self.learn, path, rng, report)
 
     def _end_epoch(self, phase: int) -> bool:
         """Log the epoch; False where a net collapsed and there are attempts left to roll back."""

@@ -104,6 +104,7 @@ def _show(progress: Progress, values: dict[str, Any]) -> None:
         progress.print(f"rollback: {text}")
         return
     if "val" not in values:
+        progress.values.pop("measured", None)
         progress(values)
         return
     progress.values["accuracy"] = values["val"]["largest"]

@@ -36,10 +36,12 @@ def learn_score(
     learn: Learn | None,
     path: Path,
     rng: np.random.Generator,
+    report: Callable[[str], None],
 ) -> Score:
     """A score for genes of the phase's own `space`, learned from the accuracy of some of its nets.
 
     Each measured net is a line of `path`, {"arch", "accuracy"}, and is measured once (Wang et al. 2021, sec. 4.2).
+    report: gets how many are measured, as "12/64 nets".
     """
     if learn is None:
         raise UserError(f"phase {phase.name} prefers {phase.prefer} nets, which takes a predictor; give learn")
@@ -49,6 +51,7 @@ def learn_score(
         net = specialise(supernet, arch, data, images=watch.calibration)
         known.append(accuracy(net, data, "val", resolution=arch.resolution, limit=watch.images))
         append_jsonl(path, {"arch": arch.to_dict(), "accuracy": known[-1]})
+        report(f"{len(known)}/{len(archs)} nets")
     whole = supernet.space
     score = learn(whole.encode(archs), np.array(known[: len(archs)]))
     return lambda genes: score(whole.encode(space.decode(genes)))

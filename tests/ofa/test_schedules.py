@@ -200,8 +200,10 @@ def test_a_preferring_phase_learns_from_measured_nets_once_and_needs_a_predictor
         schedule = Schedule((phase,), batch_size=32)
         return Trainer(space, data, schedule, tmp_path / folder, watch=WATCH, save_seconds=0.0, **options)  # type: ignore[arg-type]
 
-    run = trainer("run", learn=learn)
+    told: list[dict[str, object]] = []
+    run = trainer("run", learn=learn, report=told.append)
     run.run()
+    assert [values.get("measured") for values in told[:11]] == [*(f"{n}/10 nets" for n in range(1, 11)), None]
     lines = read_jsonl(tmp_path / "run/measured-prefer.jsonl")
     assert len(lines) == 10 and seen[0].tolist() == [line["accuracy"] for line in lines]
     with pytest.raises(UserError, match="prefers worst nets, which takes a predictor"):

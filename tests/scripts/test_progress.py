@@ -7,7 +7,7 @@ import io
 import pytest
 from rich.console import Console
 
-from scripts import progress
+from scripts import progress, train
 from scripts.progress import Progress
 
 
@@ -36,3 +36,15 @@ def test_a_tenth_of_the_work_makes_a_line(monkeypatch: pytest.MonkeyPatch) -> No
 def test_terminal_shows_a_bar_with_count_and_values() -> None:
     text = run(terminal=True)
     assert "100/100" in text and "loss 0.01" in text and "a note [kept]" in text and "━" in text
+
+
+def test_nets_measured_before_a_phase_are_shown_until_the_next_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "SECONDS", 0.0)
+    out = io.StringIO()
+    with Progress("train", console=Console(file=out, width=120)) as bar:
+        for measured in ("1/64 nets", "2/64 nets"):
+            train._show(bar, {"step": 5, "steps": 100, "phase": "attentive", "measured": measured})
+        train._show(bar, {"step": 6, "steps": 100, "phase": "attentive", "loss": 0.5})
+    first, second, step = out.getvalue().splitlines()
+    assert "train 5/100" in first and "measured 1/64 nets" in first and "measured 2/64 nets" in second
+    assert "measured" not in step and "loss 0.5" in step
