@@ -62,7 +62,8 @@ def check(content: bytes, max_pixels: int) -> None:
         known = f"more pixels than {max_pixels}, or than the {Image.MAX_IMAGE_PIXELS} that Pillow decodes"
         raise RefusedError(413, f"the image has {known}") from None
     except Exception:  # Pillow's parsers raise errors of any type
-        raise RefusedError(415, f"the body is no image; send one of {', '.join(FORMATS)}") from None
+        known = f"send the file itself, one of {', '.join(FORMATS)}: curl --data-binary @photo.png"
+        raise RefusedError(415, f"the body is no image; {known}") from None
     if size[0] * size[1] > max_pixels:
         raise RefusedError(413, f"the image has {size[0]} x {size[1]} pixels; at most {max_pixels} are allowed")
 
