@@ -71,7 +71,7 @@ class FoldedConv(nn.Module):
             return self.act(convolve(x, self.weight, self.bias, stride=self.stride[0]))
         weight, padding = self.weight, self.padding
         if self.depthwise:
-            weight = crop_kernel(weight, min(x.shape[-2:]), 1)
+            weight = crop_kernel(weight, max(x.shape[-2:]), 1)
             padding = (weight.shape[-2] // 2, weight.shape[-1] // 2)
         return self.act(F.conv2d(x, weight, self.bias, self.stride, padding, groups=self.groups))
 
@@ -98,7 +98,7 @@ class CalibratingConv(nn.Module):
     def _convolved(self, x: Tensor) -> Tensor:
         conv = self.plain.conv
         if conv.groups == conv.in_channels == conv.out_channels:
-            return depthwise(x, crop_kernel(conv.weight, min(x.shape[-2:]), conv.stride[0]), conv.stride[0])
+            return depthwise(x, crop_kernel(conv.weight, max(x.shape[-2:]), conv.stride[0]), conv.stride[0])
         return convolve(x, conv.weight, conv.bias, stride=conv.stride[0]) if conv.groups == 1 else conv(x)
 
 

@@ -25,12 +25,12 @@ SMALL = 16  # pixels of a map up to which a convolution is a matrix product
 
 
 def crop_kernel(weight: Tensor, size: int, stride: int) -> Tensor:
-    """The taps of a kernel (C, 1, K, K) that an image of `size` pixels can reach: (C, 1, k, k)."""
+    """The taps of a kernel (C, 1, K, K) that an image whose longer side has `size` pixels can reach: (C, 1, k, k)."""
     return shrink(weight, len(weight), reach(weight.shape[-1], size, stride))
 
 
 def reach(kernel: int, size: int, stride: int) -> int:
-    """How wide the part of a kernel is that an image of `size` pixels can reach, around its centre.
+    """How wide the part of a kernel is, around its centre, that an image whose longer side has `size` pixels can reach.
 
     At stride 1 a tap further than size - 1 from the centre only ever meets padding, so leaving it out is exact.
     """
@@ -262,7 +262,7 @@ class ElasticDepthwise(nn.Module):
 
     def forward(self, x: Tensor, kernel: int) -> Tensor:
         """(N, C, H, W) to (N, C, H / stride, W / stride), by kernel x kernel taps."""
-        weight = self.kernel(x.shape[1], kernel, reach(kernel, min(x.shape[-2:]), self.stride))
+        weight = self.kernel(x.shape[1], kernel, reach(kernel, max(x.shape[-2:]), self.stride))
         return self.bn(depthwise(x, weight, self.stride))
 
     def copy_to(self, plain: ConvBN) -> None:

@@ -186,7 +186,7 @@ def on_same_kernels(net: StaticNet) -> StaticNet:
 def _conv(module: ConvBN, x: Tensor) -> Tensor:
     conv, bn = module.conv, module.bn
     if conv.groups > 1:
-        y = depthwise(x, crop_kernel(conv.weight, min(x.shape[-2:]), conv.stride[0]), conv.stride[0])
+        y = depthwise(x, crop_kernel(conv.weight, max(x.shape[-2:]), conv.stride[0]), conv.stride[0])
     else:
         y = convolve(x, conv.weight, stride=conv.stride[0])
     act = {nn.Identity: "none", nn.ReLU: "relu", nn.Hardswish: "h_swish"}[type(module.act)]

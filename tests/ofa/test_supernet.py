@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ofa.errors import UserError
 from ofa.extraction import extract, recalibrate
+from ofa.inference import fast
 from ofa.layers import ElasticBatchNorm, ElasticDepthwise, crop_kernel
 from ofa.space import Arch, Space, load_space
 from ofa.supernet import Supernet
@@ -139,6 +140,18 @@ def test_cropped_kernels_are_exact(size: int, kernel: int) -> None:
     assert torch.allclose(F.conv2d(x, cropped, padding=cropped.shape[-1] // 2, groups=8), expected)
     assert cropped.shape[-1] == min(kernel, 2 * size - 1)
     assert crop_kernel(weight, size, stride=2) is weight
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("sides", [(32, 8), (8, 20)])
+def test_images_that_are_not_square_lose_no_taps(digits: Supernet, sides: tuple[int, int]) -> None:
+    arch = digits.space.decode(digits.space.largest())[0]
+    x, net, other = torch.randn(2, 1, *sides), extract(digits, arch), extract(digits, arch)
+    assert relative(digits(x, arch), net(x)) < 1e-5
+    assert relative(fast(net)(x), net(x)) < 1e-5
+    recalibrate(net, [x])
+    recalibrate(torch.nn.Sequential(other).eval(), [x])  # by PyTorch's own operations
+    assert relative(net(x), other(x)) < 1e-4
 
 
 def test_kernel_transforms_follow_once_for_all() -> None:
