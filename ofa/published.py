@@ -48,11 +48,15 @@ def read_network(config: str | Path | Config, *, resolution: int | None = None) 
         raise UserError("the block list does not say its image size; give resolution=<pixels>")
     try:
         named = _table_units(given) if "head" in given else _config_units(given)
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+    except UserError:
+        raise
+    except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
         raise UserError(f"not a block list ({type(error).__name__}: {error}); give a net.config") from None
     default = 1e-5 if any(unit.act == "h_swish" or unit.kind == "bottleneck" for _, unit in named) else 1e-3
     units = tuple(unit for _, unit in named)
-    eps = float(given.get("bn", {}).get("eps", default))  # what their builders use where the list is silent
+    bn = given.get("bn") or {}
+    _only({"name": "bn"} | bn, ws_eps=None, gn_channel_per_group=None)
+    eps = float(bn.get("eps", default))  # what their builders use where the list is silent
     return NetSpec(units, int(resolution), units[0].cin, units[-1].cout, eps), [name for name, _ in named]
 
 
@@ -85,7 +89,8 @@ def _resnet_units(config: Config) -> Named:
     named: Named = []
     for i, layer in enumerate(config["input_stem"]):
         residual = layer["name"] == "ResidualBlock"
-        named.append((f"input_stem.{i}", _conv_of(layer["conv"] if residual else layer, shortcut=residual)))
+        shortcut = residual and _adds_input(layer.get("shortcut"))
+        named.append((f"input_stem.{i}", _conv_of(layer["conv"] if residual else layer, shortcut=shortcut)))
     channels = named[-1][1].cout
     named.append((None, Unit("maxpool", channels, channels, 3, 2)))
     named += [(f"blocks.{i}", _bottleneck_of(block)) for i, block in enumerate(config["blocks"])]
@@ -94,8 +99,7 @@ def _resnet_units(config: Config) -> Named:
 
 
 def _conv_of(layer: Config, *, shortcut: bool = False) -> Unit:
-    if layer.get("groups", 1) != 1 or layer.get("dilation", 1) != 1 or layer.get("bias"):
-        raise UserError(f"{layer['name']} has groups, dilation or a bias; a block list has plain convolutions")
+    _only(layer, groups=1, dilation=1, bias=False, use_se=False, ops_order="weight_bn_act")
     kernel, stride = _one(layer.get("kernel_size", 3)), _one(layer.get("stride", 1))
     act, bn = _act(layer.get("act_func", "relu")), bool(layer.get("use_bn", True))
     return Unit("conv", layer["in_channels"], layer["out_channels"], kernel, stride, act=act, bn=bn, shortcut=shortcut)
@@ -111,8 +115,7 @@ def _block_of(block: Config, *, default_act: str) -> Unit | None:
     mid = conv.get("mid_channels") or round(cin * expand)
     if conv.get("groups") is not None:
         raise UserError(f"groups {conv['groups']} of a block are not supported; depthwise convolutions are")
-    skip = block.get("shortcut")
-    shortcut = skip is not None and skip["name"] != "ZeroLayer"
+    shortcut = _adds_input(block.get("shortcut"))
     se = int(make_divisible(mid // 4)) if conv.get("use_se") else 0
     act = _act(conv.get("act_func", "relu6"))
     kernel = _one(conv.get("kernel_size", 3))
@@ -130,7 +133,23 @@ def _bottleneck_of(block: Config) -> Unit:
     return Unit("bottleneck", cin, cout, kernel, stride, mid, act=act, expand=True, shortcut=shortcut)
 
 
+def _adds_input(shortcut: Config | None) -> bool:
+    """Whether a block adds its input as it is; raises UserError for a shortcut that would change it."""
+    if shortcut is None or shortcut["name"] == "ZeroLayer":
+        return False
+    _only(shortcut, name="IdentityLayer", use_bn=False, act_func=None)
+    return True
+
+
+def _only(layer: Config, **supported: Any) -> None:
+    """Raise UserError where a layer sets a field to what is not supported here."""
+    for name, value in supported.items():
+        if layer.get(name) not in (None, value):
+            raise UserError(f"{layer.get('name')} has {name}={layer[name]!r}; only {name}={value!r} is supported here")
+
+
 def _linear(layer: Config) -> Unit:
+    _only(layer, bias=True, use_bn=False, act_func=None)
     return Unit("linear", layer["in_features"], layer["out_features"])
 
 
@@ -139,7 +158,9 @@ def _pool(channels: int) -> Unit:
 
 
 def _one(size: Any) -> int:
-    """A number given once, or twice for height and width."""
+    """A number given once, or twice for height and width; raises UserError where these differ."""
+    if isinstance(size, Sequence) and len(set(size)) > 1:
+        raise UserError(f"size {size} differs between height and width; only equal ones are supported here")
     return int(size[0]) if isinstance(size, Sequence) else int(size)
 
 

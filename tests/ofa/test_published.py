@@ -89,6 +89,15 @@ def test_a_block_list_is_read_as_it_is_meant() -> None:
     assert net.units[0].bn.eps == 1e-4
 
 
+def test_a_stem_block_without_a_shortcut_adds_nothing() -> None:
+    stem = {"name": "ResidualBlock", "conv": conv(16, 16), "shortcut": IDENTITY}
+    bottleneck = {"in_channels": 16, "out_channels": 32, "expand_ratio": 0.25}
+    rest = {"image_size": 16, "blocks": [bottleneck], "classifier": {"in_features": 32, "out_features": 10}}
+    for shortcut, adds in ((IDENTITY, True), (None, False), ({"name": "ZeroLayer"}, False)):
+        spec, _ = read_network(rest | {"input_stem": [conv(1, 16), stem | {"shortcut": shortcut}]})
+        assert spec.units[1].shortcut == adds
+
+
 def test_the_image_size_may_stand_in_the_file_beside(tmp_path: Path) -> None:
     (tmp_path / "net.config").write_text(json.dumps({k: v for k, v in MBV3.items() if k != "image_size"}))
     with pytest.raises(UserError, match="give resolution=<pixels>"):
@@ -156,6 +165,19 @@ def _with(path: tuple[str | int, ...], value: Any) -> dict[str, Any]:
             "not a block list .*in_chan",
         ),
         ({"image_size": 16}, "not a block list .*first_conv"),
+        (_with(("blocks",), [None]), "not a block list .*'NoneType'"),
+        (_with(("first_conv", "groups"), 2), "^ConvLayer has groups=2; only groups=1 is supported here"),
+        (_with(("first_conv", "use_se"), True), "ConvLayer has use_se=True; only use_se=False"),
+        (_with(("first_conv", "ops_order"), "bn_act_weight"), "only ops_order='weight_bn_act'"),
+        (_with(("first_conv", "kernel_size"), [3, 5]), r"size \[3, 5\] differs between height and width"),
+        (_with(("first_conv", "stride"), (2, 1)), r"size \(2, 1\) differs"),
+        (_with(("blocks", 3, "shortcut"), conv(24, 24, 1)), "name='ConvLayer'; only name='IdentityLayer'"),
+        (_with(("blocks", 3, "shortcut"), IDENTITY | {"use_bn": True}), "only use_bn=False"),
+        (_with(("blocks", 3, "shortcut"), IDENTITY | {"act_func": "relu"}), "only act_func=None"),
+        (_with(("classifier", "bias"), False), "LinearLayer has bias=False; only bias=True"),
+        (_with(("classifier", "use_bn"), True), "only use_bn=False"),
+        (_with(("bn", "ws_eps"), 1e-5), "bn has ws_eps=1e-05; only ws_eps=None"),
+        (_with(("bn", "gn_channel_per_group"), 8), "only gn_channel_per_group=None"),
     ],
 )
 def test_a_wrong_block_list_is_explained(config: dict[str, Any], words: str) -> None:
