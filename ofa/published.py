@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsIndex
 
 from torch import Tensor
 
@@ -46,25 +46,49 @@ def read_network(config: str | Path | Config, *, resolution: int | None = None) 
     resolution = resolution or given.get("resolution") or given.get("image_size")
     if resolution is None:
         raise UserError("the block list does not say its image size; give resolution=<pixels>")
+    if not isinstance(resolution, float | SupportsIndex) or resolution < 1:
+        raise UserError(f"the block list has the image size {resolution!r}; give resolution=<pixels>, one number")
     try:
         named = _table_units(given) if "head" in given else _config_units(given)
+        bn = {"name": "bn"} | (given.get("bn") or {})
+        _only(bn, ws_eps=None, gn_channel_per_group=None)
     except UserError:
         raise
     except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
         raise UserError(f"not a block list ({type(error).__name__}: {error}); give a net.config") from None
+    _check_chain(named)
     default = 1e-5 if any(unit.act == "h_swish" or unit.kind == "bottleneck" for _, unit in named) else 1e-3
     units = tuple(unit for _, unit in named)
-    bn = given.get("bn") or {}
-    _only({"name": "bn"} | bn, ws_eps=None, gn_channel_per_group=None)
     eps = float(bn.get("eps", default))  # what their builders use where the list is silent
     return NetSpec(units, int(resolution), units[0].cin, units[-1].cout, eps), [name for name, _ in named]
 
 
 def _read(path: Path) -> dict[str, Any]:
     """A net.config, with the image size of the run.config beside it."""
-    config: dict[str, Any] = read_json(path)
     run = path.with_name("run.config")
-    return ({"image_size": read_json(run)["image_size"]} if run.exists() else {}) | config
+    return ({"image_size": _mapping(run).get("image_size")} if run.exists() else {}) | _mapping(path)
+
+
+def _mapping(path: Path) -> dict[str, Any]:
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds a {type(content).__name__} and no fields; give a net.config")
+    return content
+
+
+def _check_chain(named: Named) -> None:
+    """Raise UserError for a unit that no network has, or one that cannot follow the unit before it."""
+    given = named[0][1].cin
+    for name, unit in named:
+        if unit.cin != given:
+            raise UserError(f"{name} reads {unit.cin} channels, but gets {given}; correct the block list")
+        if min(unit.cout, unit.kernel, unit.stride) < 1:
+            raise UserError(f"{name} has {unit.cout} channels, stride {unit.stride}; give 1 or more")
+        if unit.kind == "mbconv" and not unit.expand and unit.mid != unit.cin:
+            raise UserError(f"{name} has {unit.mid} middle channels, but no expansion; give {unit.cin}, its input's")
+        if unit.shortcut and (unit.stride != 1 or unit.cin != unit.cout):
+            raise UserError(f"{name} adds its input to another shape; leave its shortcut out")
+        given = unit.cout
 
 
 # -- net.config --------------------------------------------------------------------------------------------------------

@@ -103,6 +103,12 @@ def test_the_image_size_may_stand_in_the_file_beside(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="give resolution=<pixels>"):
         read_network(tmp_path / "net.config")
     assert read_network(tmp_path / "net.config", resolution=12)[0].resolution == 12
+    (tmp_path / "run.config").write_text('{"n_epochs": 3}')
+    with pytest.raises(UserError, match="give resolution=<pixels>"):
+        read_network(tmp_path / "net.config")
+    (tmp_path / "run.config").write_text("[20]")
+    with pytest.raises(UserError, match=r"run\.config holds a list and no fields; give a net.config"):
+        read_network(tmp_path / "net.config")
     (tmp_path / "run.config").write_text('{"image_size": 20}')
     assert read_network(tmp_path / "net.config")[0].resolution == 20
 
@@ -178,6 +184,14 @@ def _with(path: tuple[str | int, ...], value: Any) -> dict[str, Any]:
         (_with(("classifier", "use_bn"), True), "only use_bn=False"),
         (_with(("bn", "ws_eps"), 1e-5), "bn has ws_eps=1e-05; only ws_eps=None"),
         (_with(("bn", "gn_channel_per_group"), 8), "only gn_channel_per_group=None"),
+        (_with(("bn",), "none"), "not a block list"),
+        (_with(("image_size",), [16, 20]), r"image size \[16, 20\]; give resolution=<pixels>, one number"),
+        (_with(("blocks", 2, "conv", "in_channels"), 20), "blocks.2 reads 20 channels, but gets 16"),
+        (_with(("blocks", 2, "conv", "out_channels"), -24), "blocks.2 has -24 channels, stride 2; give 1 or more"),
+        (_with(("blocks", 2, "conv", "stride"), 0), "blocks.2 has 24 channels, stride 0; give 1 or more"),
+        (_with(("blocks", 0, "conv", "mid_channels"), 32), "blocks.0 has 32 middle channels, but no expansion"),
+        (_with(("blocks", 2, "shortcut"), IDENTITY), "blocks.2 adds its input to another shape"),
+        (_with(("classifier", "in_features"), 50), "classifier reads 50 channels, but gets 48"),
     ],
 )
 def test_a_wrong_block_list_is_explained(config: dict[str, Any], words: str) -> None:
