@@ -327,3 +327,53 @@ def test_their_settings_become_architectures() -> None:
     np.testing.assert_array_equal(mcunet.depths(mcunet.encode([arch_of(mcunet, full)]))[0], [1, 3, 4, 2, 3, 1])
     with pytest.raises(UserError, match=r"setting .*'k'.* not known; choose from"):
         arch_of(space, {"k": 3})
+
+
+MBV3_SETTING: dict[str, Any] = {"d": [2, 3, 4, 2, 3], "ks": [3, 5, 7, 3] * 5, "e": [3, 4, 6, 6] * 5, "r": 160}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"ks": np.array(MBV3_SETTING["ks"]), "e": np.array(MBV3_SETTING["e"]), "d": np.array(MBV3_SETTING["d"])},
+        {"d": tuple(map(np.int64, MBV3_SETTING["d"])), "r": np.array([160])},
+        {"r": (160.0,), "wid": None, "w": None},
+        {"w": np.float32(1)},
+    ],
+)
+def test_numbers_of_any_library_are_the_same_setting(change: dict[str, Any]) -> None:
+    space = load_space("ofa_mbv3_w1.0")
+    expected = space.encode([arch_of(space, MBV3_SETTING)])
+    assert np.array_equal(space.encode([arch_of(space, MBV3_SETTING | change)]), expected)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"r": "224"}, "setting r='224' is not understood; give a number or a list of numbers"),
+        ({"r": []}, r"setting r=\[\] is not understood"),
+        ({"r": 160.5}, "resolution 160.5 .* is not in space"),
+        ({"d": [[2, 2, 2, 2, 2]]}, r"setting d=\[\[2, .* is not understood"),
+        ({"w": float("nan")}, "setting w=nan is not understood"),
+        ({"d": 9}, "depth 9 .* choose from"),
+        ({"d": [2] * 7}, "depth .* has 7 entries; ofa_mbv3_w1.0 has 5"),
+        ({"d": None}, "depth .* has 0 entries; ofa_mbv3_w1.0 has 5"),
+    ],
+)
+def test_a_setting_that_is_not_of_the_space_is_explained(change: dict[str, Any], words: str) -> None:
+    space = load_space("ofa_mbv3_w1.0")
+    with pytest.raises(UserError, match=words):
+        space.encode([arch_of(space, MBV3_SETTING | change)])
+
+
+def test_a_depth_of_another_network_is_not_taken_for_a_smaller_one() -> None:
+    space = load_space("ofa_mbv3_w1.0").restrict(depth=[2, 4])
+    with pytest.raises(UserError, match=r"depth 3 .* choose from"):
+        space.encode([arch_of(space, MBV3_SETTING)])
+
+
+def test_depths_of_all_stages_go_to_those_that_choose_theirs() -> None:
+    space = load_space("digits_mbv3")
+    space = replace(space, stages=(replace(space.stages[0], depth=2, blocks=()), *space.stages[1:]))
+    for depths in ([2, 1, 2], [1, 2]):
+        assert arch_of(space, {"d": depths}).depth == (1, 2)
