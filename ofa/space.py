@@ -254,6 +254,8 @@ class Space:
         genes = np.asarray(genes)
         if genes.ndim != 2 or genes.shape[1] != len(self.genes):
             raise UserError(f"genes have shape {genes.shape}; {self.name} needs (N, {len(self.genes)})")
+        if not np.issubdtype(genes.dtype, np.integer):
+            raise UserError(f"genes are of {genes.dtype}; give choices as whole numbers, genes.astype(np.int8)")
         if not _within(genes, self.counts):
             row, column = np.argwhere((genes < 0) | (genes >= self.counts))[0]
             gene = self.genes[column]

@@ -130,6 +130,14 @@ def test_wrong_genes_are_explained(genes: np.ndarray) -> None:
         tiny().validate(genes)
 
 
+def test_genes_that_are_no_whole_numbers_are_refused() -> None:
+    genes = tiny().smallest() + 0.5
+    with pytest.raises(UserError, match="genes are of float64; give choices as whole numbers"):
+        tiny().validate(genes)
+    with pytest.raises(UserError, match="genes are of float64"):
+        tiny().decode(genes)
+
+
 def test_unknown_dimension_is_an_error() -> None:
     with pytest.raises(UserError, match="choose from"):
         tiny().restrict(colour=1)
