@@ -20,6 +20,12 @@ def layer_params(table: LayerTable) -> NDArray[np.int64]:
     return layer_weights(table) + biases * table.cout
 
 
+def check_bits(bits: int) -> None:
+    """Raise UserError for a width that no number has."""
+    if bits not in range(1, 65):
+        raise UserError(f"bits {bits} must be 1 to 64, the width of one number; int8 is 8, float is 32")
+
+
 class Macs:
     """Multiply-accumulates of one forward pass: genes (N, G) to (N,) int64."""
 
@@ -52,8 +58,7 @@ class WeightBytes:
     name, unit = "weight_bytes", "bytes"
 
     def __init__(self, space: Space, bits: int = 32) -> None:
-        if bits not in range(1, 65):
-            raise UserError(f"bits {bits} must be 1 to 64, the width of one stored weight; int8 is 8, float is 32")
+        check_bits(bits)
         self.bits = bits
         self._params = Params(space)
 

@@ -16,6 +16,7 @@ from ofa.blocks import Elements as UnitElements
 from ofa.errors import UserError
 from ofa.space import Genes, Space
 from ofa.table import LayerTable, layer_weights
+from predictors.costs import check_bits
 from predictors.lookup import Lookup
 
 Elements = NDArray[np.int64]
@@ -92,6 +93,7 @@ class PeakMemory:
     name, unit = "peak_memory_bytes", "bytes"
 
     def __init__(self, space: Space, model: str = "mcunet", bits: int = 8) -> None:
+        check_bits(bits)
         self.model, self.bits = model, bits
         self._elements = Lookup(space, _model(model), np.maximum)
 

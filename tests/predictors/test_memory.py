@@ -112,6 +112,12 @@ def test_bytes_follow_the_width_of_an_element() -> None:
     np.testing.assert_array_equal(PeakMemory(space, bits=4)(genes), (elements + 1) // 2)
 
 
+@pytest.mark.parametrize("bits", [0, -8, 65, 4.5])
+def test_a_width_that_no_element_has_is_refused(bits: int) -> None:
+    with pytest.raises(UserError, match=f"bits {bits} must be 1 to 64"):
+        PeakMemory(load_space("digits_mbv3"), bits=bits)
+
+
 def test_an_unknown_model_is_answered_with_the_known_ones() -> None:
     with pytest.raises(
         UserError, match="'tflite' is not known; choose from mcunet, inplace, elements_plus_weights, liveness"
