@@ -45,6 +45,10 @@ class Layer:
         check_least(self, {"channels": 0, "width": 0, "kernel": 1, "stride": 1}, above_0=("expand",))
         if self.kernel % 2 == 0:
             raise UserError(f"kernel {self.kernel} must be odd, so that padding by half keeps the size")
+        if not self.bn and self.kind in BLOCKS and self.kind != "conv":
+            raise UserError(f"layer {self.kind} always has batch norm; leave bn out, or give kind: conv")
+        if self.se and not has_gate(self.kind):
+            raise UserError(f"layer {self.kind} has no squeeze-excite; leave se out, or give kind: mbconv")
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +104,11 @@ class Stage:
                 raise UserError(f"{name} {self.choices(name)} cannot be chosen in a stage of {self.op or self.block}")
         if set(self.op) - set(range(len(self.ops))) or bool(self.ops) != bool(self.op):
             raise UserError(f"op {self.op} must be positions in ops, 0 to {len(self.ops) - 1}")
+        if np.any(self.se) and (self.ops or not has_gate(self.block)):
+            raise UserError(f"a stage of {'ops' if self.ops else self.block} has no squeeze-excite; leave its se out")
+        for op in self.ops:
+            if op.kind not in (*BLOCKS, "skip") or (op.channels, op.stride, op.width, op.bn) != (0, 1, 0, True):
+                raise UserError(f"{op} cannot be chosen; an operation is a block or skip, with kernel, expand, act, se")
 
     def chooses(self, dimension: str) -> bool:
         """Whether the stage has genes of this dimension."""
@@ -114,6 +123,11 @@ class Stage:
     def has_se(self, block: int) -> bool:
         """Whether a block has squeeze-excite."""
         return self.se[block] if isinstance(self.se, tuple) else self.se
+
+
+def has_gate(kind: str) -> bool:
+    """Whether a kind of block can have squeeze-excite."""
+    return kind in BLOCKS and "se.reduce" in BLOCKS[kind].axes
 
 
 def record(kind: type, values: Mapping[str, Any]) -> Any:

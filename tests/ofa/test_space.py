@@ -145,6 +145,21 @@ def test_unknown_dimension_is_an_error() -> None:
         tiny().restrict(kernel=[9])
 
 
+OPS: dict[str, Any] = {"kernel": 3, "expand": 3, "op": (0,), "ops": (Layer("skip"),)}
+
+
+@pytest.mark.parametrize("kind", ["mbconv", "bottleneck"])
+def test_a_block_without_batch_norm_is_refused(kind: str) -> None:
+    with pytest.raises(UserError, match=f"layer {kind} always has batch norm; leave bn out, or give kind: conv"):
+        Layer(kind, 8, bn=False)
+
+
+@pytest.mark.parametrize("kind", ["conv", "bottleneck", "linear", "skip"])
+def test_squeeze_excite_where_there_is_none_is_refused(kind: str) -> None:
+    with pytest.raises(UserError, match=f"layer {kind} has no squeeze-excite; leave se out, or give kind: mbconv"):
+        Layer(kind, 8, se=True)
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -156,6 +171,11 @@ def test_unknown_dimension_is_an_error() -> None:
         ({"block": "conv"}, "kernel .* cannot be chosen in a stage of conv"),
         ({"se": (True,)}, "se .* has 1 entries; give one for each of 2 blocks"),
         ({"kernel": 3, "expand": 3, "op": (0, 2), "ops": (Layer("skip"),)}, "op .* must be positions in ops, 0 to 0"),
+        ({"block": "bottleneck", "kernel": 3, "se": True}, "a stage of bottleneck has no squeeze-excite; leave its se"),
+        (OPS | {"se": (False, True)}, "a stage of ops has no squeeze-excite"),
+        (OPS | {"ops": (Layer("maxpool"),)}, "kind='maxpool'.* cannot be chosen; an operation is a block or skip"),
+        (OPS | {"ops": (Layer("conv", channels=9),)}, "channels=9.* cannot be chosen"),
+        (OPS | {"ops": (Layer("conv", bn=False),)}, "bn=False.* cannot be chosen"),
     ],
 )
 def test_a_stage_that_cannot_be_built_is_explained(change: dict[str, Any], words: str) -> None:
