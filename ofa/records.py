@@ -79,6 +79,8 @@ class Stage:
             value = getattr(self, name)
             if isinstance(value, (Sequence, np.ndarray)):
                 object.__setattr__(self, name, choices_of(name, value) if len(value) or name != "op" else ())
+            elif name == "op":
+                object.__setattr__(self, name, (value,))
         for name in ("before", "ops"):
             object.__setattr__(self, name, records(Layer, name, getattr(self, name)))
         object.__setattr__(self, "blocks", choices_of("blocks", self.blocks or self.choices("depth")))

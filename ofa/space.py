@@ -94,11 +94,14 @@ class Space:
         self._check_empty_stages()
 
     def _check_numbers(self) -> None:
-        """Raise UserError for sizes and widths that no network has, and for a fixed convolution without channels."""
+        """Raise UserError for sizes and widths that no network has, and for fixed layers that cannot be built."""
         check_least(self, {"resolution": 1, "in_channels": 1, "classes": 1}, above_0=("width", "bn_eps"))
         for layer in self._fixed:
             if layer.kind in BLOCKS and not layer.channels:
                 raise UserError(f"layer {layer.kind} has no channels; give channels=1 or more")
+        kinds = [layer.kind for layer in self.head]
+        if "linear" in kinds and "pool" not in kinds[: kinds.index("linear")]:
+            raise UserError(f"head {kinds} has no pool in front of its linear layer; give {{kind: pool}} there")
 
     @property
     def _fixed(self) -> list[Layer]:

@@ -200,6 +200,12 @@ def test_a_choice_of_a_stage_that_is_no_whole_number_is_refused(name: str, value
         load_space(values | {"stages": [first | {name: value}, *others]})
 
 
+def test_one_operation_may_stand_without_a_list() -> None:
+    stage = Stage(8, depth=2, op=1, ops=(Layer("skip"), Layer("conv", kernel=3)))  # type: ignore[arg-type]
+    assert stage == replace(stage, op=(1,))
+    assert hash(stage) == hash(replace(stage, op=(1,)))
+
+
 def changed(part: str, change: dict[str, Any]) -> dict[str, Any]:
     """The space digits_mbv3 as a dict with a change: of the space itself, or of the first record of a part."""
     values = load_space("digits_mbv3").to_dict()
@@ -240,6 +246,12 @@ def changed(part: str, change: dict[str, Any]) -> dict[str, Any]:
 def test_a_number_below_its_least_is_refused(part: str, change: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=re.escape(words)):
         load_space(changed(part, change))
+
+
+@pytest.mark.parametrize("kinds", [["linear"], ["linear", "pool"], ["maxpool", "linear"]])
+def test_a_linear_layer_of_a_whole_map_is_refused(kinds: list[str]) -> None:
+    with pytest.raises(UserError, match=r"head \[.* has no pool in front of its linear layer; give {kind: pool}"):
+        load_space(changed("space", {"head": [{"kind": kind} for kind in kinds]}))
 
 
 @pytest.mark.parametrize("part", ["stem", "head"])
