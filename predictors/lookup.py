@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ofa.errors import UserError
 from ofa.space import OF_BLOCKS, Genes, Space
 from ofa.table import LayerTable, layer_table
 from ofa.units import FIXED, UnitTable
@@ -118,6 +119,10 @@ def _pair(units: UnitTable, unit: int) -> tuple[int, int]:
     pair = [FIXED, FIXED]
     for width in (int(units.width_in[unit]), int(units.width_out[unit])):
         if width != FIXED:
-            assert pair[width % 2] in (FIXED, width), "neighbouring units follow neighbouring width multipliers"
+            if pair[width % 2] not in (FIXED, width):
+                raise UserError(
+                    f"unit {units.names[unit]} lies between width multipliers {pair[width % 2]} and {width}; number "
+                    "them so that of two in a row one is even and one odd, as 0, 1, 2 from stem to head"
+                )
             pair[width % 2] = width
     return pair[0], pair[1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -115,6 +116,13 @@ def test_a_hundred_thousand_architectures_take_one_call_without_overflow() -> No
     assert macs.dtype == np.int64
     assert (macs == Macs(space)(space.largest())[0]).all()
     assert macs[0] > 500e6
+
+
+def test_width_multipliers_out_of_order_are_explained() -> None:
+    space = load_space("ofa_resnet50")
+    stages = (*space.stages[:-1], replace(space.stages[-1], width=6))
+    with pytest.raises(UserError, match=r"unit stages\.4\.0 lies between width multipliers 4 and 6; number them so"):
+        Macs(replace(space, stages=stages))
 
 
 @pytest.mark.parametrize(("bits", "share"), [(32, 4), (8, 1), (4, 0.5)])
