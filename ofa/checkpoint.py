@@ -95,6 +95,8 @@ def places(units: Iterable[Unit]) -> list[str | None]:
     kinds = [unit.kind for unit in units]
     if "bottleneck" in kinds:
         return _count(kinds, {"conv": "input_stem", "bottleneck": "blocks"})
+    if "mbconv" not in kinds or "pool" not in kinds:
+        raise UserError("once-for-all and MCUNet have no such space; give one of MBConv blocks or bottlenecks")
     pool, last = kinds.index("pool"), max(i for i, kind in enumerate(kinds) if kind == "mbconv")
     names = [None, *(f"blocks.{i}" for i in range(last)), *[None] * (len(kinds) - last - 1)]
     names[0] = "first_conv"
@@ -125,11 +127,11 @@ def _rename(state: Mapping[str, Tensor], names: Sequence[str | None], source: st
     units = {name: f"units.{i}" for i, name in enumerate(names) if name is not None}
     found = {}
     for key, tensor in state.items():
-        match = PLACE.fullmatch(key)
-        if match is None or match[1] not in units:
+        match = PLACE.fullmatch(str(key))
+        if match is None or match[1] not in units or not (layer := _layer(match[2])):
             known = ", ".join(list(units)[:3])
             raise UserError(f"{source} has {key!r}, which this network has no place for; its places are {known}, ...")
-        found[f"{units[match[1]]}.{_layer(match[2])}"] = tensor
+        found[f"{units[match[1]]}.{layer}"] = tensor
     return found
 
 
@@ -137,7 +139,7 @@ def _layer(name: str) -> str:
     """A layer's name in one of their versions as the plain network's: "conv.inverted_bottleneck.bn.bn.weight"."""
     parts = [part for part in name.split(".") if part not in WRAPPERS]
     parts = [part for i, part in enumerate(parts) if i == 0 or part != parts[i - 1]]  # conv.conv, bn.bn
-    if parts[0] == "conv" and (parts[1] in PARTS or parts[1] == "bn"):  # a residual block's own name for what it wraps
+    if parts[:1] == ["conv"] and set(parts[1:2]) & {*PARTS, "bn"}:  # a residual block's own name for what it wraps
         parts = parts[1:]
     if parts[:2] == ["depth_conv", "se"]:
         parts = parts[1:]

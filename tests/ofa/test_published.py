@@ -282,6 +282,8 @@ def test_a_file_that_is_no_checkpoint_of_the_space_is_explained(tmp_path: Path) 
         import_supernet(small("ofa_resnet50"), file)
     with pytest.raises(UserError, match=r"SHA-256 .*, not abc; fetch it again"):
         import_supernet(space, file, sha256="abc")
+    with pytest.raises(UserError, match="have no such space; give one of MBConv blocks or bottlenecks"):
+        import_supernet(load_space("cifar_conv"), file)
     state.pop("classifier.linear.linear.bias")
     torch.save(state, file)
     with pytest.raises(UserError, match=r"missing \['units.*linear.bias'\]"):
@@ -297,6 +299,22 @@ def test_a_file_that_is_no_checkpoint_of_the_space_is_explained(tmp_path: Path) 
         import_supernet(space, file)
     with pytest.raises(UserError, match="does not exist"):
         import_supernet(space, tmp_path / "none.pth")
+
+
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [
+        ("blocks.1.conv", r"unknown \['units.2.conv'\]"),
+        ("blocks.1.mobile_inverted_conv", "'blocks.1.mobile_inverted_conv', which this network has no place for"),
+        ("classifier.fc", "'classifier.fc', which this network has no place for"),
+        (0, "has 0, which this network has no place for"),
+    ],
+)
+def test_a_name_that_ends_too_early_is_explained(key: Any, words: str, tmp_path: Path) -> None:
+    supernet = Supernet(small("ofa_mbv3_w1.0"))
+    torch.save(theirs(supernet, old=False) | {key: torch.zeros(1)}, tmp_path / "net.pth")
+    with pytest.raises(UserError, match=words):
+        import_supernet(supernet.space, tmp_path / "net.pth")
 
 
 def test_a_checkpoint_behind_a_url_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
