@@ -183,6 +183,8 @@ def kept_choices(name: str, values: tuple[float, ...], wanted: int | Sequence[fl
         if wanted < 1:
             raise UserError(f"{name}={wanted} keeps no choice; keep at least 1")
         return values[-wanted:]
+    if not np.iterable(wanted):
+        raise UserError(f"{name}={wanted!r} must be how many choices to keep, or a list of these; {name}=[{wanted}]")
     kept = tuple(value for value in values if value in set(wanted))
     if not kept:
         raise UserError(f"{name} {list(wanted)} leaves none of the choices {values}")

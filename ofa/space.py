@@ -43,6 +43,7 @@ class Arch:
     def __post_init__(self) -> None:
         for name in ("depth", "width", *OF_BLOCKS):
             value = getattr(self, name)
+            value = value.tolist() if isinstance(value, np.ndarray) else value
             object.__setattr__(self, name, tuple(value) if isinstance(value, (list, tuple)) else (value,))
 
     def to_dict(self) -> dict[str, Any]:

@@ -96,6 +96,18 @@ def test_restrict_keeps_the_largest_choices() -> None:
     assert tiny().restrict(kernel=np.int64(1), depth=np.int64(1), resolution=[8]) == small
 
 
+def test_one_value_to_restrict_to_stands_in_a_list() -> None:
+    with pytest.raises(UserError, match=r"width=0.5 must be how many choices to keep.*; width=\[0.5\]"):
+        tiny().restrict(width=0.5)  # type: ignore[arg-type]
+    assert tiny().restrict(width=[0.5]).width == (0.5,)
+
+
+def test_arrays_make_the_same_architecture() -> None:
+    arch = Arch(8, np.array([1, 1]), np.array([3, 3]), np.array([1, 1]), np.array([0.5]))  # type: ignore[arg-type]
+    assert arch == ARCH
+    assert hash(arch) == hash(ARCH)
+
+
 ARCH = Arch(8, (1, 1), (3, 3), (1, 1), (0.5,))
 
 
