@@ -59,13 +59,15 @@ def liveness(table: LayerTable) -> Elements:
                   2 m b + h;  2 m b + m + h, m b + m + max(m, r) + h (squeeze-excite);  m b + y + h;  2 y + h
       bottleneck  x + 2 m a;  x + m a + m b;  x + 2 m b;  x + m b + y;  x + 2 y;  3 y with a shortcut, otherwise
                   x + y + pooled x (stride above 1);  y + pooled x + y;  3 y
+      maxpool     x + 3 y, since its indices are of 64 bits, which an element of 32 bits counts as 2
       others      x + y
     `ofa.liveness.peak_elements` records the same on a running network.  Returns: (N, L) elements.
     """
     units, peaks = table.units, []
     for u, kind in enumerate(units.kind):
         elements = UnitElements(units, u, table.unit_in[:, u], table.unit_out[:, u])
-        peaks.append(BLOCKS[kind].liveness(elements) if kind in BLOCKS else elements.x + elements.y)
+        fixed = elements.x + (3 if kind == "maxpool" else 1) * elements.y
+        peaks.append(BLOCKS[kind].liveness(elements) if kind in BLOCKS else fixed)
     return np.stack(peaks, axis=1)[:, table.block] * table.active
 
 

@@ -11,7 +11,7 @@ import pytest
 from ofa.errors import UserError
 from ofa.published import read_network
 from ofa.space import load_space
-from ofa.spec import NetSpec
+from ofa.spec import NetSpec, Unit
 from ofa.table import layer_table, spec_table
 from ofa.units import space_spec
 from predictors import PeakMemory
@@ -87,6 +87,19 @@ def test_liveness_equals_what_is_recorded_on_the_running_network(name: str) -> N
         for arch in space.decode(genes)
     ]
     np.testing.assert_array_equal(PeakMemory(space, "liveness")(genes), recorded)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_liveness_counts_the_indices_of_a_maximum_pool(stride: int) -> None:
+    import torch
+
+    from ofa.liveness import peak_elements
+    from ofa.static import build_spec
+
+    units = (Unit("maxpool", 8, 8, 3, stride), Unit("conv", 8, 8, stride=2), Unit("pool", 8, 8), Unit("linear", 8, 5))
+    spec = NetSpec(units, 15, 8, 5)
+    recorded = peak_elements(build_spec(spec), torch.randn(1, 8, 15, 15))
+    assert peak_memory(spec_table(spec), model="liveness")[0] == recorded
 
 
 @pytest.mark.parametrize("name", FAMILIES)
