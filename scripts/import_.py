@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from omegaconf import DictConfig
 
 from ofa.errors import UserError
 from scripts.cli import stage_command
 from scripts.parts import TRAIN
 from scripts.stage import open_stage, plain
+
+ORIGIN = "import.json"
 
 
 @stage_command("space")
@@ -20,6 +24,7 @@ def main(cfg: DictConfig) -> None:
         raise UserError("ofa-import needs a file or URL; give checkpoint=<file or URL>")
     with open_stage(cfg, "train", TRAIN) as stage:
         if stage.done:
+            _check_origin(stage.folder, cfg)
             return
         from ofa.checkpoint import import_supernet
         from ofa.files import write_json
@@ -29,11 +34,25 @@ def main(cfg: DictConfig) -> None:
         space = load_space(plain(cfg.space))
         supernet, digest = import_supernet(space, cfg.checkpoint, sha256=cfg.sha256)
         origin = {"checkpoint": str(cfg.checkpoint), "sha256": digest}
-        write_json(stage.folder / "import.json", origin)
+        write_json(stage.folder / ORIGIN, origin)
         metadata = {"space": space.to_dict(), **origin}
         save_tensors(stage.folder / "supernet.safetensors", supernet.state_dict(), metadata)
         count = sum(parameter.numel() for parameter in supernet.parameters())
         print(f"{space.name}: {count / 1e6:.2f} M parameters from {cfg.checkpoint}, SHA-256 {digest}")
+
+
+def _check_origin(folder: Path, cfg: DictConfig) -> None:
+    """Raise UserError where a finished stage holds other weights than this command's checkpoint."""
+    from ofa.checkpoint import read_checkpoint
+    from ofa.files import read_json
+
+    origin = read_json(folder / ORIGIN) if (folder / ORIGIN).exists() else {"checkpoint": "training", "sha256": None}
+    same = origin["checkpoint"] == str(cfg.checkpoint) or origin["sha256"] == read_checkpoint(cfg.checkpoint)[1]
+    if not same or str(cfg.sha256 or origin["sha256"]).lower() != origin["sha256"]:
+        raise UserError(
+            f"{folder} holds weights of {origin['checkpoint']}, SHA-256 {origin['sha256']}, not of this checkpoint; "
+            "give another run=<folder>, or restart=true to discard what is there"
+        )
 
 
 if __name__ == "__main__":

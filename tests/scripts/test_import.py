@@ -1,0 +1,55 @@
+"""ofa-import: what is in the run folder is what the command names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_module
+
+from ofa.errors import UserError
+from ofa.files import read_json
+from ofa.space import load_space
+from ofa.supernet import Supernet
+from scripts.import_ import main
+from scripts.parts import TRAIN
+from scripts.stage import open_stage
+from tests.ofa.test_published import theirs
+
+
+@pytest.fixture(autouse=True)
+def hydra() -> Iterator[None]:
+    with initialize_config_module("conf", version_base="1.3"):
+        yield
+
+
+def save(path: Path, seed: int) -> Path:
+    torch.manual_seed(seed)
+    torch.save(theirs(Supernet(load_space("digits_mbv3")), old=False), path)
+    return path
+
+
+def run(folder: Path, *options: str) -> None:
+    main(compose("config", [f"run={folder}/run", *options]))
+
+
+def test_another_checkpoint_is_not_taken_for_the_one_that_was_imported(tmp_path: Path) -> None:
+    first, second = save(tmp_path / "first.pth", 0), save(tmp_path / "second.pth", 1)
+    run(tmp_path, f"checkpoint={first}")
+    digest = read_json(tmp_path / "run/train/import.json")["sha256"]
+    run(tmp_path, f"checkpoint={first.rename(tmp_path / 'moved.pth')}", f"sha256={digest.upper()}")
+    with pytest.raises(UserError, match=rf"holds weights of {first}, SHA-256 {digest}, not of this.*restart=true"):
+        run(tmp_path, f"checkpoint={second}")
+    with pytest.raises(UserError, match="not of this checkpoint"):
+        run(tmp_path, f"checkpoint={first}", "sha256=abc")
+    run(tmp_path, f"checkpoint={second}", "restart=true")
+    assert read_json(tmp_path / "run/train/import.json")["checkpoint"] == str(second)
+
+
+def test_a_trained_supernet_is_not_taken_for_an_imported_one(tmp_path: Path) -> None:
+    with open_stage(compose("config", [f"run={tmp_path}/run"]), "train", TRAIN):
+        pass
+    with pytest.raises(UserError, match="holds weights of training, SHA-256 None, not of this checkpoint"):
+        run(tmp_path, f"checkpoint={save(tmp_path / 'net.pth', 0)}")
