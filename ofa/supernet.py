@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ofa.blocks import BLOCKS, elastic
 from ofa.drop import Drop
+from ofa.errors import UserError
 from ofa.layers import ElasticLinear
 from ofa.modules import initialise, set_bn_eps
 from ofa.space import Arch, Space
@@ -29,7 +30,14 @@ class Supernet(nn.Module):
         self.to(memory_format=torch.channels_last)
 
     def forward(self, x: Tensor, arch: Arch, drop: Drop | None = None) -> Tensor:
-        """Images (N, C, H, W) to logits (N, classes) of one architecture; drop: what this pass leaves out."""
+        """Images (N, C, H, W) to logits (N, classes) of one architecture; drop: what this pass leaves out.
+
+        Raises UserError for images of other channels, and for an architecture that is not of the space.
+        """
+        if x.shape[1] != self.space.in_channels:  # fewer would run, by a part of the first weights
+            raise UserError(
+                f"images have shape {tuple(x.shape)}; {self.space.name} takes (N, {self.space.in_channels}, H, W)"
+            )
         units = arch_units(self.space, arch)
         for i, (module, unit) in enumerate(zip(self.units, units, strict=True)):
             if unit is None:

@@ -121,6 +121,14 @@ def test_other_families_too(name: str) -> None:
         assert relative(extract(supernet, arch)(x), supernet(x, arch)) < 1e-5
 
 
+@pytest.mark.parametrize("channels", [1, 2, 4])
+def test_images_of_other_channels_are_refused(channels: int) -> None:
+    space = small("cifar_mbv3")
+    arch = space.decode(space.smallest())[0]
+    with pytest.raises(UserError, match=rf"images have shape \(2, {channels}, 8, 8\); small takes \(N, 3, H, W\)"):
+        Supernet(space)(torch.zeros(2, channels, 8, 8), arch)
+
+
 @torch.no_grad()
 def test_the_same_architecture_gives_the_same_logits_whatever_ran_before(digits: Supernet) -> None:
     space = digits.space
