@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import urllib.error
 import urllib.request
 from collections.abc import Iterable, Mapping, Sequence
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -60,16 +60,18 @@ def import_network(net: nn.Module, names: Sequence[str | None], weights: str | P
 
 def read_checkpoint(source: str | Path, *, sha256: str | None = None) -> tuple[dict[str, Tensor], str]:
     """The state_dict in a PyTorch file or behind a URL, and the file's SHA-256; nothing in it is executed."""
-    path = _fetch(str(source)) if "://" in str(source) else Path(source)
+    fetched = "://" in str(source)
+    path = _fetch(str(source)) if fetched else Path(source)
+    again = "delete it to fetch it again" if fetched else "fetch it again"
     if not path.is_file():
         raise UserError(f"checkpoint {path} does not exist; give a file or a URL")
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     if sha256 is not None and digest != sha256.lower():
-        raise UserError(f"{path} has the SHA-256 {digest}, not {sha256}; fetch it again or correct sha256")
+        raise UserError(f"{path} has the SHA-256 {digest}, not {sha256}; {again}, or correct sha256")
     try:
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception:  # of pickle, zip and torch, which share no narrower class; torch's advice is to run what is in it
-        raise UserError(f"{path} is damaged, or holds more than tensors, which is not read; fetch it again") from None
+        raise UserError(f"{path} is damaged, or holds more than tensors, which is not read; {again}") from None
     for key in ("state_dict", "model"):
         content = content.get(key, content) if isinstance(content, dict) else content
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
@@ -85,7 +87,7 @@ def _fetch(url: str) -> Path:
         try:
             with urllib.request.urlopen(url, timeout=60) as response:
                 atomic_write(path, response.read())
-        except (OSError, ValueError, urllib.error.URLError) as error:
+        except (OSError, ValueError, HTTPException) as error:
             raise UserError(f"{url} cannot be fetched ({error}); download it yourself and give the file") from None
     return path
 

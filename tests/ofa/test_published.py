@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import json
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -326,6 +328,27 @@ def test_a_checkpoint_behind_a_url_is_kept(tmp_path: Path, monkeypatch: pytest.M
     assert read_checkpoint(url)[1] == first[1]
     with pytest.raises(UserError, match=r"other.pth cannot be fetched"):
         read_checkpoint((tmp_path / "other.pth").as_uri())
+    with pytest.raises(UserError, match=r"net.pth has the SHA-256 .*; delete it to fetch it again, or correct sha256"):
+        read_checkpoint(url, sha256="abc")
+
+
+def test_a_download_that_breaks_off_is_explained_and_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Half(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", "100")
+            self.end_headers()
+            self.wfile.write(b"half")
+
+        def log_message(self, *_: Any) -> None: ...
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("no_proxy", "*")
+    with HTTPServer(("127.0.0.1", 0), Half) as server:
+        Thread(target=server.handle_request, daemon=True).start()
+        with pytest.raises(UserError, match=r"net.pth cannot be fetched \(IncompleteRead.*download it yourself"):
+            read_checkpoint(f"http://127.0.0.1:{server.server_port}/net.pth")
+    assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
 
 
 # -- settings ----------------------------------------------------------------------------------------------------------
