@@ -360,6 +360,10 @@ class Space:
         unknown = set(choices) - set(DIMENSIONS)
         if unknown:
             raise UserError(f"dimension {sorted(unknown)} is not known; choose from {', '.join(DIMENSIONS)}")
+        for name, wanted in choices.items():
+            known = {value for gene in self.genes[self.columns(name)] for value in gene.choices}
+            if known and np.iterable(wanted) and (strange := set(wanted) - known):
+                raise UserError(f"{name} {sorted(strange)} is not in space {self.name}; choose from {sorted(known)}")
         own: dict[str, Any] = {
             name: kept_choices(name, getattr(self, name), choices.get(name)) for name in ("resolution", "width")
         }

@@ -154,7 +154,16 @@ def test_unknown_dimension_is_an_error() -> None:
     with pytest.raises(UserError, match="choose from"):
         tiny().restrict(colour=1)
     with pytest.raises(UserError, match="leaves none"):
-        tiny().restrict(kernel=[9])
+        replace(tiny(), stages=(tiny().stages[0], replace(tiny().stages[1], kernel=(5, 7)))).restrict(kernel=[3])
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "strange"),
+    [("kernel", [3, 9], 9), ("kernel", [9], 9), ("resolution", [8, 9], 9), ("width", [0.6, 1], 0.6)],
+)
+def test_a_value_to_restrict_to_that_no_stage_has_is_named(name: str, values: list[float], strange: float) -> None:
+    with pytest.raises(UserError, match=rf"{name} \[{strange}\] is not in space tiny; choose from \["):
+        tiny().restrict(**{name: values})
 
 
 OPS: dict[str, Any] = {"kernel": 3, "expand": 3, "op": (0,), "ops": (Layer("skip"),)}
