@@ -84,12 +84,14 @@ def spec_units(spec: NetSpec) -> UnitTable:
 
 def largest_units(space: Space) -> list[tuple[Unit, tuple[int, ...]]]:
     """The largest form of the unit at each place of the supernet, and the kernels that it can have, ascending."""
-    ops = space.columns("op")
-    genes = np.repeat(space.largest(), space.counts[ops].max(initial=1), axis=0)
-    genes[:, ops] = np.minimum(np.arange(len(genes))[:, None], space.counts[ops] - 1)
+    varied = [space.columns(name) for name in ("op", "expand")]  # 4 channels times 0.5 are 8, times 1 they are 4
+    choices = np.indices([space.counts[columns].max(initial=1) for columns in varied]).reshape(2, -1)
+    genes = np.repeat(space.largest(), choices.shape[1], axis=0)
+    for columns, choice in zip(varied, choices, strict=True):
+        genes[:, columns] = np.minimum(choice[:, None], space.counts[columns] - 1)
     table = unit_table(space, genes)
     rows = zip(*map(table.row, range(len(genes))), strict=True)
-    units = [next(unit for unit in forms if unit is not None) for forms in rows]
+    units = [max((unit for unit in forms if unit is not None), key=lambda unit: unit.mid) for forms in rows]
     stages = [None if block == FIXED else space.stages[space.blocks[block, 0]] for block in table.block]
     elastic = [stage is not None and stage.chooses("kernel") for stage in stages]
     return [

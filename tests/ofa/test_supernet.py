@@ -15,6 +15,7 @@ from ofa.errors import UserError
 from ofa.extraction import extract, recalibrate
 from ofa.inference import fast
 from ofa.layers import ElasticBatchNorm, ElasticDepthwise, crop_kernel
+from ofa.records import Layer, Stage
 from ofa.space import Arch, Space, load_space
 from ofa.supernet import Supernet
 from ofa.table import layer_table
@@ -117,6 +118,19 @@ def test_other_families_too(name: str) -> None:
     space = load_space(name) if name == "ofa_mbv3_w1.0" else small(name)
     supernet = shaken(space.restrict(resolution=[space.resolution[0]]), steps=2)
     for arch in supernet.space.decode(supernet.space.sample(4, np.random.default_rng(1))):
+        x = images(space, arch)
+        assert relative(extract(supernet, arch)(x), supernet(x, arch)) < 1e-5
+
+
+@torch.no_grad()
+def test_a_smaller_expand_ratio_may_make_more_channels() -> None:
+    stem = Layer("conv", 4, width=None)
+    stages = (Stage(4, depth=(1, 2), kernel=(3, 5), expand=(0.5, 1), se=True, width=None),)
+    space = Space("odd", (8,), stages, (stem,), (Layer("pool"), Layer("linear")), classes=10)
+    supernet = Supernet(space).eval()
+    archs = space.decode(space.sample(8, np.random.default_rng(0)))
+    assert {unit.mid for arch in archs for unit in space_spec(space, arch).units if unit.mid} == {4, 8}
+    for arch in archs:
         x = images(space, arch)
         assert relative(extract(supernet, arch)(x), supernet(x, arch)) < 1e-5
 
