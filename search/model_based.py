@@ -21,14 +21,14 @@ from ofa.space import Genes, Space
 from search.acquisition import NODES, WEIGHTS, Warp, added_volume, added_volumes, log_improvement
 from search.agents import Fresh, keys
 from search.evolution import Evolution
-from search.pareto import front
+from search.pareto import best_first
 from search.problem import Problem, probes
 from search.variation import draw
 
 Floats = NDArray[np.float64]
 ENUMERATED = 20_000  # combinations of genes up to which every network is a candidate
 GENERATIONS, CHILDREN = 15, 200  # of the evolution that finds the candidates of a larger space
-CANDIDATES = 300  # the most promising, among which hypervolumes of three objectives are compared
+CANDIDATES = 300  # the first by rank, among which added hypervolumes are compared
 
 
 class Model(Protocol):
@@ -211,11 +211,12 @@ class ModelBased:
         return self._optimistic(mean, std, known)
 
     def _optimistic(self, mean: Floats, std: Floats, known: Floats) -> Floats:
-        """Hypervolume that optimistic costs add, of those that no other candidate dominates; -1 for the rest."""
+        """Hypervolume that optimistic costs add; where they add none, minus the place by rank; -inf beyond them all."""
         cost = mean - self.kappa * std
-        near = np.flatnonzero(front(cost, np.zeros(len(cost))))[:CANDIDATES]
-        score = np.full(len(mean), -1.0)
-        score[near] = added_volumes(self._unwarped(cost[near]), self._unwarped(known), self._corner)
+        near = best_first(cost, np.zeros(len(cost)))[:CANDIDATES]
+        added = added_volumes(self._unwarped(cost[near]), self._unwarped(known), self._corner)
+        score = np.full(len(mean), -np.inf)
+        score[near] = np.where(added > 0, added, -np.arange(len(near)))
         return score
 
     @property

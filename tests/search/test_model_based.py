@@ -107,6 +107,14 @@ def test_two_objectives_reach_nearly_the_whole_hypervolume() -> None:
     assert found > random
 
 
+def test_of_two_measured_objectives_that_agree_the_whole_batch_is_promising() -> None:
+    value = problem(SMALL).predictors["gain"]
+    p = Problem({"gain": value, "double": lambda genes: 2 * value(genes)}, {"gain": -1, "double": -1})
+    agent = ModelBased(SMALL, model=partial(Line, SMALL), problem=p, measured=("gain", "double"))
+    found = -run_search(agent, p, 30, 10).cost[:, 0]
+    assert found[20:].min() > np.median(value(all_networks(SMALL)))  # the front has one network
+
+
 def test_a_space_too_large_to_enumerate_is_searched_by_evolution() -> None:
     assert np.prod(SPACE.counts.astype(float)) > 20_000
     top = gain(SPACE).evaluate(SPACE.largest()).cost[0, 0]
