@@ -23,7 +23,8 @@ from search.agents import Fresh, keys
 from search.evolution import Evolution
 from search.pareto import best_first
 from search.problem import Problem, probes
-from search.variation import draw
+from search.repair import repair
+from search.variation import draw, draw_all
 
 Floats = NDArray[np.float64]
 ENUMERATED = 20_000  # combinations of genes up to which every network is a candidate
@@ -91,7 +92,11 @@ class ModelBased:
         fresh = Fresh(self.space)
         fresh.add(self._genes)
         best = self._promising(n, rng) if len(self._genes) >= self.first else self._spread(n, rng)
-        return fresh.take(n, [lambda k: np.concatenate([best, draw(self.space, k, rng)])] * 4)
+        return fresh.take(n, [lambda k: np.concatenate([best, self._drawn(k, rng)])] * 4)
+
+    def _drawn(self, n: int, rng: np.random.Generator) -> Genes:
+        """n random networks, moved within the limits (n, G)."""
+        return self.space.canonical(repair(self.space, draw_all(self.space, n, rng), self.problem.exceeds, rng))
 
     # -- candidates --------------------------------------------------------------------------------------------------
 
@@ -115,6 +120,9 @@ class ModelBased:
         """n networks, each the one that differs most in its one-hot genes from the nearest of those before it."""
         pool = draw(self.space, 20 * max(n, 10), rng)
         allowed = self.problem.exceeds(pool) <= 0
+        if allowed.sum() < n:
+            pool = self._drawn(len(pool), rng)
+            allowed = self.problem.exceeds(pool) <= 0
         pool = pool[allowed] if allowed.any() else pool[np.argsort(self.problem.exceeds(pool))[: 2 * n]]
         features = self.space.onehot(pool).astype(np.float64)
         near = np.full(len(pool), np.inf)
@@ -152,7 +160,8 @@ class ModelBased:
         """Networks not measured yet: all of a small space, else those that an evolution passes (N, G)."""
         if self._all is not None:
             return self._unmeasured(self._all)
-        agent = Evolution(self.space, seed=int(rng.integers(2**31)), n_objectives=self.n_objectives)
+        seed = int(rng.integers(2**31))
+        agent = Evolution(self.space, seed=seed, n_objectives=self.n_objectives, violation=self.problem.exceeds)
         agent.tell(self._genes, self._warped(self._cost), self._violation)
         seen = []
         for _ in range(GENERATIONS):

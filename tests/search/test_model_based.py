@@ -96,6 +96,14 @@ def test_exact_limits_are_kept_by_every_proposal() -> None:
     assert result.cost.min() == allowed.cost[allowed.violation <= 0].min()
 
 
+def test_a_limit_that_one_network_in_a_hundred_meets_costs_no_measurement() -> None:
+    predictors = problem(SPACE).predictors
+    some = predictors["macs"](SPACE.sample(20_000, np.random.default_rng(1)))
+    p = Problem(predictors, {"gain": -1}, {"macs": float(np.quantile(some, 0.01))})
+    result = run_search(model_based(SPACE, p=p), p, 40, 5)
+    assert (result.evaluations["violation"] == 0).all()
+
+
 def test_two_objectives_reach_nearly_the_whole_hypervolume() -> None:
     p = problem(SMALL)
     everything = p.evaluate(all_networks(SMALL)).cost
