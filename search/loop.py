@@ -20,7 +20,7 @@ from ofa.files import append_jsonl, read_jsonl
 from ofa.space import Genes
 from search.agents import Agent, keys
 from search.feasible import feasible_network
-from search.pareto import hypervolume
+from search.pareto import hypervolume, worst
 from search.problem import Evaluation, Problem, Values
 from search.result import RESULT, SearchResult, evaluation_frame, load_result
 
@@ -161,7 +161,7 @@ def _reference(agent: Agent, problem: Problem, genes: Genes) -> list[float]:
     """The reference point (M,): that of the problem, or, where an objective is measured, the worst costs found."""
     if not getattr(agent, "measured", ()):
         return problem.reference(agent.space).tolist()
-    return problem.evaluate(genes).cost.max(axis=0).tolist()
+    return worst(problem.evaluate(genes).cost).tolist()
 
 
 def _finished(folder: Path, agent: Agent, problem: Problem, evaluations: int) -> SearchResult | None:
@@ -189,7 +189,7 @@ def _stalled(problem: Problem, known: dict[bytes, Genes], batches: list[int], st
     if len(batches) <= stall:
         return False
     evaluation = problem.evaluate(np.stack(list(known.values())))
-    corner = evaluation.cost.max(axis=0)
+    corner = worst(evaluation.cost)
     feasible = evaluation.violation <= 0
     before = slice(batches[-stall - 1])
     return hypervolume(evaluation.cost[before][feasible[before]], corner) >= hypervolume(

@@ -74,23 +74,26 @@ class ModelBased:
         if limited := set(self.measured) & set(self.problem.bounds):
             raise UserError(f"limit {sorted(limited)} is of a measured value; leave it out, it is maximised anyway")
         self._genes: Genes = np.empty((0, len(self.space.genes)), dtype=np.int8)
+        self._told = self._genes  # with those beyond a limit of which a frugal problem measured nothing
         self._cost = np.empty((0, self.n_objectives))
         self._violation = np.empty(0)
 
     def tell(self, genes: Genes, cost: Floats, violation: Floats) -> None:
         """Add measured networks; one that is known already is left out."""
-        known = set(keys(self._genes))
+        known = set(keys(self._told))
         first = {key: i for i, key in reversed(list(enumerate(keys(genes))))}
         new = sorted(i for key, i in first.items() if key not in known)
+        self._told = np.concatenate([self._told, genes[new]])
+        new = [i for i in new if np.isfinite(cost[i]).all()]
         self._genes = np.concatenate([self._genes, genes[new]])
         self._cost = np.concatenate([self._cost, cost[new]])
         self._violation = np.concatenate([self._violation, violation[new]])
 
     def ask(self, n: int) -> Genes:
         """The n networks that promise most; spread over the space as long as fewer than `first` are known."""
-        rng = np.random.default_rng((self.seed, len(self._genes)))
+        rng = np.random.default_rng((self.seed, len(self._told)))
         fresh = Fresh(self.space)
-        fresh.add(self._genes)
+        fresh.add(self._told)
         best = self._promising(n, rng) if len(self._genes) >= self.first else self._spread(n, rng)
         return fresh.take(n, [lambda k: np.concatenate([best, self._drawn(k, rng)])] * 4)
 
@@ -112,9 +115,9 @@ class ModelBased:
         """The largest and the smallest network, then others, each far from those before it; within the limits."""
         ends = np.concatenate([self.space.largest(), self.space.smallest()])
         ends = ends[self.problem.exceeds(ends) <= 0]
-        if not len(self._genes):
+        if not len(self._told):
             return np.concatenate([ends, self._far(n, ends, rng)])
-        return self._far(n, self._genes, rng)
+        return self._far(n, self._told, rng)
 
     def _far(self, n: int, known: Genes, rng: np.random.Generator) -> Genes:
         """n networks, each the one that differs most in its one-hot genes from the nearest of those before it."""
@@ -172,7 +175,7 @@ class ModelBased:
         return self._unmeasured(np.unique(np.concatenate(seen), axis=0))
 
     def _unmeasured(self, genes: Genes) -> Genes:
-        known = set(keys(self._genes))
+        known = set(keys(self._told))
         return genes[[key not in known for key in keys(genes)]]
 
     # -- what is known of candidates ---------------------------------------------------------------------------------

@@ -62,3 +62,8 @@ def front(cost: Floats, violation: Floats) -> NDArray[np.bool_]:
 def hypervolume(cost: Floats, reference: Floats) -> float:
     """Volume that the costs (N, M) dominate, up to the reference point (M,); what lies beyond that adds nothing."""
     return float(moocore.hypervolume(cost, ref=reference)) if len(cost) else 0.0
+
+
+def worst(cost: Floats) -> Floats:
+    """The worst costs (M,) of networks (N, M), without the infinite ones of what a frugal problem did not measure."""
+    return np.max(cost, axis=0, where=np.isfinite(cost), initial=-np.inf)

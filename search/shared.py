@@ -23,6 +23,7 @@ from ofa.space import Genes, Space
 from search.agents import keys
 from search.feasible import feasible_network
 from search.optuna_agent import make_sampler, parameters
+from search.pareto import worst
 from search.problem import Problem
 from search.result import SearchResult, evaluation_frame
 from search.storage import opened
@@ -98,7 +99,7 @@ def shared_result(storage: str, name: str, space: Space, problem: Problem) -> Se
         objectives=dict(problem.objectives),
         limits=problem.bounds,
         evaluations=evaluation_frame(space, problem.evaluate(genes)),
-        reference=tuple(problem.evaluate(genes).cost.max(axis=0).tolist()),
+        reference=tuple(worst(problem.evaluate(genes).cost).tolist()),
         seconds=seconds,
     )
 

@@ -150,6 +150,15 @@ def test_a_frugal_search_is_continued(tmp_path: Path) -> None:
     assert (search(10), search(10), search(20)) == (10, 10, 20)
 
 
+def test_a_frugal_search_ends_where_a_lavish_one_does() -> None:
+    predictors = problem(SMALL).predictors
+    limit = {"macs": float(np.quantile(predictors["macs"](all_networks(SMALL)), 0.3))}
+    both = [Problem(predictors, {"gain": -1, "macs": 1}, limit, frugal=frugal) for frugal in (True, False)]
+    frugal, lavish = (run_search(RandomSearch(SMALL, n_objectives=2), p, 60, 5, stall=3) for p in both)
+    assert len(frugal.evaluations) == len(lavish.evaluations) > 20
+    assert frugal.hypervolume() == lavish.hypervolume()
+
+
 def test_no_search_is_begun_for_an_infeasible_budget(tmp_path: Path) -> None:
     with pytest.raises(InfeasibleError, match="relax macs"):
         run_search(RandomSearch(SMALL, seed=0, n_objectives=2), problem(SMALL, macs=1e-3), 20, 10, folder=tmp_path)

@@ -104,6 +104,20 @@ def test_a_limit_that_one_network_in_a_hundred_meets_costs_no_measurement() -> N
     assert (result.evaluations["violation"] == 0).all()
 
 
+def test_networks_of_which_a_frugal_problem_measures_nothing_teach_nothing() -> None:
+    predictors = problem(SMALL).predictors
+    limit = {"macs": float(np.quantile(predictors["macs"](all_networks(SMALL)), 0.3))}
+    p = Problem(predictors, {"gain": -1, "macs": 1}, limit, frugal=True)
+    initial = SMALL.sample(20, np.random.default_rng(0))
+    result = run_search(model_based(SMALL, n_objectives=2, p=p), p, 50, 5, initial=initial)
+    assert (result.evaluations["violation"][:20] > 0).any()
+    assert (result.evaluations["violation"][20:] == 0).all()
+    assert np.isfinite([*result.reference, result.hypervolume()]).all()
+    everything = p.evaluate(all_networks(SMALL))
+    whole = hypervolume(everything.cost[everything.violation <= 0], np.array(result.reference))
+    assert result.hypervolume() > 0.95 * whole
+
+
 def test_two_objectives_reach_nearly_the_whole_hypervolume() -> None:
     p = problem(SMALL)
     everything = p.evaluate(all_networks(SMALL)).cost

@@ -21,6 +21,7 @@ from ofa.files import read_jsonl
 from search.agents import keys
 from search.feasible import InfeasibleError
 from search.optuna_agent import OptunaAgent
+from search.problem import Problem
 from search.shared import create_shared, shared_result, work
 from search.storage import open_storage
 from tests.search.shared_worker import NAME, told
@@ -138,6 +139,17 @@ def test_limits_that_no_network_meets_or_none_so_far_are_told(tmp_path: Path) ->
     work(storage, NAME, SPACE, tight, 3, sampler="random")
     with pytest.raises(UserError, match="none of 3 networks of study test meets the limits; let the workers measure"):
         shared_result(storage, NAME, SPACE, tight)
+
+
+def test_what_a_frugal_problem_does_not_measure_leaves_the_hypervolume_finite(tmp_path: Path) -> None:
+    storage, predictors = f"journal:{tmp_path}/study.journal", problem(SPACE).predictors
+    limit = {"macs": float(np.median(predictors["macs"](SPACE.sample(1000, np.random.default_rng(0)))))}
+    frugal = Problem(predictors, {"gain": -1, "macs": 1}, limit, frugal=True)
+    create_shared(storage, NAME, frugal)
+    work(storage, NAME, SPACE, frugal, 12, sampler="random")
+    result = shared_result(storage, NAME, SPACE, frugal)
+    assert (result.evaluations["violation"] > 0).any()
+    assert 0 < result.hypervolume() < np.inf
 
 
 def test_an_agent_keeps_its_study_in_a_journal_and_begins_it_anew(tmp_path: Path) -> None:
