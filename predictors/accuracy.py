@@ -23,6 +23,7 @@ from predictors.tables import distinct
 Float = NDArray[np.float64]
 FOLDS = 5
 FEWEST = 2 * FOLDS
+FLAT = 0.05  # spread of some samples, in that of all, below which errors of a fit on them calibrate nothing
 AUTO = ("gp", "svr", "ridge", "boosting")
 MOST = {"svr": 1000}  # samples beyond which auto leaves a model out: its grid would take minutes
 
@@ -132,14 +133,20 @@ class Accuracy:
             train, test = fold != i, fold == i
             model = _Scaled(self._make(name)).fit(features[train], self._accuracy[train], like=fitted)
             mean[test], std[test] = model.predict(features[test])
+            if self._flat(train):
+                std[test] = np.inf
         return mean, std
+
+    def _flat(self, rows: NDArray[Any]) -> bool:
+        """Whether some samples are as good as equal beside all, as at chance level: a fit on them is too sure."""
+        return bool(self._accuracy[rows].std() < FLAT * self._accuracy.std())
 
     def _calibrate(self, name: str, held_out: tuple[Float, Float]) -> Calibration:
         """From the errors of the folds, and from those of a fit on the worse half tested on the better half."""
         within, order = error_ratio(self._accuracy, *held_out), np.argsort(self._accuracy, kind="stable")
         worse, better = order[: len(order) // 2], order[len(order) // 2 :]
         beyond = within
-        if len(worse) >= FEWEST:
+        if len(worse) >= FEWEST and not self._flat(worse):
             features = self._features[name](self._genes)
             model = _Scaled(self._make(name)).fit(features[worse], self._accuracy[worse], like=self._fitted)
             beyond = max(within, error_ratio(self._accuracy[better], *model.predict(features[better])))

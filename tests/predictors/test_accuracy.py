@@ -261,6 +261,17 @@ def test_where_all_are_equal_so_is_the_prediction_and_the_deviation_is_finite(mo
     assert (np.isfinite(std) & (std > 0)).all()
 
 
+@pytest.mark.parametrize("at_chance", [0.6, 0.9])  # of 40: the whole worse half, all but 4
+def test_deviations_stay_of_the_size_of_the_accuracies_where_most_networks_are_at_chance(at_chance: float) -> None:
+    space = load_space("digits_mbv3")
+    genes = space.sample(240, np.random.default_rng(40))
+    size = np.log(Macs(space)(genes))
+    accuracy = 0.1 + 0.2 * np.maximum(size - np.quantile(size, at_chance), 0)
+    mean, std = Accuracy(space, "gp").fit(genes[:40], accuracy[:40]).predict(genes[40:])
+    assert std.max() < 5 * np.ptp(accuracy)
+    assert coverage(mean, std, accuracy[40:], 0.9) > 0.8
+
+
 def test_auto_leaves_out_what_takes_minutes_with_many_samples() -> None:
     space = load_space("digits_mbv3")
     genes = np.unique(space.sample(1200, np.random.default_rng(0)), axis=0)
