@@ -16,6 +16,7 @@ from predictors import transfer
 from predictors.accuracy import FEWEST, Accuracy
 from predictors.latency import Latency
 from predictors.scores import held_out, sample_curve, score
+from predictors.tables import distinct
 
 Float = NDArray[np.float64]
 LEAST = {"subnets": FEWEST + 2, "int8_subnets": transfer.FEWEST, "latency_nets": 3}  # to learn from and to test on
@@ -35,6 +36,7 @@ def fit_accuracy(
     make: builds an unfitted predictor (`make(seed=...)`, and `make(model=..., seed=...)`).  share: of the networks held
     out in each of `repeats` random splits; every split chooses its model anew.  Raises UserError for too few networks.
     """
+    genes, accuracy = distinct(genes, accuracy)
     if len(genes) < LEAST["subnets"]:
         raise UserError(
             f"{len(genes)} measured subnets are too few to learn from and to test on; measure at least "

@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ofa.errors import UserError
 from ofa.space import Genes
+from predictors.tables import distinct
 
 Float = NDArray[np.float64]
 Split = tuple[NDArray[np.int64], NDArray[np.int64]]
@@ -117,13 +118,13 @@ def held_out(
     seed: int = 0,
     split: Callable[[Float, int, np.random.Generator], Split] = random_split,
 ) -> dict[str, Any]:
-    """Scores on architectures that the fit never saw, over repeated random splits.
+    """Scores on architectures that the fit never saw, over repeated random splits; each counts once, with its mean.
 
     make: builds an unfitted predictor from a seed; fit_on: architectures in each fit; split: which to fit and test on.
     Returns: fit_on, held_out, repeats, and the mean and the standard deviation (`_std`) over repeats of tau, RMSE and
     regret of the top 10; of coverage_50, coverage_90 and log_loss too where the predictor gives a deviation.
     """
-    measured = np.asarray(values, dtype=np.float64)
+    genes, measured = distinct(genes, np.asarray(values, dtype=np.float64))
     if not 0 < fit_on <= len(measured) - 2:
         raise UserError(f"fit_on {fit_on} must leave at least 2 of {len(measured)} measured architectures to test on")
     rows = []

@@ -287,8 +287,9 @@ def test_a_dozen_networks_are_enough_to_fit_and_to_score() -> None:
     accuracy = np.log(Macs(space)(genes))
     make = partial(Accuracy, space, candidates=("ridge",))
     assert fit_accuracy(make, genes, accuracy)[1]["n_heldout"] == 2
-    with pytest.raises(UserError, match=r"11 measured subnets are too few .* at least 12 \(measure.subnets\)"):
-        fit_accuracy(make, genes[:11], accuracy[:11])
+    for rows in (range(11), [*range(11), 0, 0]):
+        with pytest.raises(UserError, match=r"11 measured subnets are too few .* at least 12 \(measure.subnets\)"):
+            fit_accuracy(make, genes[rows], accuracy[rows])
 
 
 def test_mistakes_are_answered_with_rule_value_and_remedy(tmp_path: Path) -> None:

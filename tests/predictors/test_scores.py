@@ -89,6 +89,13 @@ def test_held_out_architectures_were_never_fitted_on() -> None:
     assert found["rmse_std"] > 0
 
 
+def test_a_network_measured_several_times_is_not_on_both_sides_of_a_split() -> None:
+    genes = np.arange(40, dtype=np.int8)[:, None].repeat(3, axis=0)
+    found: dict[str, Any] = held_out(lambda seed: Memory(), genes, np.arange(1.0, 121.0), fit_on=30, repeats=3)
+    assert found["kendall_tau"] == 0.0
+    assert found["held_out"] == 10
+
+
 def test_the_sample_curve_has_a_row_for_each_size() -> None:
     genes = np.arange(20, dtype=np.int8)[:, None]
     curve = sample_curve(lambda seed: Memory(), genes, np.arange(20.0), sizes=(5, 10), repeats=2)
