@@ -75,4 +75,4 @@ class Genetic(Breeder):
 def _first_of_each(genes: Genes) -> NDArray[np.int64]:
     """The first row of each different network, in order."""
     last = range(len(genes) - 1, -1, -1)
-    return np.sort(list(dict(zip(keys(genes[::-1]), last, strict=True)).values()))
+    return np.sort(np.array(list(dict(zip(keys(genes[::-1]), last, strict=True)).values()), dtype=np.int64))

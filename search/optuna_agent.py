@@ -102,7 +102,8 @@ class OptunaAgent:
 
     def ask(self, n: int) -> Genes:
         """Propose n networks, one trial each."""
-        return np.concatenate([self._ask_one() for _ in range(n)])
+        none = np.empty((0, len(self._parameters)), dtype=np.int8)
+        return np.concatenate([none, *(self._ask_one() for _ in range(n))])
 
     def tell(self, genes: Genes, cost: NDArray[np.float64], violation: NDArray[np.float64]) -> None:
         """Finish the trials of `genes`; a network that was not asked for becomes a finished trial."""

@@ -81,6 +81,13 @@ class TestAgent:
         agent.tell(known, evaluation.cost, evaluation.violation)
         assert not set(keys(agent.ask(10))) & set(keys(known))
 
+    def test_a_batch_of_none_is_no_mistake(self, name: str) -> None:
+        agent = AGENTS[name](SPACE, seed=0, n_objectives=2)
+        genes = agent.ask(0)
+        assert genes.shape == (0, len(SPACE.genes))
+        agent.tell(genes, np.empty((0, 2)), np.empty(0))
+        assert len(asked(agent, 2)) == 20
+
     def test_a_setting_shows_in_its_repr(self, name: str) -> None:
         agent = AGENTS[name](SPACE, seed=5, n_objectives=2)
         assert "seed=5, n_objectives=2" in repr(agent)
