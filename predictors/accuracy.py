@@ -154,10 +154,11 @@ class Accuracy:
 
     def _check(self) -> None:
         self.space.validate(self._genes)
-        if self._accuracy.shape != (len(self._genes),) or not np.isfinite(self._accuracy).all():
+        wrong = self._accuracy[~np.isfinite(self._accuracy)]
+        if self._accuracy.shape != (len(self._genes),) or len(wrong):
             raise UserError(
                 f"accuracy must hold one finite number for each of {len(self._genes)} architectures, "
-                f"not {self._accuracy.shape}"
+                f"not {self._accuracy.shape} numbers{f', {wrong[0]} among them' if len(wrong) else ''}"
             )
 
     def _enough(self) -> None:

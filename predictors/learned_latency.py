@@ -43,6 +43,12 @@ class LearnedLatency:
 
     def __init__(self, space: Space, donors: Sequence[LearnedLatency] = ()) -> None:
         self.space, self.donors = space, tuple(donors)
+        for i, donor in enumerate(self.donors):
+            if donor.space.genes != space.genes:
+                raise UserError(
+                    f"donor {i} is of other genes than those of space {space.name}; fit it with this space on the "
+                    "networks that both have"
+                )
         self._features = LatencyFeatures(space)
         self._fitted = False
 
@@ -112,11 +118,11 @@ class LearnedLatency:
 
     def _check(self) -> None:
         self.space.validate(self._genes)
-        right = self._latency.shape == (len(self._genes),) and np.isfinite(self._latency).all()
-        if not right or not (self._latency > 0).all():
+        wrong = self._latency[~(np.isfinite(self._latency) & (self._latency > 0))]
+        if self._latency.shape != (len(self._genes),) or len(wrong):
             raise UserError(
                 f"latency must hold milliseconds above 0 for each of {len(self._genes)} architectures, "
-                f"not {self._latency.shape} numbers from {np.min(self._latency, initial=0)}"
+                f"not {self._latency.shape} numbers{f', {wrong[0]} among them' if len(wrong) else ''}"
             )
 
     def _enough(self) -> None:

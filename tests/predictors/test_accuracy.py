@@ -292,6 +292,13 @@ def test_a_dozen_networks_are_enough_to_fit_and_to_score() -> None:
             fit_accuracy(make, genes[rows], accuracy[rows])
 
 
+@pytest.mark.parametrize("wrong", [np.inf, np.nan])
+def test_an_accuracy_that_is_no_number_is_named(wrong: float) -> None:
+    genes = load_space("digits_mbv3").sample(12, np.random.default_rng(0))
+    with pytest.raises(UserError, match=rf"for each of 12 .* not \(12,\) numbers, {wrong} among them"):
+        Accuracy(load_space("digits_mbv3"), "ridge").fit(genes, np.append(np.ones(11), wrong))
+
+
 def test_mistakes_are_answered_with_rule_value_and_remedy(tmp_path: Path) -> None:
     space = load_space("digits_mbv3")
     genes = space.sample(12, np.random.default_rng(0))

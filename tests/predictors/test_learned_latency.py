@@ -170,8 +170,14 @@ def test_mistakes_are_answered_with_rule_value_and_remedy(space: Space, tmp_path
         LearnedLatency(space)(genes)
     with pytest.raises(UserError, match="9 measured networks are too few"):
         LearnedLatency(space).fit(genes[:9], np.ones(9))
-    with pytest.raises(UserError, match="milliseconds above 0 for each of 12"):
-        LearnedLatency(space).fit(genes, np.zeros(12))
+    for wrong in (0.0, -3.0, np.inf, np.nan):
+        with pytest.raises(UserError, match=f"milliseconds above 0 for each of 12 architectures, not .* {wrong} among"):
+            LearnedLatency(space).fit(genes, np.append(np.ones(11), wrong))
+    with pytest.raises(UserError, match=r"for each of 12 architectures, not \(11,\) numbers$"):
+        LearnedLatency(space).fit(genes, np.ones(11))
+    donor = LearnedLatency(space).fit(genes, np.ones(12))
+    with pytest.raises(UserError, match="donor 0 is of other genes than those of"):
+        LearnedLatency(space.restrict(resolution=1), [donor])
     (tmp_path / "broken.json").write_text(json.dumps({"donors": []}))
     with pytest.raises(UserError, match="lacks 'space'"):
         LearnedLatency.load(tmp_path / "broken.json")
