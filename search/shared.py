@@ -56,8 +56,8 @@ def work(
     """Propose and measure networks until the study holds `evaluations` different ones.
 
     seed: of the sampler, another one for each worker.
-    lease: seconds after which a measurement of a worker on another machine counts as lost; on this machine a worker
-        that has ended is noticed at once.
+    lease: seconds after which a measurement counts as lost and is made again, though it counts if it ends after all; on
+        this machine a worker that has ended is noticed at once.
     Raises InfeasibleError where no network meets the limits.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -108,15 +108,27 @@ def _one(study: Study, space: Space, problem: Problem, target: int, lease: float
     """Ask for a network and measure it, if no earlier trial did or does; whether it was new."""
     trial = study.ask(parameters(space))
     trial.set_user_attr(WORKER, _me())
-    earlier = _settled(study, space, trial.number, lease)
+    earlier = _settled(study, space, trial.number, lease) | set(_networks(study, space, done=True))
     genes = _genes(space, trial)
     if keys(genes)[0] in earlier or len(earlier) >= target:
         study.tell(trial, state=TrialState.FAIL)
         return False
     found = problem.evaluate(genes)
-    trial.set_user_attr(VALUES, {name: float(value[0]) for name, value in found.values.items()})
-    trial.set_constraint("violation", float(found.violation[0]))
-    study.tell(trial, found.cost[0].tolist())
+    values = {name: float(value[0]) for name, value in found.values.items()}
+    try:
+        trial.set_user_attr(VALUES, values)
+        trial.set_constraint("violation", float(found.violation[0]))
+        study.tell(trial, found.cost[0].tolist())
+    except (ValueError, optuna.exceptions.UpdateFinishedTrialError):  # given up by another worker: the lease was over
+        study.add_trial(
+            optuna.trial.create_trial(
+                values=found.cost[0].tolist(),
+                constraints={"violation": float(found.violation[0])},
+                params=trial.params,
+                distributions=parameters(space),
+                user_attrs={VALUES: values},
+            )
+        )
     return True
 
 

@@ -12,17 +12,21 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import optuna
 import pytest
+from numpy.typing import NDArray
 
 from ofa.errors import UserError
 from ofa.files import read_jsonl
+from ofa.space import Genes
 from search.agents import keys
 from search.feasible import InfeasibleError
 from search.optuna_agent import OptunaAgent
 from search.problem import Problem
-from search.shared import create_shared, shared_result, work
+from search.shared import _take_over, create_shared, shared_result, work
 from search.storage import open_storage
 from tests.search.shared_worker import NAME, told
 from tests.search.toy import SPACE, problem
@@ -139,6 +143,25 @@ def test_limits_that_no_network_meets_or_none_so_far_are_told(tmp_path: Path) ->
     work(storage, NAME, SPACE, tight, 3, sampler="random")
     with pytest.raises(UserError, match="none of 3 networks of study test meets the limits; let the workers measure"):
         shared_result(storage, NAME, SPACE, tight)
+
+
+def test_a_measurement_that_outlasts_its_lease_is_kept(tmp_path: Path) -> None:
+    storage, predictors, seen = f"journal:{tmp_path}/study.journal", problem(SPACE).predictors, list[bytes]()
+
+    def gain(genes: Genes) -> NDArray[Any]:
+        if not seen:  # another worker gives up the first measurement, which still goes on
+            other = optuna.load_study(study_name=NAME, storage=open_storage(storage))
+            _take_over(other, SPACE, lease=-1.0)
+        seen.extend(keys(genes))
+        return np.asarray(predictors["gain"](genes))
+
+    slow = Problem({"gain": gain}, {"gain": -1})
+    create_shared(storage, NAME, slow)
+    work(storage, NAME, SPACE, slow, 3, sampler="random")
+    result = shared_result(storage, NAME, SPACE, slow)
+    assert sorted(keys(result.genes)) == sorted(seen)
+    trials = optuna.load_study(study_name=NAME, storage=open_storage(storage)).get_trials()
+    assert [trial.state.name for trial in trials].count("COMPLETE") == 3
 
 
 def test_what_a_frugal_problem_does_not_measure_leaves_the_hypervolume_finite(tmp_path: Path) -> None:
