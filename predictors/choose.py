@@ -21,7 +21,10 @@ RULES = ("random", "stratified", "front")
 def choose_subnets(space: Space, n: int, seed: int) -> Genes:
     """The smallest, the largest and n - 2 different random architectures: (n, G), fewer where the space is smaller."""
     rng = np.random.default_rng((seed, 4))
-    return _first(np.concatenate([_ends(space), space.sample(4 * n, rng)]), n)
+    genes = _first(np.concatenate([_ends(space), space.sample(4 * n, rng)]), n)
+    while len(genes) < min(n, space.size):
+        genes = _first(np.concatenate([genes, space.sample(4 * n, rng)]), n)
+    return genes
 
 
 def choose_stratified(space: Space, n: int, seed: int) -> Genes:

@@ -52,6 +52,11 @@ def test_every_rule_gives_different_networks_with_both_ends_and_the_same_again(r
         measure_subnets(SPACE, log_macs, "best", 24)
 
 
+def test_as_many_networks_as_the_space_holds_are_all_of_them() -> None:
+    tiny = SPACE.restrict(resolution=1, width=1, depth=[1], expand=[2, 3])
+    assert [len(choose_subnets(tiny, n, seed)) for seed in range(5) for n in (64, 100)] == [tiny.size] * 10
+
+
 def test_strata_spread_the_macs_more_evenly_than_chance() -> None:
     def widest_gap(genes: Genes) -> float:
         return float(np.diff(np.sort(log_macs(genes))).max())
