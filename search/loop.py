@@ -49,7 +49,8 @@ def run_search(
         from there.  None keeps nothing.
     reference: the point, in costs, for hypervolumes; by default that of `problem.reference`.
     progress: called after each batch with the networks evaluated, their total, and the values of the best so far.
-    initial: networks (K, G) evaluated before the agent proposes any, such as those that are measured already.
+    initial: networks (K, G) evaluated before the agent proposes any, such as those that are measured already; they
+        count, and all are kept.
     stall: batches without growth of the hypervolume after which the search ends early; None never does.
     Raises InfeasibleError where no network meets the limits, UserError for a log that another search wrote.
     """
@@ -108,7 +109,7 @@ def _explore(
         best = _better(best, evaluation)
         if progress is not None:
             progress(min(len(known), evaluations), evaluations, best[1])
-    return np.stack(list(known.values())[:evaluations])
+    return np.stack(list(known.values())[: max(evaluations, len(start))])
 
 
 class _Log:

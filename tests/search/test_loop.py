@@ -138,6 +138,14 @@ def test_a_network_within_the_limits_comes_before_initial_ones_that_are_not() ->
     assert run_search(agent, tight, 1, 1, initial=largest).chosen == 0
 
 
+def test_initial_networks_are_all_kept_where_fewer_evaluations_are_wanted() -> None:
+    macs = problem(SMALL).predictors["macs"](all_networks(SMALL))
+    initial = all_networks(SMALL)[np.argsort(-macs)[[0, 1, 2, 3, 4, 5, -1]]]
+    p = Problem(problem(SMALL).predictors, {"gain": -1}, {"macs": float(np.median(macs))})
+    result = run_search(RandomSearch(SMALL), p, 5, 5, initial=initial)
+    assert (len(result.evaluations), result.chosen) == (7, 6)  # the one within the limit comes last
+
+
 def test_a_frugal_search_is_continued(tmp_path: Path) -> None:
     limit = float(problem(SMALL).predictors["macs"](SMALL.largest())[0]) * 0.9
 
