@@ -94,7 +94,7 @@ def test_training_images_are_shifted_and_half_of_them_mirrored(colour: ImageData
     assert sorted(y.tolist()) == list(range(1137))
     seen = []
     for image, original in zip(levels, stored[y], strict=True):
-        framed = np.pad(original, ((0, 0), (2, 2), (2, 2)))
+        framed = np.pad(original, ((0, 0), (2, 2), (2, 2)), mode="symmetric")
         crops = {(i, j): framed[:, i : i + 8, j : j + 8] for i in range(5) for j in range(5)}
         found = [
             (*at, flip) for at, c in crops.items() for flip in (0, 1) if np.array_equal(image, c[:, :, :: 1 - 2 * flip])
@@ -200,4 +200,10 @@ def test_calibration_images_are_the_same_each_time_and_augmented_on_demand() -> 
     assert torch.equal(plain, again)
     assert torch.equal(moved, again_moved)
     assert moved.shape == plain.shape
-    assert moved.mean() < plain.mean(), "shifted images are padded"
+    assert not torch.equal(moved, plain)
+
+
+def test_images_are_not_moved_out_of_sight(colour: ImageData) -> None:
+    assert len(epoch(replace(colour, shift=8))[0]) == 1137
+    with pytest.raises(UserError, match=r"data.shift is 9; give at most 8, the side of the stored images"):
+        replace(colour, shift=9)
