@@ -2,10 +2,10 @@
 
     python3 runner.py jobs.json results.json        # Python 3.10 or newer
 
-jobs.json: {"protocol": 1, "id", "threads", "batch", "repeats", "seconds", "groups": [[file, ...], ...]}; the models of
-a group (.onnx or .tflite, beside jobs.json) are timed in turns, so that a busy moment hits all alike.
+jobs.json: {"protocol": 1, "id", "threads", "batch", "repeats", "seconds", "again", "groups": [[file, ...], ...]}; the
+models of a group (.onnx or .tflite, beside jobs.json) are timed in turns, so that a busy moment hits all alike.
 results.json: {"protocol": 1, "id", "device": {...}, "times": {file: [milliseconds, ...]}}, written after every group;
-what it holds of the same jobs (id) on the same device is not measured again.
+what it holds of the same jobs (id) on the same device is not measured again, unless they say so.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def main(jobs_file: Path, results_file: Path) -> None:
     if jobs.get("protocol") != PROTOCOL:
         sys.exit(f"jobs.json has protocol {jobs.get('protocol')}, this runner speaks {PROTOCOL}")
     device = describe(load(str(jobs_file.parent / jobs["groups"][0][0]), jobs["threads"], jobs["batch"])[1], jobs)
-    times = earlier(results_file, jobs["id"], device)
+    times = {} if jobs["again"] else earlier(results_file, jobs["id"], device)
     for number, group in enumerate(jobs["groups"]):
         if all(name in times for name in group):
             continue

@@ -45,17 +45,24 @@ def write_jobs(shapes: Iterable[Shape], folder: Path, *, threads: int = 1, batch
         rows.append({"shape": shape._asdict(), "files": names, "n": n})
     groups = [[name for row in rows[i : i + GROUP] for name in row["files"]] for i in range(0, len(rows), GROUP)]
     write_json(folder / SHAPES, rows)
-    _finish(folder, groups, threads=threads, batch=batch, repeats=REPEATS, seconds=SECONDS_PER_SHAPE * GROUP)
+    options = {"threads": threads, "batch": batch, "repeats": REPEATS, "seconds": SECONDS_PER_SHAPE * GROUP}
+    _finish(folder, groups, again=False, **options)
     return len(wanted)
 
 
 def write_model_jobs(models: Sequence[Path], folder: Path, *, threads: int = 1, repeats: int = 51) -> None:
-    """Write a folder that times whole models (.onnx, .tflite), all in turns."""
+    """Write a folder that times whole models (.onnx, .tflite), all in turns, whenever its runner runs.
+
+    Raises UserError for no models, and for a folder that `write_jobs` made.
+    """
+    if (folder / SHAPES).exists():
+        raise UserError(f"{folder} measures the operations of a space; give the models a folder of their own")
     if not models:
         raise UserError("there is no model to measure; name at least one .onnx or .tflite file")
     for model in models:
         atomic_write(folder / model.name, model.read_bytes())
-    _finish(folder, [[model.name for model in models]], threads=threads, batch=1, repeats=repeats, seconds=60.0)
+    options = {"threads": threads, "batch": 1, "repeats": repeats, "seconds": 60.0}
+    _finish(folder, [[model.name for model in models]], again=True, **options)
 
 
 def _finish(folder: Path, groups: list[list[str]], **options: float) -> None:

@@ -1,9 +1,9 @@
-"""ofa-latency: how long a network takes in each runtime here, or a space's operations on a device elsewhere."""
+"""ofa-latency: how long a network, or each operation of a space, takes here or on a device elsewhere."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from omegaconf import DictConfig
@@ -11,6 +11,11 @@ from omegaconf import DictConfig
 from ofa.errors import UserError
 from scripts.cli import make, stage_command
 from scripts.stage import command_line
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ofa.export.runtime import Runtime
 
 CARRIERS = ("ssh", "adb", "folder")
 
@@ -22,44 +27,83 @@ def main(cfg: DictConfig) -> None:
     An ONNX file stands for the card beside it, whose network is exported anew to each runtime: onnx, which is also what
     no runtime means, is int8, and onnx_float is float.
 
-    Or, with remote=ssh:<host>, adb:<serial> or folder:<path>, measure the operations of the space on another device,
-    which needs Python and ONNX Runtime; writes latency.parquet for predictor=[default,latency_table] into a folder of
-    this device alone, <run>/remote/ssh-<host> or adb-<serial>.  remote=folder:<path> writes the folder to carry there
-    by hand, and reads it once it holds results.json.  Results of another space or number of threads are refused.
+    With remote=ssh:<host>, adb:<serial> or folder:<path>, in ONNX Runtime or LiteRT of another device, which needs
+    Python and these.  remote=folder:<path> writes the folder to carry there by hand, and reads it once it holds
+    results.json.  Results of another network, space or number of threads are refused.
+
+    With remote and no model, measure the operations of the space there; writes latency.parquet for
+    predictor=[default,latency_table] into a folder of this device alone, <run>/remote/ssh-<host> or adb-<serial>.
     """
-    if cfg.remote is not None:
-        _elsewhere(cfg, *_carrier(cfg.remote))
-        return
-    if cfg.model is None:
+    if cfg.model is not None:
+        rows = _here(cfg) if cfg.remote is None else _there(cfg, *_carrier(cfg.remote))
+        for name, row in rows.items():
+            spread = f"{row['p10_ms']:.3f} to {row['p90_ms']:.3f}"
+            figures = f"10 % to 90 %: {spread}; n {row['n']}; {_threads(cfg)} threads"
+            print(f"{name}: {row['median_ms']:.3f} ms ({figures})")
+    elif cfg.remote is not None:
+        _operations(cfg, *_carrier(cfg.remote))
+    else:
         raise UserError("model has no value; give model=<card>, or remote=ssh:<host> to measure another device")
-    for name, row in _here(cfg).items():
-        spread = f"{row['p10_ms']:.3f} to {row['p90_ms']:.3f}"
-        figures = f"10 % to 90 %: {spread}; n {row['n']}; {row['threads']} threads"
-        print(f"{name}: {row['median_ms']:.3f} ms ({figures})")
+
+
+def _threads(cfg: DictConfig) -> int:
+    return int(cfg.threads or cfg.measure.threads)
 
 
 def _here(cfg: DictConfig) -> dict[str, dict[str, Any]]:
-    """Export to every runtime, with ranges of random images, and time all in turns."""
+    """Time in every runtime, in turns."""
     from dataclasses import asdict
 
+    from ofa.export.runtime import latencies
+
+    runtimes = _runtimes(cfg)
+    files, images = _export(cfg, runtimes, Path(cfg.run, "latency"))
+    calls = {name: runtime.load(files[name], _threads(cfg)) for name, runtime in runtimes.items()}
+    timed = latencies(calls, images[:1].numpy(), threads=_threads(cfg), repeats=101)
+    return {name: asdict(row) for name, row in timed.items()}
+
+
+def _there(cfg: DictConfig, kind: str, place: str) -> dict[str, dict[str, Any]]:
+    """The same by the files alone on another device; nothing where they have to be carried there first."""
+    from ofa.export.latency import summary
+    from ofa.export.runtimes.litert import LiteRT
+    from ofa.export.runtimes.onnx import Onnx
+    from predictors.remote import read_times, write_model_jobs
+
+    runtimes, folder = _runtimes(cfg), _folder(cfg, kind, place, "network")
+    if others := [name for name, runtime in runtimes.items() if not isinstance(runtime, (LiteRT, Onnx))]:
+        raise UserError(
+            f"runtime={others[0]} is not timed elsewhere; choose from onnx, litert, onnx_float, litert_float"
+        )
+    files, _ = _export(cfg, runtimes, Path(cfg.run, "latency"))
+    write_model_jobs(list(files.values()), folder, threads=_threads(cfg))
+    if not _bring(kind, place, folder):
+        return {}
+    device, times = read_times(folder)
+    print(f"on {device['machine']}, {device['cores']} cores:")
+    return {name: summary(times[path.name]) for name, path in files.items()}
+
+
+def _runtimes(cfg: DictConfig) -> dict[str, Runtime]:
+    from ofa.export.runtimes.onnx import Onnx
+
+    return {name: make(options) for name, options in cfg.runtime.items()} if cfg.runtime else {"onnx": Onnx()}
+
+
+def _export(cfg: DictConfig, runtimes: dict[str, Runtime], folder: Path) -> tuple[dict[str, Path], Tensor]:
+    """The model's file for each runtime, with ranges of random images, and these."""
     import torch
 
     from ofa.export.card import card_of, rebuild
-    from ofa.export.runtime import latencies
-    from ofa.export.runtimes.onnx import Onnx
 
-    net, threads = rebuild(card_of(cfg.model)), cfg.threads or cfg.measure.threads
+    net = rebuild(card_of(cfg.model))
     torch.manual_seed(cfg.seed)
     images = torch.randn(16, net.spec.in_channels, net.spec.resolution, net.spec.resolution)
-    folder, calls = Path(cfg.run, "latency"), {}
     folder.mkdir(parents=True, exist_ok=True)
-    for name in cfg.runtime or ["onnx"]:
-        runtime = make(cfg.runtime[name]) if cfg.runtime else Onnx()
-        file = folder / f"{name}{runtime.suffix}"
-        runtime.export(net, file, images)
-        calls[name] = runtime.load(file, threads)
-    timed = latencies(calls, images[:1].numpy(), threads=threads, repeats=101)
-    return {name: asdict(row) for name, row in timed.items()}
+    files = {name: folder / f"{name}{runtime.suffix}" for name, runtime in runtimes.items()}
+    for name, runtime in runtimes.items():
+        runtime.export(net, files[name], images)
+    return files, images
 
 
 def _carrier(remote: str) -> tuple[str, str]:
@@ -69,25 +113,39 @@ def _carrier(remote: str) -> tuple[str, str]:
     return kind, place
 
 
-def _elsewhere(cfg: DictConfig, kind: str, place: str) -> None:
-    from predictors.remote import RESULTS, over_adb, over_ssh, read_table, require_jobs, write_jobs
+def _folder(cfg: DictConfig, kind: str, place: str, part: str = "") -> Path:
+    """What is carried there and back: the folder that was named, or one of this device alone."""
+    return Path(place) if kind == "folder" else Path(cfg.run, "remote", f"{kind}-{quote(place, safe='@')}", part)
+
+
+def _bring(kind: str, place: str, folder: Path) -> bool:
+    """Run the folder's jobs on the device and bring results.json; whether it is there, where a person carries it."""
+    from predictors.remote import RESULTS, over_adb, over_ssh
+
+    if kind != "folder":
+        {"ssh": over_ssh, "adb": over_adb}[kind](place, folder)
+    elif not (folder / RESULTS).exists():
+        print(
+            f"carry {folder} to the device, run there: python3 runner.py jobs.json {RESULTS}; "
+            f"bring {RESULTS} back here, and give this command again"
+        )
+        return False
+    return True
+
+
+def _operations(cfg: DictConfig, kind: str, place: str) -> None:
+    from predictors.remote import RESULTS, read_table, require_jobs, write_jobs
     from predictors.shapes import space_shapes
     from scripts.parts import load_parts
 
-    folder = Path(place) if kind == "folder" else Path(cfg.run, "remote", f"{kind}-{quote(place, safe='@')}")
-    shapes, threads = space_shapes(load_parts(cfg)[1]), cfg.threads or cfg.measure.threads
+    folder, shapes = _folder(cfg, kind, place), space_shapes(load_parts(cfg)[1])
     if (folder / RESULTS).exists():
-        require_jobs(shapes, folder, threads=threads)
+        require_jobs(shapes, folder, threads=_threads(cfg))
     else:
-        count = write_jobs(shapes, folder, threads=threads)
+        count = write_jobs(shapes, folder, threads=_threads(cfg))
         print(f"{count} operations in {folder}")
-        if kind == "folder":
-            print(
-                f"carry it to the device, run there: python3 runner.py jobs.json {RESULTS}; "
-                f"bring {RESULTS} back here, and give this command again"
-            )
+        if not _bring(kind, place, folder):
             return
-        {"ssh": over_ssh, "adb": over_adb}[kind](place, folder)
     table, target = read_table(folder), folder / "latency.parquet"
     table.save(target)
     print(f"{len(table.times)} operations on {table.device['machine']}, {table.device['runtime']}: {target}")

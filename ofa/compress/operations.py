@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -45,11 +44,6 @@ def layer_bits(net: nn.Module, image: Tensor) -> list[LayerBits]:
 def bit_operations(net: nn.Module, image: Tensor) -> int:
     """Bit-operations of a whole network on one image (1, C, R, R)."""
     return sum(layer.bit_operations for layer in layer_bits(net, image))
-
-
-def counted(macs: Mapping[str, int], weight_bits: Mapping[str, int], input_bits: Mapping[str, int]) -> int:
-    """The same from multiply-adds and bits by layer."""
-    return sum(n * weight_bits[name] * input_bits[name] for name, n in macs.items())
 
 
 @torch.no_grad()

@@ -6,7 +6,6 @@ A runtime is a frozen dataclass of its options, one YAML file under conf/runtime
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,13 +74,6 @@ def latencies(
     thunks = [_on(call, image) for call in calls.values()]
     times = interleaved(thunks, repeats=repeats, warmup=5, seconds=seconds)
     return {name: Measured(**summary(row), threads=threads) for name, row in zip(calls, times, strict=True)}
-
-
-def seconds_of(action: Callable[[], object]) -> float:
-    """Wall seconds of one call."""
-    start = time.perf_counter()
-    action()
-    return time.perf_counter() - start
 
 
 def require_file(path: Path) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -16,11 +17,14 @@ from hydra import compose, initialize_config_module
 from omegaconf import DictConfig
 
 from ofa.errors import UserError
+from ofa.export.card import Card, save_net
+from ofa.space import Arch
 from predictors.latency_table import LatencyTable
 from predictors.remote import over_adb, over_ssh, read_table, read_times, write_jobs, write_model_jobs
 from predictors.shapes import Shape, space_shapes
 from scripts import latency
 from scripts.parts import fitted, load_parts
+from tests.ofa.nets import SPEC, random_net
 
 SHAPES = [Shape("conv", "relu", 8, 8, 3, 1, 8), Shape("depthwise", "h_swish", 8, 8, 3, 2, 8)]
 
@@ -171,6 +175,9 @@ def test_whole_models_are_timed_too(folder: Path, tmp_path: Path) -> None:
     run_here(tmp_path / "whole")
     _, times = read_times(tmp_path / "whole")
     assert sorted(times) == ["00000_less.onnx", "00001_less.onnx"]
+    run_here(tmp_path / "whole")
+    again = read_times(tmp_path / "whole")[1]
+    assert all((again[name] != times[name]).any() for name in times), "measured again"
     assert all(np.all(row > 0) for row in times.values())
 
 
@@ -188,7 +195,9 @@ def test_what_goes_wrong_on_the_way_is_said(folder: Path, commands: Path, tmp_pa
     with pytest.raises(UserError, match="0 shapes"):
         write_jobs([], folder)
     with pytest.raises(UserError, match="no model to measure"):
-        write_model_jobs([], folder)
+        write_model_jobs([], tmp_path / "models")
+    with pytest.raises(UserError, match="measures the operations of a space; give the models a folder"):
+        write_model_jobs([folder / "00000_less.onnx"], folder)
 
 
 def configuration(*overrides: str) -> DictConfig:
@@ -235,3 +244,44 @@ def test_the_table_prices_a_space_through_its_predictor(tmp_path: Path) -> None:
     genes = space.sample(5, np.random.default_rng(0))
     blocks = space.values(genes, "depth") @ [3, 4, 4]  # expand, depthwise, project; squeeze-excite from stage 2 on
     np.testing.assert_array_equal(fitted(cfg, space)["latency_ms"](genes), 2.5 * (3 + blocks + 2))  # stem, head
+
+
+def network(path: Path, seed: int = 0) -> Path:
+    """The card of a network with random weights."""
+    save_net(path, random_net(seed=seed), Card(Arch(16), {}, SPEC, {}, {}, 0))
+    return path
+
+
+def test_a_network_is_timed_on_a_host(commands: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = (
+        f"run={tmp_path / 'run'}",
+        f"model={network(tmp_path / 'net.json')}",
+        "runtime=[onnx,onnx_float]",
+        "threads=1",
+    )
+    for _ in range(2):
+        latency.main(configuration(*options, "remote=ssh:pi@board"))
+        first, *rows = capsys.readouterr().out.splitlines()
+        assert first.startswith("on ") and first.endswith(f"{os.cpu_count()} cores:")
+        assert [row.split(":")[0] for row in rows] == ["onnx", "onnx_float"]
+        assert all(
+            re.search(r": [0-9.]+ ms \(10 % to 90 %: [0-9.]+ to [0-9.]+; n \d+; 1 threads\)", row) for row in rows
+        )
+    assert (tmp_path / "log").read_text() == "ssh pi@board\n" * 6, "timed anew"
+    with pytest.raises(UserError, match=r"runtime=c is not timed elsewhere; choose from onnx, litert, onnx_float"):
+        latency.main(configuration(*options, "runtime=[onnx,c]", "remote=ssh:pi@board"))
+
+
+def test_a_folder_times_the_network_that_it_was_made_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, run = tmp_path / "carried", f"run={tmp_path / 'run'}"
+    first, second = (
+        configuration(run, f"remote=folder:{folder}", f"model={network(tmp_path / f'{seed}.json', seed)}")
+        for seed in (0, 1)
+    )
+    latency.main(first)
+    assert f"carry {folder} to the device" in capsys.readouterr().out
+    run_here(folder)
+    with pytest.raises(UserError, match="has times of the jobs"):
+        latency.main(second)
+    latency.main(first)
+    assert "onnx: " in capsys.readouterr().out
