@@ -22,6 +22,7 @@ from scripts.iterate import MEASURED, iterate
 from scripts.parts import SEARCH, fitted, objectives, searched_space
 from scripts.progress import Progress
 from scripts.stage import INFEASIBLE, note, open_stage, plain
+from scripts.together import LOGS, optuna_options, together
 from search.compare import curves, finals, summary
 from search.feasible import InfeasibleError
 from search.limits import known_name, parse_limits
@@ -32,7 +33,7 @@ from search.result import SearchResult, best_result
 if TYPE_CHECKING:
     import pandas as pd
 
-MODES = ("predict", "iterate")
+MODES = ("predict", "iterate", "shared")
 DEVICE = ("name", "description", "limits", "runtimes", "core")
 CHOSEN = "chosen.json"
 Results = dict[tuple[str, int], SearchResult]
@@ -58,6 +59,8 @@ def main(cfg: DictConfig) -> None:
         try:
             if cfg.mode == "iterate":
                 results = _iterate(cfg, device, space, predictors, earlier)
+            elif cfg.mode == "shared":
+                results = _shared(cfg, device, space, earlier)
             else:
                 results = {}
                 for agent in cfg.agent:
@@ -88,8 +91,10 @@ def check(cfg: DictConfig) -> None:
             raise UserError(f"search.{name}={cfg.search[name]} must be a whole number, 1 or more")
     if cfg.mode not in MODES:
         raise UserError(f"mode={cfg.mode} is not known; choose from {', '.join(MODES)}")
-    if cfg.mode == "iterate" and cfg.seeds > 1:
-        raise UserError(f"mode=iterate measures for one seed, not seeds={cfg.seeds}; give each seed a run=<folder>")
+    if cfg.mode != "predict" and cfg.seeds > 1:
+        raise UserError(f"mode={cfg.mode} measures for one seed, not seeds={cfg.seeds}; give each seed a run=<folder>")
+    if cfg.mode == "shared":
+        optuna_options(cfg)
     for device, settings in plain(cfg.device).items():
         if not {"name", "limits"} <= set(settings) or not isinstance(settings["limits"], dict):
             raise UserError(
@@ -115,6 +120,14 @@ def _iterate(
         found = iterate(cfg, predictors(), limits, space, stage.folder, earlier)
         earlier.append(stage.folder / MEASURED)
     return {("iterate", cfg.seed): found}
+
+
+def _shared(cfg: DictConfig, device: str, space: Space, earlier: list[Path]) -> Results:
+    """What several processes measure together; their logs join the `earlier` ones."""
+    with open_stage(cfg, f"search/{device}/shared", (*SEARCH, f"device.{device}"), needs=("fit",)) as stage:
+        found = together(cfg, device, space, stage.folder, [Path(cfg.run, "measure", "subnets.jsonl"), *earlier])
+        earlier.extend(sorted(stage.folder.glob(LOGS)))
+    return {("shared", cfg.seed): found}
 
 
 def _agent(cfg: DictConfig, device: str, agent: str, space: Space, predictors: Callable[[], dict[str, Any]]) -> Results:
@@ -187,7 +200,7 @@ def _choose(device: dict[str, Any], results: Results) -> dict[str, Any]:
     (agent, _), result = list(results.items())[best_result(list(results.values()))]
     found = result.describe([result.chosen])[0]
     top1 = found["values"]["accuracy"]
-    word = "measured" if agent == "iterate" else "predicted"
+    word = "measured" if agent in MODES[1:] else "predicted"
     print(f"{device['name']}: {agent} found {found['arch']}, {word} accuracy {top1:.4f}")
     limited = device | {"limits": result.limits}  # as numbers, in the units of their names
     chosen = {"device": limited, "agent": agent, "arch": found["arch"], "predicted": found["values"]}

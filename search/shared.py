@@ -10,8 +10,9 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
+from typing import Any
 
 import numpy as np
 import optuna
@@ -25,6 +26,7 @@ from search.feasible import feasible_network
 from search.optuna_agent import make_sampler, parameters
 from search.pareto import worst
 from search.problem import Problem
+from search.repair import Violation, repair
 from search.result import SearchResult, evaluation_frame
 from search.storage import opened
 
@@ -50,31 +52,35 @@ def work(
     evaluations: int,
     *,
     sampler: str = "tpe",
+    options: Mapping[str, Any] | None = None,
     seed: int = 0,
+    violation: Violation | None = None,
     lease: float = 3600.0,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
     """Propose and measure networks until the study holds `evaluations` different ones.
 
-    seed: of the sampler, another one for each worker.
+    sampler, options, seed: as `OptunaAgent` takes them; another seed for each worker.
+    violation: networks beyond the limits are moved towards them before they are measured, such as `Problem.exceeds`
+        where the limits are of exact costs; None measures them too.
     lease: seconds after which a measurement counts as lost and is made again, though it counts if it ends after all; on
         this machine a worker that has ended is noticed at once.
+    progress: called after each proposal with the networks that all workers have measured, and their total.
     Raises InfeasibleError where no network meets the limits.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with opened(storage) as place:
-        study = optuna.load_study(study_name=name, storage=place, sampler=make_sampler(sampler, seed))
+        study = optuna.load_study(study_name=name, storage=place, sampler=make_sampler(sampler, seed, options or {}))
         feasible_network(space, problem)
-        _work(study, space, problem, min(evaluations, space.size), lease)
-
-
-def _work(study: Study, space: Space, problem: Problem, target: int, lease: float) -> None:
-    idle = 0
-    while len(_networks(study, space, done=True)) < target and idle < IDLE:
-        _take_over(study, space, lease)
-        if len(_networks(study, space)) >= target:  # the rest is being measured by others
-            time.sleep(PAUSE)
-            continue
-        idle = 0 if _one(study, space, problem, target, lease) else idle + 1
+        target, idle = min(evaluations, space.size), 0
+        while (done := len(_networks(study, space, done=True))) < target and idle < IDLE:
+            progress(done, target)
+            _take_over(study, space, lease)
+            if len(_networks(study, space)) >= target:  # the rest is being measured by others
+                time.sleep(PAUSE)
+                continue
+            idle = 0 if _one(study, space, problem, target, lease, violation) else idle + 1
+        progress(done, target)
 
 
 def shared_result(storage: str, name: str, space: Space, problem: Problem) -> SearchResult:
@@ -104,12 +110,17 @@ def shared_result(storage: str, name: str, space: Space, problem: Problem) -> Se
     )
 
 
-def _one(study: Study, space: Space, problem: Problem, target: int, lease: float) -> bool:
+def _one(study: Study, space: Space, problem: Problem, target: int, lease: float, violation: Violation | None) -> bool:
     """Ask for a network and measure it, if no earlier trial did or does; whether it was new."""
     trial = study.ask(parameters(space))
     trial.set_user_attr(WORKER, _me())
-    earlier = _settled(study, space, trial.number, lease) | set(_networks(study, space, done=True))
     genes = _genes(space, trial)
+    nearer = space.canonical(repair(space, genes, violation, np.random.default_rng(trial.number)))
+    if not np.array_equal(nearer, genes):
+        study.tell(trial, state=TrialState.FAIL)
+        study.enqueue_trial({gene.name: int(value) for gene, value in zip(space.genes, nearer[0], strict=True)})
+        return False
+    earlier = _settled(study, space, trial.number, lease) | set(_networks(study, space, done=True))
     if keys(genes)[0] in earlier or len(earlier) >= target:
         study.tell(trial, state=TrialState.FAIL)
         return False

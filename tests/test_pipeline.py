@@ -271,6 +271,23 @@ def test_agents_are_compared_over_seeds(run: Path, tmp_path: Path) -> None:
     assert "mean and spread over 3 seeds" in found.stdout
 
 
+def test_processes_and_machines_measure_one_search(run: Path, tmp_path: Path) -> None:
+    options = (*without("stm32f746"), "mode=shared", "device=stm32l073", "search.measurements=4", "restart=true")
+    options += (f"agent.optuna.storage=sqlite:///{tmp_path}/study.db", "agent.optuna.sampler=random")
+    logs, results = [], []
+    for machine, workers in (("one", 2), ("other", 1)):
+        shutil.copytree(run, tmp_path / machine / "runs/digits")
+        found = ofa("search", *options, f"workers={workers}", folder=tmp_path / machine)
+        assert found.returncode == 0, found.stdout[-2000:] + found.stderr[-4000:]
+        folder = tmp_path / machine / "runs/digits/search/stm32l073"
+        logs.append([line for file in folder.glob("shared/measured-*.jsonl") for line in file.read_text().splitlines()])
+        results.append(read(folder / "chosen.json"))
+        measured = pd.read_parquet(folder / "shared/evaluations.parquet")
+        assert (measured["violation"] == 0).all(), "moved within the limits"
+    assert len(logs[0]) == len(set(logs[0])) == 4 and not logs[1], "measured once by all"
+    assert results[0] == results[1] and results[0]["agent"] == "shared"
+
+
 def test_a_search_that_iterates_measures_only_what_is_not_known_and_goes_on_where_it_was(
     run: Path, tmp_path: Path
 ) -> None:

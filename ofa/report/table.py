@@ -11,8 +11,8 @@ from ofa.report.markup import Html, el, join
 from ofa.report.summary import COLUMNS, arch_text, bound, cell, device_rows, label, machine, ranking_text, show
 
 GLOSSARY = {
-    "predicted": "what the search reckoned with: validation images (mode=iterate: measured), the float net's latency, "
-    "memory and weights of the int8 net unless configured otherwise",
+    "predicted": "what the search reckoned with: validation images (mode=iterate or shared: measured), the float net's "
+    "latency, memory and weights of the int8 net unless configured otherwise",
     "accuracy": "share of the test images classified correctly; nothing before this table used them",
     "MACs": "multiply-accumulate operations for one image, in convolutions and linear layers",
     "peak memory": "largest sum of activations that are alive at the same time, for one image",

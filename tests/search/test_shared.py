@@ -29,7 +29,7 @@ from search.problem import Problem
 from search.shared import _take_over, create_shared, shared_result, work
 from search.storage import open_storage
 from tests.search.shared_worker import NAME, told
-from tests.search.toy import SPACE, problem
+from tests.search.toy import SPACE, all_networks, problem
 
 ROOT = Path(__file__).parents[2]
 EVALUATIONS = 16
@@ -173,6 +173,22 @@ def test_what_a_frugal_problem_does_not_measure_leaves_the_hypervolume_finite(tm
     result = shared_result(storage, NAME, SPACE, frugal)
     assert (result.evaluations["violation"] > 0).any()
     assert 0 < result.hypervolume() < np.inf
+
+
+def test_networks_beyond_the_limits_are_moved_before_they_are_measured(tmp_path: Path) -> None:
+    storage, seen = f"journal:{tmp_path}/study.journal", list[tuple[int, int]]()
+    told = problem(SPACE, macs=float(np.quantile(problem(SPACE).predictors["macs"](all_networks(SPACE)), 0.1)))
+    create_shared(storage, NAME, told)
+    work(
+        *(storage, NAME, SPACE, told, 12),
+        sampler="random",
+        violation=told.exceeds,
+        progress=lambda *done: seen.append(done),
+    )
+    result = shared_result(storage, NAME, SPACE, told)
+    assert len(result.evaluations) == 12
+    assert (result.evaluations["violation"] == 0).all()
+    assert seen[0] == (0, 12) and seen[-1] == (12, 12) and seen == sorted(seen)
 
 
 def test_an_agent_keeps_its_study_in_a_journal_and_begins_it_anew(tmp_path: Path) -> None:

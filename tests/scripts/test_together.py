@@ -1,0 +1,52 @@
+"""Where processes that share a search meet: equal searches in one study, others in another."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_module
+from omegaconf import DictConfig
+
+from ofa.errors import UserError
+from scripts.search import check
+from scripts.together import _place
+
+
+def configuration(run: Path, *options: str) -> DictConfig:
+    with initialize_config_module("conf", version_base="1.3"):
+        return compose("config", [f"run={run}", "mode=shared", *options])
+
+
+def place(run: Path, *options: str, weights: bytes = b"1") -> tuple[str, str]:
+    (run / "train").mkdir(parents=True, exist_ok=True)
+    (run / "train/supernet.safetensors").write_bytes(weights)
+    return _place(configuration(run, *options), "stm32l073", run / "search/stm32l073/shared")
+
+
+def test_machines_meet_where_their_searches_are_equal(tmp_path: Path) -> None:
+    storage = "agent.optuna.storage=postgresql+psycopg://user@host/name"
+    first = place(tmp_path / "a", storage)
+    assert first == place(tmp_path / "b", storage, "workers=2", "search.measurements=9", "agent.optuna.sampler=gp")
+    assert first[0] == "postgresql+psycopg://user@host/name"
+    others = {
+        first[1],
+        place(tmp_path / "a", weights=b"2")[1],
+        place(tmp_path / "a", "device.stm32l073.limits.macs=1M")[1],
+        place(tmp_path / "a", "objectives=[accuracy,params]")[1],
+        place(tmp_path / "a", "measure.images=100")[1],
+        place(tmp_path / "a", "seed=1")[1],
+    }
+    assert len(others) == 6
+
+
+def test_without_a_storage_they_meet_in_a_journal_of_the_run(tmp_path: Path) -> None:
+    assert place(tmp_path)[0] == f"journal:{tmp_path}/search/stm32l073/shared/study.journal"
+
+
+def test_a_shared_search_needs_optuna(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"mode=shared searches by Optuna; give agent=optuna"):
+        check(configuration(tmp_path, "agent=[random,evolution]"))
+    check(configuration(tmp_path, "agent=optuna"))
+    with pytest.raises(UserError, match=r"mode=shared measures for one seed, not seeds=2"):
+        check(configuration(tmp_path, "seeds=2"))
