@@ -49,6 +49,7 @@ class Layer:
             raise UserError(f"layer {self.kind} always has batch norm; leave bn out, or give kind: conv")
         if self.se and not has_gate(self.kind):
             raise UserError(f"layer {self.kind} has no squeeze-excite; leave se out, or give kind: mbconv")
+        check_unused(self, f"layer {self.kind}", unused(self.kind))
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +102,8 @@ class Stage:
             raise UserError(f"kernels {self.kernel} must all be odd")
         if self.block not in tuple(BLOCKS):  # a list cannot be looked up in a dict
             raise UserError(f"block {self.block!r} is not known; choose from {', '.join(BLOCKS)}")
+        if self.act not in ACTIVATIONS:
+            raise UserError(f"activation {self.act!r} of a stage is not known; choose from {', '.join(ACTIVATIONS)}")
         for name in ("kernel", "expand"):
             if self.chooses(name) and (self.ops or name not in BLOCKS[self.block].elastic):
                 raise UserError(f"{name} {self.choices(name)} cannot be chosen in a stage of {self.op or self.block}")
@@ -111,6 +114,10 @@ class Stage:
         for op in self.ops:
             if op.kind not in (*BLOCKS, "skip") or (op.channels, op.stride, op.width, op.bn) != (0, 1, 0, True):
                 raise UserError(f"{op} cannot be chosen; an operation is a block or skip, with kernel, expand, act, se")
+        if self.ops:
+            check_unused(self, "a stage of ops, each of which has its own,", ("block", "kernel", "expand", "act"))
+        else:
+            check_unused(self, f"a stage of {self.block}", unused(self.block))
 
     def chooses(self, dimension: str) -> bool:
         """Whether the stage has genes of this dimension."""
@@ -130,6 +137,21 @@ class Stage:
 def has_gate(kind: str) -> bool:
     """Whether a kind of block can have squeeze-excite."""
     return kind in BLOCKS and "se.reduce" in BLOCKS[kind].axes
+
+
+def unused(kind: str) -> tuple[str, ...]:
+    """Fields that mean nothing for a kind of layer, besides `se` and `bn`."""
+    if kind in BLOCKS:
+        return () if "expand" in BLOCKS[kind].elastic else ("expand",)
+    return ("channels", "expand", "act", "width", *(() if kind == "maxpool" else ("kernel", "stride")))
+
+
+def check_unused(part: Any, owner: str, names: Sequence[str]) -> None:
+    """Raise UserError where one of the fields that mean nothing there is given."""
+    for field in fields(part):
+        value = getattr(part, field.name)
+        if field.name in names and value not in (field.default, None):
+            raise UserError(f"{owner} takes no {field.name}; leave {field.name}={value} out")
 
 
 def record(kind: type, values: Mapping[str, Any]) -> Any:

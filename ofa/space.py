@@ -100,9 +100,13 @@ class Space:
         for layer in self._fixed:
             if layer.kind in BLOCKS and not layer.channels:
                 raise UserError(f"layer {layer.kind} has no channels; give channels=1 or more")
+            if layer.kind == "skip":
+                raise UserError("layer skip does nothing where it cannot be chosen; leave it out, or give it in ops")
         kinds = [layer.kind for layer in self.head]
         if "linear" in kinds and "pool" not in kinds[: kinds.index("linear")]:
             raise UserError(f"head {kinds} has no pool in front of its linear layer; give {{kind: pool}} there")
+        if [layer.kind for layer in self._fixed].count("linear") > kinds[-1:].count("linear"):
+            raise UserError("a linear layer is the classifier; give one, as the last layer of the head")
 
     @property
     def _fixed(self) -> list[Layer]:

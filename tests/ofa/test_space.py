@@ -197,6 +197,10 @@ def test_squeeze_excite_where_there_is_none_is_refused(kind: str) -> None:
         (OPS | {"ops": (Layer("maxpool"),)}, "kind='maxpool'.* cannot be chosen; an operation is a block or skip"),
         (OPS | {"ops": (Layer("conv", channels=9),)}, "channels=9.* cannot be chosen"),
         (OPS | {"ops": (Layer("conv", bn=False),)}, "bn=False.* cannot be chosen"),
+        ({"act": "swish"}, "activation 'swish' of a stage is not known; choose from none, relu, relu6, h_swish"),
+        ({"block": "conv", "kernel": 3, "expand": 4}, "a stage of conv takes no expand; leave expand=4 out"),
+        (OPS | {"expand": 4}, "a stage of ops, each of which has its own, takes no expand; leave expand=4 out"),
+        (OPS | {"expand": 1, "act": "relu6"}, "a stage of ops, .*, takes no act; leave act=relu6 out"),
     ],
 )
 def test_a_stage_that_cannot_be_built_is_explained(change: dict[str, Any], words: str) -> None:
@@ -273,6 +277,43 @@ def test_a_number_below_its_least_is_refused(part: str, change: dict[str, Any], 
 def test_a_linear_layer_of_a_whole_map_is_refused(kinds: list[str]) -> None:
     with pytest.raises(UserError, match=r"head \[.* has no pool in front of its linear layer; give {kind: pool}"):
         load_space(changed("space", {"head": [{"kind": kind} for kind in kinds]}))
+
+
+@pytest.mark.parametrize(
+    ("layer", "field"),
+    [
+        ({"kind": "linear", "kernel": 3}, "kernel=3"),
+        ({"kind": "linear", "act": "relu"}, "act=relu"),
+        ({"kind": "linear", "channels": 10}, "channels=10"),
+        ({"kind": "pool", "act": "relu"}, "act=relu"),
+        ({"kind": "pool", "stride": 2}, "stride=2"),
+        ({"kind": "pool", "width": 1}, "width=1"),
+        ({"kind": "maxpool", "kernel": 3, "stride": 2, "channels": 24}, "channels=24"),
+        ({"kind": "conv", "channels": 8, "expand": 3}, "expand=3"),
+        ({"kind": "skip", "act": "relu"}, "act=relu"),
+    ],
+)
+def test_a_field_that_a_kind_of_layer_has_no_use_for_is_refused(layer: dict[str, Any], field: str) -> None:
+    """A linear layer of kernel 3 had been counted nine times, a pool of other channels had given a wrong network."""
+    name = field.split("=")[0]
+    with pytest.raises(UserError, match=f"layer {layer['kind']} takes no {name}; leave {field} out"):
+        load_space(changed("space", {"head": [layer]}))
+    del layer[name]
+    Layer(**layer)
+
+
+@pytest.mark.parametrize(
+    ("part", "kinds", "words"),
+    [
+        ("stem", ["skip"], "layer skip does nothing where it cannot be chosen; leave it out, or give it in ops"),
+        ("stem", ["linear"], "a linear layer is the classifier; give one, as the last layer of the head"),
+        ("head", ["pool", "linear", "pool"], "a linear layer is the classifier; give one, as the last layer"),
+        ("head", ["pool", "linear", "linear"], "a linear layer is the classifier; give one, as the last layer"),
+    ],
+)
+def test_a_layer_in_the_wrong_place_is_refused(part: str, kinds: list[str], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        load_space(changed("space", {part: [{"kind": kind} for kind in kinds]}))
 
 
 @pytest.mark.parametrize("part", ["stem", "head"])
