@@ -72,7 +72,7 @@ def read_checkpoint(source: str | Path, *, sha256: str | None = None) -> tuple[d
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception:  # of pickle, zip and torch, which share no narrower class; torch's advice is to run what is in it
         raise UserError(f"{path} is damaged, or holds more than tensors, which is not read; {again}") from None
-    for key in ("state_dict", "model"):
+    for key in 2 * ("state_dict", "model"):  # some lie in one another
         content = content.get(key, content) if isinstance(content, dict) else content
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise UserError(f"{path} holds no state_dict; give the file that torch.save(net.state_dict()) wrote")

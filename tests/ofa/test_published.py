@@ -303,6 +303,15 @@ def test_a_file_that_is_no_checkpoint_of_the_space_is_explained(tmp_path: Path) 
         import_supernet(space, tmp_path / "none.pth")
 
 
+@pytest.mark.parametrize("around", [("model",), ("state_dict", "state_dict"), ("state_dict", "model")])
+def test_a_state_dict_is_found_in_what_lies_around_it(around: tuple[str, ...], tmp_path: Path) -> None:
+    content: dict[str, Any] = {"a": torch.ones(2)}
+    for key in around:
+        content = {key: content, "epoch": 3}
+    torch.save(content, tmp_path / "net.pth")
+    assert list(read_checkpoint(tmp_path / "net.pth")[0]) == ["a"]
+
+
 @pytest.mark.parametrize(
     ("key", "words"),
     [
