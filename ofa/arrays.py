@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 Int = NDArray[np.int64]
 Bool = NDArray[np.bool_]
 Float = NDArray[np.float64]
+
+
+def python(value: Any) -> Any:
+    """An array as a list and a number of NumPy's as Python's, which JSON can hold; anything else as it is."""
+    return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
 
 
 def make_divisible(channels: Int | Float | float, divisor: int = 8) -> Int:

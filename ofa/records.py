@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ofa.arrays import python
 from ofa.blocks import BLOCKS
 from ofa.errors import UserError
 from ofa.kinds import check_kinds
@@ -191,7 +192,7 @@ def check_least(part: Any, least: Mapping[str, int], *, above_0: Sequence[str]) 
 
 def choices_of(name: str, values: Any) -> tuple[Any, ...]:
     """Different values in ascending order, at most as many as a gene can count; raises UserError for others."""
-    values = tuple(values) if isinstance(values, (Sequence, np.ndarray)) else (values,)
+    values = tuple(map(python, values)) if isinstance(values, (Sequence, np.ndarray)) else (python(values),)
     if not values or list(values) != sorted(set(values)) or len(values) > 127:
         raise UserError(f"{name} {values} must be 1 to 127 different values in ascending order")
     return values

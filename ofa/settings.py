@@ -7,8 +7,7 @@ from itertools import pairwise
 from math import isfinite
 from typing import Any
 
-import numpy as np
-
+from ofa.arrays import python
 from ofa.errors import UserError
 from ofa.space import Arch, Space, Stage
 
@@ -76,9 +75,8 @@ def _width(space: Space, value: float) -> float:
 
 def _list(name: str, value: Any) -> list[Any]:
     """The numbers of a setting, as Python's; raises UserError for anything else."""
-    value = value.tolist() if isinstance(value, np.ndarray) else value
-    values = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value]
-    values = [entry.item() if isinstance(entry, np.generic) else entry for entry in values]
+    value = python(value)
+    values = list(map(python, value)) if isinstance(value, Sequence) and not isinstance(value, str) else [value]
     if not values or not all(isinstance(entry, int | float) and isfinite(entry) for entry in values):
         raise UserError(f"setting {name}={value!r} is not understood; give a number or a list of numbers")
     return values

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ofa.arrays import python
 from ofa.blocks import BLOCKS
 from ofa.errors import UserError
 from ofa.records import OF_BLOCKS, Layer, Stage, check_least, choices_of, kept_choices, kept_stage, record, records
@@ -41,10 +42,10 @@ class Arch:
     op: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "resolution", python(self.resolution))
         for name in ("depth", "width", *OF_BLOCKS):
-            value = getattr(self, name)
-            value = value.tolist() if isinstance(value, np.ndarray) else value
-            object.__setattr__(self, name, tuple(value) if isinstance(value, (list, tuple)) else (value,))
+            value = python(getattr(self, name))
+            object.__setattr__(self, name, tuple(map(python, value)) if isinstance(value, (list, tuple)) else (value,))
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import replace
 from importlib.resources import files
@@ -106,6 +107,14 @@ def test_arrays_make_the_same_architecture() -> None:
     arch = Arch(8, np.array([1, 1]), np.array([3, 3]), np.array([1, 1]), np.array([0.5]))  # type: ignore[arg-type]
     assert arch == ARCH
     assert hash(arch) == hash(ARCH)
+
+
+def test_numbers_drawn_with_numpy_can_be_written_as_json() -> None:
+    one, three, half = np.int64(1), np.int64(3), np.float32(0.5)
+    arch = Arch(np.int64(8), (one, one), [three, three], (one, one), half)  # type: ignore[arg-type]
+    assert json.loads(json.dumps(arch.to_dict())) == ARCH.to_dict()
+    space = replace(tiny(), resolution=np.array([8, 16]), width=(half, 1.0))
+    assert json.loads(json.dumps(space.to_dict())) == json.loads(json.dumps(tiny().to_dict()))
 
 
 ARCH = Arch(8, (1, 1), (3, 3), (1, 1), (0.5,))
