@@ -367,8 +367,11 @@ class Space:
             raise UserError(f"dimension {sorted(unknown)} is not known; choose from {', '.join(DIMENSIONS)}")
         for name, wanted in choices.items():
             known = {value for gene in self.genes[self.columns(name)] for value in gene.choices}
+            most = self.counts[self.columns(name)].max(initial=0)
             if known and np.iterable(wanted) and (strange := set(wanted) - known):
                 raise UserError(f"{name} {sorted(strange)} is not in space {self.name}; choose from {sorted(known)}")
+            if isinstance(wanted, int | np.integer) and wanted in known and wanted > most > 1:
+                raise UserError(f"{name}={wanted} keeps the {wanted} largest of {most} choices; give {name}=[{wanted}]")
         own: dict[str, Any] = {
             name: kept_choices(name, getattr(self, name), choices.get(name)) for name in ("resolution", "width")
         }

@@ -103,6 +103,17 @@ def test_one_value_to_restrict_to_stands_in_a_list() -> None:
     assert tiny().restrict(width=[0.5]).width == (0.5,)
 
 
+def test_a_choice_is_not_taken_for_how_many_to_keep() -> None:
+    space = load_space("ofa_mbv3_w1.0")
+    with pytest.raises(UserError, match=r"resolution=160 keeps the 160 largest of 25 choices; give resolution=\[160\]"):
+        space.restrict(resolution=160)
+    with pytest.raises(UserError, match=r"depth=4 keeps the 4 largest of 3 choices; give depth=\[4\]"):
+        space.restrict(depth=4)
+    assert space.restrict(kernel=3, width=2, op=1) == space, "schedules for larger spaces keep what there is"
+    one = space.restrict(resolution=[160])
+    assert one.restrict(resolution=160) == one
+
+
 def test_arrays_make_the_same_architecture() -> None:
     arch = Arch(8, np.array([1, 1]), np.array([3, 3]), np.array([1, 1]), np.array([0.5]))  # type: ignore[arg-type]
     assert arch == ARCH
