@@ -337,9 +337,10 @@ class Space:
             return [(column, given[i]) for column, i in kept]
         if len(given) == len(kept):
             return [(column, value) for (column, _), value in zip(kept, given, strict=True)]
-        fixed = {value for stage in self.stages for value in stage.choices(name) if not stage.chooses(name)}
-        if not len(own) and set(given) <= fixed:
-            return []
+        if not len(own):
+            if set(given) <= {value for stage in self.stages for value in stage.choices(name)}:
+                return []
+            raise UserError(f"{name} {given} is given, but {self.name} has no choice of it; leave {name} out")
         raise UserError(
             f"{name} has {len(given)} entries; give one for each of the {len(kept)} active blocks that choose it, "
             f"or for each of all {len(own)} such blocks of {self.name}"

@@ -147,6 +147,16 @@ def test_a_value_outside_the_space_is_named_with_the_choices(change: dict[str, o
         tiny().encode([replace(ARCH, **change)])  # type: ignore[arg-type]
 
 
+def test_a_list_of_what_cannot_be_chosen_is_left_out_or_what_is_fixed() -> None:
+    space = load_space("ofa_resnet50")
+    arch = Arch(224, (0,) * 5, expand=(0.2,) * 18)
+    assert np.array_equal(space.encode([replace(arch, kernel=(3,) * 18)]), space.encode([arch]))
+    with pytest.raises(UserError, match=r"kernel \(5, 5\) is given, but ofa_resnet50 has no choice of it; leave"):
+        space.encode([replace(arch, kernel=(5, 5))])
+    with pytest.raises(UserError, match=r"op \(1,\) is given, but ofa_resnet50 has no choice of it; leave op out"):
+        space.encode([replace(arch, op=(1,))])
+
+
 @pytest.mark.parametrize(
     ("name", "words"),
     [("nothing", "choose from"), ({"name": "x", "colour": 1}, "colour"), ({"name": "x"}, "lacks")],
