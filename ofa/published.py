@@ -99,7 +99,7 @@ def _config_units(config: Config) -> Named:
         return _resnet_units(config)
     named: Named = [("first_conv", _conv_of(config["first_conv"]))]
     for i, block in enumerate(config["blocks"]):
-        unit = _block_of(block, default_act=named[0][1].act)
+        unit = _block_of(block)
         named += [(f"blocks.{i}", unit)] if unit is not None else []
     final, mix = config.get("final_expand_layer"), config.get("feature_mix_layer")
     named += [("final_expand_layer", _conv_of(final))] if final else []
@@ -129,7 +129,7 @@ def _conv_of(layer: Config, *, shortcut: bool = False) -> Unit:
     return Unit("conv", layer["in_channels"], layer["out_channels"], kernel, stride, act=act, bn=bn, shortcut=shortcut)
 
 
-def _block_of(block: Config, *, default_act: str) -> Unit | None:
+def _block_of(block: Config) -> Unit | None:
     """An mbconv unit; None for a block that is left out (a ZeroLayer, or no convolution at all)."""
     conv = block.get("conv", block.get("mobile_inverted_conv"))
     if conv is None or conv["name"] == "ZeroLayer":
