@@ -106,6 +106,9 @@ class Space:
         kinds = [layer.kind for layer in self.head]
         if "linear" in kinds and "pool" not in kinds[: kinds.index("linear")]:
             raise UserError(f"head {kinds} has no pool in front of its linear layer; give {{kind: pool}} there")
+        used = {layer.width for layer in self._fixed if layer.kind in BLOCKS} | {stage.width for stage in self.stages}
+        if len(self.width) > 1 and (idle := set(range(self.widths)) - used):
+            raise UserError(f"width multiplier {min(idle)} scales nothing; number them 0, 1, 2, ... without a gap")
         if [layer.kind for layer in self._fixed].count("linear") > kinds[-1:].count("linear"):
             raise UserError("a linear layer is the classifier; give one, as the last layer of the head")
 

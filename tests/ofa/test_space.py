@@ -346,6 +346,15 @@ def test_a_layer_in_the_wrong_place_is_refused(part: str, kinds: list[str], word
         load_space(changed("space", {part: [{"kind": kind} for kind in kinds]}))
 
 
+def test_a_width_multiplier_that_scales_nothing_is_refused() -> None:
+    """Its gene would tell equal networks apart."""
+    values = load_space("digits_mbv3").to_dict()
+    gap = [stage | {"width": 2 * s} for s, stage in enumerate(values["stages"])]
+    with pytest.raises(UserError, match="width multiplier 1 scales nothing; number them 0, 1, 2"):
+        load_space(values | {"stages": gap})
+    assert load_space(values | {"stages": gap, "width": [1.0]}).size, "with one choice there is nothing to tell"
+
+
 @pytest.mark.parametrize("part", ["stem", "head"])
 def test_a_fixed_convolution_without_channels_is_refused(part: str) -> None:
     with pytest.raises(UserError, match="layer conv has no channels; give channels=1 or more"):

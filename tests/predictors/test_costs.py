@@ -120,8 +120,9 @@ def test_a_hundred_thousand_architectures_take_one_call_without_overflow() -> No
 
 def test_width_multipliers_out_of_order_are_explained() -> None:
     space = load_space("ofa_resnet50")
-    stages = (*space.stages[:-1], replace(space.stages[-1], width=6))
-    with pytest.raises(UserError, match=r"unit stages\.4\.0 lies between width multipliers 4 and 6; number them so"):
+    widths = (0, 2, 4, 3, 5)
+    stages = tuple(replace(stage, width=width) for stage, width in zip(space.stages, widths, strict=True))
+    with pytest.raises(UserError, match=r"unit stages\.2\.0 lies between width multipliers 2 and 4; number them so"):
         Macs(replace(space, stages=stages))
 
 
