@@ -52,14 +52,14 @@ def read_network(config: str | Path | Config, *, resolution: int | None = None) 
         named = _table_units(given) if "head" in given else _config_units(given)
         bn = {"name": "bn"} | (given.get("bn") or {})
         _only(bn, ws_eps=None, gn_channel_per_group=None)
+        default = 1e-5 if any(unit.act == "h_swish" or unit.kind == "bottleneck" for _, unit in named) else 1e-3
+        eps = float(bn.get("eps") or default)  # what their builders use where the list is silent
     except UserError:
         raise
     except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
         raise UserError(f"not a block list ({type(error).__name__}: {error}); give a net.config") from None
     _check_chain(named)
-    default = 1e-5 if any(unit.act == "h_swish" or unit.kind == "bottleneck" for _, unit in named) else 1e-3
     units = tuple(unit for _, unit in named)
-    eps = float(bn.get("eps", default))  # what their builders use where the list is silent
     return NetSpec(units, int(resolution), units[0].cin, units[-1].cout, eps), [name for name, _ in named]
 
 
@@ -80,10 +80,14 @@ def _check_chain(named: Named) -> None:
     """Raise UserError for a unit that no network has, or one that cannot follow the unit before it."""
     given = named[0][1].cin
     for name, unit in named:
+        sizes = (unit.cin, unit.cout, unit.kernel, unit.stride, unit.mid if unit.kind == "mbconv" else 1)
+        if not all(isinstance(size, SupportsIndex) and size > 0 for size in sizes):
+            raise UserError(
+                f"{name} has {unit.cout} channels of {unit.cin}, {unit.mid} in the middle, kernel {unit.kernel}, "
+                f"stride {unit.stride}; give whole numbers of 1 or more"
+            )
         if unit.cin != given:
             raise UserError(f"{name} reads {unit.cin} channels, but gets {given}; correct the block list")
-        if min(unit.cout, unit.kernel, unit.stride) < 1:
-            raise UserError(f"{name} has {unit.cout} channels, stride {unit.stride}; give 1 or more")
         if unit.kind == "mbconv" and not unit.expand and unit.mid != unit.cin:
             raise UserError(f"{name} has {unit.mid} middle channels, but no expansion; give {unit.cin}, its input's")
         if unit.shortcut and (unit.stride != 1 or unit.cin != unit.cout):

@@ -189,8 +189,12 @@ def _with(path: tuple[str | int, ...], value: Any) -> dict[str, Any]:
         (_with(("bn",), "none"), "not a block list"),
         (_with(("image_size",), [16, 20]), r"image size \[16, 20\]; give resolution=<pixels>, one number"),
         (_with(("blocks", 2, "conv", "in_channels"), 20), "blocks.2 reads 20 channels, but gets 16"),
-        (_with(("blocks", 2, "conv", "out_channels"), -24), "blocks.2 has -24 channels, stride 2; give 1 or more"),
-        (_with(("blocks", 2, "conv", "stride"), 0), "blocks.2 has 24 channels, stride 0; give 1 or more"),
+        (_with(("blocks", 2, "conv", "out_channels"), -24), "blocks.2 has -24 channels of 16, .*; give whole"),
+        (_with(("blocks", 2, "conv", "out_channels"), 24.5), "blocks.2 has 24.5 channels of 16, .*; give whole"),
+        (_with(("blocks", 2, "conv", "mid_channels"), 16.5), "blocks.2 has .*, 16.5 in the middle, .*; give whole"),
+        (_with(("blocks", 2, "conv", "mid_channels"), -16), "blocks.2 has .*, -16 in the middle, .*; give whole"),
+        (_with(("bn",), {"eps": "small"}), "not a block list .*'small'"),
+        (_with(("blocks", 2, "conv", "stride"), 0), "blocks.2 has 24 channels .*, stride 0; give whole"),
         (_with(("blocks", 0, "conv", "mid_channels"), 32), "blocks.0 has 32 middle channels, but no expansion"),
         (_with(("blocks", 2, "shortcut"), IDENTITY), "blocks.2 adds its input to another shape"),
         (_with(("classifier", "in_features"), 50), "classifier reads 50 channels, but gets 48"),
@@ -199,6 +203,10 @@ def _with(path: tuple[str | int, ...], value: Any) -> dict[str, Any]:
 def test_a_wrong_block_list_is_explained(config: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):
         read_network(config)
+
+
+def test_a_block_list_may_leave_what_batch_norm_adds_open() -> None:
+    assert read_network(_with(("bn",), {"eps": None}))[0] == read_network(_with(("bn",), None))[0]
 
 
 # -- supernets ---------------------------------------------------------------------------------------------------------
