@@ -57,7 +57,8 @@ class Layer:
 class Stage:
     """Elastic blocks of one width, the first of which has the stride.
 
-    depth, kernel, expand: a list is a choice (one gene for the stage, or for each block), a number is fixed.
+    depth, kernel, expand: a list is a choice (one gene for the stage, or for each block), a number is fixed; a block of
+    expand 1 has no expansion, one that chooses it has, for 1 too.
     blocks: how many blocks each depth keeps, where that is not the depth itself.  block: kind of its units, or `op`
     chooses among `ops` for each block, by position.  se: of all blocks, or of each.  before: fixed layers in front.
     """

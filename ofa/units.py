@@ -147,7 +147,7 @@ class _Walk:
         stride = stage.stride if b == 0 else 1
         if not stage.ops:
             layer = Layer(stage.block, stage.channels, stride=stride, act=stage.act, se=stage.has_se(b))
-            expands = expand if stage.choices("expand") != (1,) else 1
+            expands = 1 if stage.expand == 1 else expand  # the list [1] is what `restrict` leaves of [1, 2]
             yield self._column(name, layer, out, expand=expands, kernel=kernel, active=used, block=block)
         for o, record in enumerate(stage.ops):
             skipped = record.kind == "skip" and self._fits(stage.channels, stage.width, stride)

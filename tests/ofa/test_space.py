@@ -88,6 +88,15 @@ def test_a_restricted_depth_keeps_squeeze_excite_of_the_blocks_that_stay() -> No
     np.testing.assert_array_equal(Macs(small)(small.smallest()), Macs(space)(space.smallest()))
 
 
+@pytest.mark.parametrize("choices", [{"expand": [1]}, {"expand": 1, "kernel": [3]}, {"depth": 1, "width": [0.5]}])
+def test_networks_of_a_restricted_space_cost_what_they_do_in_the_whole_one(choices: dict[str, Any]) -> None:
+    stage = Stage(8, 1, (1, 2), (3, 5), (0.5, 1))
+    space = replace(tiny(), stages=(stage, replace(stage, channels=24)))
+    small = space.restrict(**choices)
+    genes = small.sample(20, np.random.default_rng(0))
+    np.testing.assert_array_equal(Macs(small)(genes), Macs(space)(space.encode(small.decode(genes))))
+
+
 def test_restrict_keeps_the_largest_choices() -> None:
     small = tiny().restrict(kernel=1, depth=1, resolution=[8])
     assert small.stages[0].kernel == (5,)
