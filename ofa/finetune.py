@@ -20,6 +20,7 @@ from ofa.errors import UserError
 from ofa.evaluate import CALIBRATION_IMAGES
 from ofa.extraction import recalibrate
 from ofa.precision import Precision, check_precision
+from ofa.schedule import share
 from ofa.static import StaticNet
 from ofa.training.layers import fast_layers
 from ofa.training.muon import Muon, turnable
@@ -55,16 +56,15 @@ class Finetuning:
     muon: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.epochs < 0 or self.lr <= 0 or self.batch_size < 2:
+        if not (0 <= self.epochs < math.inf and 0 < self.lr < math.inf and self.batch_size >= 2):
             given = f"epochs {self.epochs}, lr {self.lr}, batch_size {self.batch_size}"
             raise UserError(f"{given}: give at least 0 epochs, an lr above 0 and a batch_size of at least 2")
-        if not 0 <= self.soft_labels <= 1 or not 0 <= self.label_smoothing < 1:
-            given = f"soft_labels {self.soft_labels}, label_smoothing {self.label_smoothing}"
-            raise UserError(f"{given}: both are shares; give numbers from 0 to 1")
+        if not 0 <= self.soft_labels <= 1:
+            raise UserError(f"soft_labels is {self.soft_labels}; give a number from 0 to 1")
+        for name in ("momentum", "weight_decay", "label_smoothing", "muon"):
+            share(name, getattr(self, name))
         if self.clip_norm is not None and self.clip_norm <= 0:
             raise UserError(f"clip_norm {self.clip_norm} must be above 0, or null; 1 is usual")
-        if not 0 <= self.muon < 1:
-            raise UserError(f"muon is {self.muon}; give a number of at least 0 and below 1")
         check_precision(self.precision)
 
     def lesson(self, teachers: int) -> Distillation:

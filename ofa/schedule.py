@@ -65,6 +65,8 @@ class Phase:
         counts = (self.random_nets, self.candidates - 1, self.measured - 10)
         if min(counts) < 0:
             raise UserError(f"phase {self.name}: random_nets must be at least 0, candidates 1 and measured 10")
+        if self.rule == "random" and not self.random_nets:
+            raise UserError(f"phase {self.name}: rule random with random_nets 0 trains no net; give at least 1")
         if self.rule != "sandwich" and self.teacher == "inplace":
             object.__setattr__(self, "teacher", "none")
         if unknown := set(self.keep) - set(DIMENSIONS):

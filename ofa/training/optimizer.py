@@ -29,7 +29,7 @@ def make_optimizer(net: nn.Module, schedule: Schedule) -> torch.optim.SGD:
     if turned:
         groups.append({"params": turned, "weight_decay": 0.0, "share": 1.0, "turn": schedule.muon})
     optimizer = (Muon if turned else torch.optim.SGD)(
-        groups, lr=0.1, momentum=schedule.momentum, nesterov=True, fused=True
+        groups, lr=0.1, momentum=schedule.momentum, nesterov=schedule.momentum > 0, fused=True
     )
     for parameter in net.parameters():
         optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)

@@ -118,6 +118,22 @@ def test_wrong_settings_are_refused(wrong: dict[str, object], answer: str) -> No
         Distillation(**wrong)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("wrong", "answer"),
+    [
+        ({"lr": float("nan")}, "lr nan, batch_size 64: give .* an lr above 0"),
+        ({"epochs": float("inf")}, "epochs inf"),
+        ({"soft_labels": 1.5}, "soft_labels is 1.5; give a number from 0 to 1"),
+        ({"label_smoothing": 1.0}, "label_smoothing is 1.0; give"),
+        ({"momentum": -1.0}, "momentum is -1.0; give a number of at least 0 and below 1"),
+        ({"weight_decay": -1.0}, "weight_decay is -1.0; give"),
+    ],
+)
+def test_wrong_fine_tuning_is_refused(wrong: dict[str, float], answer: str) -> None:
+    with pytest.raises(UserError, match=answer):
+        Finetuning(**wrong)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("name", LOSSES)
 def test_every_loss_teaches_a_student_of_another_family(name: str, batch: tuple[Tensor, Tensor]) -> None:
     student, teacher = random_net().train(), random_net(RESNET)

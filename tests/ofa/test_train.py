@@ -19,6 +19,7 @@ from ofa.schedule import Phase, Schedule
 from ofa.space import Space, load_space
 from ofa.supernet import Supernet
 from ofa.train import Trainer
+from ofa.training.optimizer import make_optimizer, set_rate
 from ofa.training.trained import load_supernet
 from ofa.training.watch import Watch, collapsed
 from ofa.weights import load_tensors, save_tensors
@@ -146,6 +147,21 @@ def test_biases_move_at_their_own_rate(tmp_path: Path, data: ImageData, space: S
     assert any(name.endswith("bias") and moved.abs().max() > 1e-4 for name, moved in plain.items())
 
 
+@pytest.mark.parametrize("muon", [0.0, 0.1])
+def test_without_momentum_the_steps_are_those_of_plain_descent(space: Space, muon: float) -> None:
+    supernet = Supernet(space)
+    optimizer = make_optimizer(supernet, Schedule((FULL,), momentum=0.0, muon=muon, weight_decay=0.0))
+    before = {name: p.detach().clone() for name, p in supernet.named_parameters()}
+    for _ in range(2):
+        for p in supernet.parameters():
+            p.grad = torch.ones_like(p)
+        set_rate(optimizer, 0.1)
+        optimizer.step()
+    for name, p in supernet.named_parameters():
+        if not muon or p.ndim < 4:
+            torch.testing.assert_close(p.detach(), before[name] - 0.2)
+
+
 def test_the_first_phase_leaves_what_it_does_not_use(tmp_path: Path, data: ImageData, space: Space) -> None:
     supernet = Trainer(space, data, Schedule((FULL,), batch_size=16), tmp_path, watch=WATCH).run()
     transform = supernet.units[2].depthwise.transforms["3"]
@@ -207,6 +223,7 @@ def test_one_number_scales_every_phase() -> None:
         ({"name": "a", "epochs": 1, "lr": 0.1, "prefer": "fast"}, "choose from none, best, worst"),
         ({"name": "a", "epochs": 1, "lr": 0.1, "warmup": 1}, "warmup is 1; give"),
         ({"name": "a", "epochs": 1, "lr": 0.1, "rule": "fixed"}, "needs an arch"),
+        ({"name": "a", "epochs": 1, "lr": 0.1, "rule": "random", "random_nets": 0}, "trains no net; give at least 1"),
         ({"name": "a", "epochs": 1}, "a phase record lacks lr"),
         ({"name": "a", "epochs": 1, "lr": 0.1, "couple": 3}, "a phase record has a value of another type"),
         ({"name": "a", "epochs": 1, "lr": 0.1, "rate": 1}, "rate"),
