@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ofa.data import ImageData
+    from ofa.finetune import Finetuning
     from ofa.space import Space
     from ofa.supernet import Supernet
     from predictors import Accuracy
@@ -42,6 +43,7 @@ def main(cfg: DictConfig) -> None:
         from ofa.training.rollback import Safety
         from ofa.training.watch import Watch
 
+        tuning = _tuning(options["rank"])
         data, space = in_turn(world, lambda: load_parts(cfg))
         names = ("precision", "accumulate", "compile")
         scale = Scale(world, Parallel(**options["parallel"]), **{name: options[name] for name in names})
@@ -67,8 +69,8 @@ def main(cfg: DictConfig) -> None:
                 learn=lambda genes, top1: _predictor(space, cfg.seed).fit(genes, top1),
                 report=lambda values: _tell(reports * world.first, values),
             ).run()
-        if options["rank"]["nets"] and world.first:
-            _rank(supernet, data, options, stage.folder, cfg.seed)
+        if tuning is not None and world.first:
+            _rank(supernet, data, tuning, options, stage.folder, cfg.seed)
 
 
 def _tell(reports: list[Report], values: dict[str, Any]) -> None:
@@ -83,13 +85,24 @@ def _predictor(space: Space, seed: int) -> Accuracy:
     return Accuracy(space, seed=seed)
 
 
-def _rank(supernet: Supernet, data: ImageData, options: dict[str, Any], folder: Path, seed: int) -> None:
-    """Fine-tune some nets and write how far inherited accuracy ranks them."""
+def _tuning(rank: dict[str, Any]) -> Finetuning | None:
+    """How nets are fine-tuned to be ranked after training (None: none is); UserError, before it, for a mistake."""
     from ofa.finetune import Finetuning
+    from ofa.training.ranking import require_nets
+
+    if not rank["nets"]:
+        return None
+    require_nets(rank["nets"])
+    return Finetuning(epochs=rank["epochs"], lr=rank["lr"])
+
+
+def _rank(
+    supernet: Supernet, data: ImageData, settings: Finetuning, options: dict[str, Any], folder: Path, seed: int
+) -> None:
+    """Fine-tune some nets and write how far inherited accuracy ranks them."""
     from ofa.training.ranking import rank_correlation
 
-    nets, settings = options["rank"]["nets"], Finetuning(epochs=options["rank"]["epochs"], lr=options["rank"]["lr"])
-    images = options["watch"]["images"]
+    nets, images = options["rank"]["nets"], options["watch"]["images"]
     with Progress("rank") as progress:
         found = rank_correlation(
             supernet, data, settings, folder / "ranks.jsonl", nets=nets, images=images, seed=seed, report=progress

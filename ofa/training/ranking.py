@@ -37,8 +37,7 @@ def rank_correlation(
     Each net is a line of `path`, {"arch", "inherited", "finetuned"} (0 to 1), and is trained once: a run that was
     stopped goes on with the next.  images: validation images (None: all).
     """
-    if nets < FEWEST:
-        raise UserError(f"{nets} nets have no rank correlation to speak of; give at least {FEWEST}")
+    require_nets(nets)
     archs = supernet.space.decode(supernet.space.sample(nets, np.random.default_rng((seed, 7))))
     for arch in archs[len(read_jsonl(path)) :]:
         net = specialise(supernet, arch, data)
@@ -50,3 +49,9 @@ def rank_correlation(
     lines = read_jsonl(path)[:nets]
     found = kendalltau([line["inherited"] for line in lines], [line["finetuned"] for line in lines])
     return {"kendall_tau": float(found.statistic), "p": float(found.pvalue), "nets": nets, "epochs": settings.epochs}
+
+
+def require_nets(nets: int) -> None:
+    """Raise UserError for fewer nets than have a rank correlation."""
+    if nets < FEWEST:
+        raise UserError(f"{nets} nets have no rank correlation to speak of; give at least {FEWEST}")

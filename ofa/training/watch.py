@@ -39,6 +39,9 @@ class Watch:
     def __post_init__(self) -> None:
         if self.calibration < 2:
             raise UserError(f"watch.calibration is {self.calibration}; give at least 2 images, 1024 is usual")
+        if self.random_nets < 0 or (self.images is not None and self.images < 1):
+            given = f"watch.random_nets is {self.random_nets}, watch.images {self.images}"
+            raise UserError(f"{given}; give at least 0 nets, and 1 image or null for all")
 
     def nets(self, space: Space) -> dict[str, Arch]:
         """The watched architectures by name; the random ones are the same in every run."""
