@@ -201,8 +201,12 @@ class Averaging:
         if mean.data_ptr() != self.bucket.flat.data_ptr():
             self.bucket.flat.copy_(mean)
         torch._foreach_copy_(gradients, views)
-        if self.state is not None and self.state.error_dict:
+        if self.state is None or not self.state.error_dict:
+            return
+        if self.bucket.flat.isfinite().all():
             self._remember(idle)
+        else:  # the step will be left out or undone, and what is remembered of it would spoil all that follow
+            self.forget()
 
     def _remember(self, idle: list[Tensor]) -> None:
         """Keep what PowerSGD sent for parameters that no step will use, and let factors of no gradient start anew.
@@ -220,6 +224,7 @@ class Averaging:
         if self.state is not None:
             for held in (self.state.error_dict, self.state.p_memory_dict, self.state.q_memory_dict):
                 held.clear()
+            self.state.rng.seed(0)  # as in a run that goes on from here: it begins with the same factors
 
     def memory(self) -> dict[str, Tensor]:
         """What PowerSGD goes on from: each process's own errors, and the factors, the same in all."""
@@ -235,6 +240,7 @@ class Averaging:
         """
         if self.state is None:
             return
+        self.forget()
         self.state.iter = step
         errors = [tensor for name, tensor in memory.items() if name.startswith(ERROR)]
         if not errors:

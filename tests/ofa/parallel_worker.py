@@ -94,6 +94,25 @@ def averaged(world: World, parallel: Parallel, steps: int) -> tuple[Tensor, Tens
     return total, held / world.size, [p.grad is not None for p in module.parameters()]
 
 
+def overflowed(world: World) -> tuple[bool, bool, bool]:
+    """Are gradients finite in a step that overflows in the first process, and after it?  Does recall keep anything?"""
+    module, (x, y) = net(), images()
+    gradients, finite = Gradients(module, BATCH, Scale(world, POWERSGD)), list[bool]()
+
+    def losses(x: Tensor, y: Tensor, add: Add) -> Tensor:
+        loss = F.cross_entropy(module(x, ENDS[0]), y)
+        add(loss * (float("inf") if world.first and len(finite) == 3 else 1.0))
+        return loss.new_zeros(())
+
+    for _ in range(5):
+        gradients.of(losses, x[world.rank :: world.size], y[world.rank :: world.size])
+        gradients.average()
+        finite.append(bool(flat(module).isfinite().all()))
+    assert gradients.memory()[0]
+    gradients.recall({}, {}, 1)
+    return finite[3], finite[4], bool(gradients.memory()[0])
+
+
 def train(world: World, folder: Path, parallel: Parallel, stop: int | None = None) -> Tensor:
     run = Trainer(SPACE, digits(), SCHEDULE, folder, watch=WATCH, save_seconds=0.0, scale=Scale(world, parallel))
 
@@ -125,8 +144,11 @@ def main(folder: Path) -> None:
         found["powersgd sent"] = apart(sent, STEPS * expected)
         found["powersgd sent and held"] = apart(sent + held, STEPS * expected)
         whole = train(world, folder / "whole", POWERSGD)
-        train(world, folder / "killed", POWERSGD, 9)
-        found["resumed"] = apart(train(world, folder / "killed", POWERSGD), whole)
+        found["resumed"] = []
+        for stop in (5, 9):  # before and after the channels are sorted
+            train(world, folder / f"killed {stop}", POWERSGD, stop)
+            found["resumed"].append(apart(train(world, folder / f"killed {stop}", POWERSGD), whole))
+        found["overflowed"] = overflowed(world)
         others = [torch.empty_like(whole) for _ in range(world.size)]
         dist.all_gather(others, whole)
         found["ranks"] = apart(*others)

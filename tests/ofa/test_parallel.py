@@ -79,12 +79,17 @@ def test_what_powersgd_does_not_send_it_remembers(found: list[dict[str, Any]]) -
 
 
 @pytest.mark.slow
+def test_powersgd_remembers_nothing_of_a_step_that_overflowed_or_was_undone(found: list[dict[str, Any]]) -> None:
+    assert [values["overflowed"] for values in found] == [[False, True, False]] * 2
+
+
+@pytest.mark.slow
 def test_both_processes_hold_the_same_weights_and_a_resumed_run_ends_as_an_uninterrupted_one(
     found: list[dict[str, Any]],
 ) -> None:
     for values in found:
         assert values["ranks"] == 0
-        assert values["resumed"] == 0
+        assert values["resumed"] == [0, 0]
 
 
 @pytest.mark.slow
