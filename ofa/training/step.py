@@ -65,7 +65,8 @@ class Step:
             x, y = self.augment.mixed(x, y, self.supernet.space.classes, self._random(6, step))
         set_rate(self.optimizer, lr)
         self.supernet.train()
-        loss = self.gradients.of(partial(self._losses, phase, archs, step, teacher), x, y)
+        drops = [self._drop(step, i) if regularized(self.schedule, phase, i) else None for i in range(len(archs))]
+        loss = self.gradients.of(partial(self._losses, phase, archs, drops, teacher), x, y)
         check_finite(loss, step, phase.name, lr)
         self.gradients.apply(self.optimizer, lambda net: clip(net, self.schedule))
         check_gradients(self.gradients.precision, step, phase.name, lr)
@@ -75,9 +76,19 @@ class Step:
         return np.random.default_rng((self.seed, *place))
 
     def _losses(
-        self, phase: Phase, archs: list[Arch], step: int, frozen: Teacher | None, x: Tensor, y: Tensor, add: Add
+        self,
+        phase: Phase,
+        archs: list[Arch],
+        drops: list[Drop | None],
+        frozen: Teacher | None,
+        x: Tensor,
+        y: Tensor,
+        add: Add,
     ) -> Tensor:
-        """Add the loss of each of `archs`; returns that of the first, which a sandwich makes the largest."""
+        """Add the loss of each of `archs`; returns that of the first, which a sandwich makes the largest.
+
+        drops: what each leaves out of a part of a batch; the next part draws on.
+        """
         share = 1 / len(archs) if self.schedule.gradient == "mean" else 1.0
         teacher, losses = None, []
         if frozen is not None:
@@ -85,7 +96,7 @@ class Step:
                 teacher = frozen(x)
         for i, arch in enumerate(archs):
             regular = regularized(self.schedule, phase, i)
-            own = self._outputs(x, arch, self._drop(step, i) if regular else None)
+            own = self._outputs(x, arch, drops[i])
             loss = net_loss(self.distill, own, y, teacher, self.schedule.label_smoothing if regular else 0.0)
             add(loss * share)
             if i == 0 and phase.teacher == "inplace":
@@ -97,6 +108,7 @@ class Step:
         return observe(self.supernet, x, arch, drop) if self.features else Outputs(self.supernet(x, arch, drop))
 
     def _drop(self, step: int, net: int) -> Drop | None:
-        """What the pass of one net of a step leaves out."""
+        """What the pass of one net of a step leaves out, in each process something else."""
         path, features = self.schedule.drop_path, self.schedule.dropout
-        return Drop(path, features, self._random(4, step, net)) if path or features else None
+        rng = self._random(4, step, net, self.gradients.scale.world.rank)
+        return Drop(path, features, rng) if path or features else None

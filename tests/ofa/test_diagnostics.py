@@ -15,7 +15,7 @@ import torch
 from scipy.stats import kendalltau
 from torch import Tensor, nn
 
-from ofa.data import ImageData
+from ofa.data import ImageData, digits
 from ofa.drop import Drop
 from ofa.errors import UserError
 from ofa.files import read_jsonl
@@ -26,11 +26,13 @@ from ofa.spec import Unit
 from ofa.supernet import Supernet
 from ofa.train import Trainer
 from ofa.training.average import Average
-from ofa.training.gradients import Scale
+from ofa.training.gradients import Gradients, Scale
 from ofa.training.loggers import open_loggers, scalars
+from ofa.training.optimizer import make_optimizer
 from ofa.training.profiling import profiled
 from ofa.training.ranking import rank_correlation
 from ofa.training.rollback import Safety
+from ofa.training.step import Step
 from ofa.training.trained import load_supernet
 from ofa.training.watch import Watch
 
@@ -216,6 +218,25 @@ def test_the_last_block_that_an_architecture_keeps_drops_most(space: Space) -> N
         seen[name] = places
     assert seen["largest"] == [pytest.approx((i + 1) / len(seen["largest"])) for i in range(len(seen["largest"]))]
     assert len(seen["smallest"]) < len(seen["largest"]) and seen["smallest"][-1:] in ([1.0], [])
+
+
+def test_parts_of_a_batch_and_processes_drop_differently(space: Space) -> None:
+    def masks(accumulate: int, rank: int) -> list[Tensor]:
+        schedule, seen = Schedule((Phase("all", 1, 0.1, rule="largest"),), batch_size=32, dropout=0.5), []
+        torch.manual_seed(0)
+        supernet, data = Supernet(space), digits()
+        gradients = Gradients(supernet, 32, Scale(accumulate=accumulate))
+        gradients.scale = replace(gradients.scale, world=replace(gradients.scale.world, rank=rank))
+        step = Step(supernet, make_optimizer(supernet, schedule), gradients, schedule, data.augment, seed=0)
+        supernet.units[-1].register_forward_pre_hook(lambda unit, inputs: seen.append(inputs[0].detach() == 0))
+        x, y = next(data.batches("train", 32, 16, rng=None))
+        step(schedule.phases[0], space, 0, 0.1, torch.cat([x[:16], x[:16]]), y, None, None)
+        return seen
+
+    whole, parts, other = masks(1, 0), masks(2, 0), masks(1, 1)
+    assert len(whole) == len(other) == 1 and len(parts) == 2
+    assert (parts[0] != parts[1]).float().mean() > 0.1, "the same images, other features"
+    assert (whole[0] != other[0]).float().mean() > 0.1
 
 
 def test_only_the_largest_net_is_regularized_where_the_schedule_says_so(
