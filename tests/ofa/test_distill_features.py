@@ -154,6 +154,15 @@ def test_the_student_gets_a_finite_gradient_and_the_teacher_none(name: str) -> N
     assert student.grad.isfinite().all() and student.grad.abs().sum() > 0 and teacher.grad is None
 
 
+def test_batches_of_too_few_images_have_no_relations() -> None:
+    distances, angles = distill.relation_distance_loss, distill.relation_angle_loss
+    for loss, few in ((distances, 1), (angles, 1), (angles, 2)):
+        student = torch.randn(few, 4, requires_grad=True)
+        value = loss(student, torch.randn(few, 5))
+        value.backward()
+        assert value.item() == 0 and student.grad is not None and not student.grad.any()
+
+
 def test_equal_images_have_finite_gradients_in_relations() -> None:
     student = torch.zeros(4, 3, requires_grad=True)
     teacher = torch.randn(4, 3)
