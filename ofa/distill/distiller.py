@@ -41,6 +41,7 @@ class Distiller:
         seed: int = 0,
     ) -> None:
         self.settings, self.smoothing = settings, smoothing
+        self._modes = {module: module.training for teacher in teachers for module in teacher.modules()}
         pairs = [self._pairs(student, teacher, images) for teacher in teachers]
         self._names = tuple(dict.fromkeys(own for found in pairs for own, _ in found))
         self._own = [[self._names.index(own) for own, _ in found] for found in pairs]
@@ -89,9 +90,11 @@ class Distiller:
         self.close()
 
     def close(self) -> None:
-        """Unhook from all networks."""
+        """Unhook from all networks; teachers are in their own mode again."""
         for tap in (self.student, *self.teachers):
             tap.close()
+        for module, mode in self._modes.items():
+            module.training = mode
 
     def _loss(self, own: Outputs, y: Tensor, pairs: Sequence[tuple[Outputs, Outputs]]) -> Tensor:
         """Labels, and the losses between the student, as each of its teachers sees it, and that teacher."""

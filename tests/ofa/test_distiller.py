@@ -218,6 +218,16 @@ def test_several_teachers_are_an_ensemble(batch: tuple[Tensor, Tensor]) -> None:
         assert distiller(x, y).isfinite()
 
 
+@pytest.mark.parametrize("mutual", [False, True])
+def test_teachers_are_left_in_their_mode(batch: tuple[Tensor, Tensor], mutual: bool) -> None:
+    teacher = random_net().train()
+    teacher.units[0].eval()
+    modes = [module.training for module in teacher.modules()]
+    with Distiller(Distillation({"kl": 1.0}, 1.0, mutual=mutual), random_net(), [teacher], batch[0]):
+        assert all(module.training == mutual for module in teacher.modules())
+    assert [module.training for module in teacher.modules()] == modes
+
+
 # -- mutual learning ---------------------------------------------------------------------------------------------------
 
 
