@@ -186,11 +186,11 @@ def _check_values(problem: Problem, genes: Genes, values: Values, where: str) ->
 
 
 def _stalled(problem: Problem, known: dict[bytes, Genes], batches: list[int], stall: int) -> bool:
-    """Whether the last `stall` batches added no hypervolume, counted up to the worst costs found."""
+    """Whether the last `stall` batches added no hypervolume, counted beyond the worst costs found, which count too."""
     if len(batches) <= stall:
         return False
     evaluation = problem.evaluate(np.stack(list(known.values())))
-    corner = worst(evaluation.cost)
+    corner = worst(evaluation.cost) + 1
     feasible = evaluation.violation <= 0
     before = slice(batches[-stall - 1])
     return hypervolume(evaluation.cost[before][feasible[before]], corner) >= hypervolume(

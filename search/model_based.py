@@ -30,6 +30,7 @@ Floats = NDArray[np.float64]
 ENUMERATED = 20_000  # combinations of genes up to which every network is a candidate
 GENERATIONS, CHILDREN = 15, 200  # of the evolution that finds the candidates of a larger space
 CANDIDATES = 300  # the first by rank, among which added hypervolumes are compared
+MARGIN = 0.02  # of an exact cost's extent, beyond its worst: a network at a limit would add no hypervolume
 
 
 class Model(Protocol):
@@ -233,14 +234,15 @@ class ModelBased:
 
     @property
     def _corner(self) -> Floats:
-        """The worst costs measured, or exact ones of 1,000 networks where they are worse: nothing lies outside (M,)."""
-        worst = self._cost.max(axis=0)
+        """The worst costs measured; of exact ones MARGIN beyond the worst of 1,000 networks, or the limit (M,)."""
+        corner = self._cost.max(axis=0)
         for column, name in enumerate(self._names):
             if name not in self.measured:
                 sign = self.problem.objectives[name]
-                bound = sign * self.problem.bounds.get(name, np.nan)
-                worst[column] = np.fmin((sign * self._probed[name]).max(), bound)
-        return worst
+                cost = sign * self._probed[name]
+                worst = np.fmin(cost.max(), sign * self.problem.bounds.get(name, np.nan))
+                corner[column] = worst + MARGIN * (abs(worst - cost.min()) or 1.0)
+        return corner
 
     @cached_property
     def _probed(self) -> dict[str, Floats]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,14 @@ def test_two_objectives_reach_nearly_the_whole_hypervolume() -> None:
     assert found > random
 
 
+def test_networks_exactly_at_a_limit_that_is_an_objective_are_searched() -> None:
+    gain = problem(SMALL).predictors["gain"]
+    predictors = {"gain": gain, "memory": lambda genes: np.full(len(genes), 64.0)}
+    p = Problem(predictors, {"gain": -1, "memory": 1}, {"memory": 64})
+    found = run_search(model_based(SMALL, n_objectives=2, p=p), p, 40, 5)
+    assert -found.cost[:, 0].min() == gain(all_networks(SMALL)).max()
+
+
 def test_of_two_measured_objectives_that_agree_the_whole_batch_is_promising() -> None:
     value = problem(SMALL).predictors["gain"]
     p = Problem({"gain": value, "double": lambda genes: 2 * value(genes)}, {"gain": -1, "double": -1})
@@ -217,6 +226,13 @@ def test_a_loop_stops_when_the_hypervolume_stalls(tmp_path: Path) -> None:
     p = Problem({"gain": flat}, {"gain": -1})
     assert len(run_search(RandomSearch(SMALL), p, 100, 5, stall=3).evaluations) == 20
     assert len(run_search(RandomSearch(SMALL), p, 100, 5).evaluations) == 100
+
+
+def test_gain_at_the_worst_cost_of_another_objective_is_no_stall() -> None:
+    more = count()
+    predictors = {"gain": lambda genes: np.full(len(genes), next(more)), "macs": lambda genes: np.ones(len(genes))}
+    p = Problem(predictors, {"gain": -1, "macs": 1})
+    assert len(run_search(RandomSearch(SMALL, n_objectives=2), p, 100, 5, stall=3).evaluations) == 100
 
 
 def test_a_measurement_that_is_no_number_is_an_error_and_is_not_kept(tmp_path: Path) -> None:
