@@ -95,7 +95,8 @@ def _explore(
     best: _Best = ((), {})
     idle = 0
     batches: list[int] = []
-    while len(known) < min(evaluations, agent.space.size) and idle < PATIENCE:
+    patience = PATIENCE if _replays(agent) else 1  # told nothing new, it would propose the same again
+    while len(known) < min(evaluations, agent.space.size) and idle < patience:
         before = len(known)
         n = log.batch or min(batch, evaluations - before)
         genes = start if len(start) and not known else log.genes(agent, n)
@@ -128,8 +129,8 @@ class _Log:
         return len(self._lines[0]["genes"]) if self._lines else 0
 
     def genes(self, agent: Agent, n: int) -> Genes:
-        """What the agent proposes; one that needs no earlier proposals (`replays` is False) takes the logged ones."""
-        if self._lines and not getattr(agent, "replays", True):
+        """What the agent proposes; one that needs no earlier proposals takes the logged ones."""
+        if self._lines and not _replays(agent):
             return np.array(self._lines[0]["genes"], dtype=np.int8).reshape(n, -1)
         return agent.ask(n)
 
@@ -156,6 +157,11 @@ class _Log:
         problem.remember(genes, values)
         self.seconds += line["seconds"]
         self._tick = time.perf_counter()
+
+
+def _replays(agent: Agent) -> bool:
+    """Whether an agent's proposals depend on its earlier ones, not on what it was told alone (`replays` is False)."""
+    return bool(getattr(agent, "replays", True))
 
 
 def _reference(agent: Agent, problem: Problem, genes: Genes) -> list[float]:

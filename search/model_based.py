@@ -91,12 +91,24 @@ class ModelBased:
         self._violation = np.concatenate([self._violation, violation[new]])
 
     def ask(self, n: int) -> Genes:
-        """The n networks that promise most; spread over the space as long as fewer than `first` are known."""
+        """The n networks that promise most; spread over the space as long as fewer than `first` are known.
+
+        Then none beyond a limit, where one within is known: known ones take their places when no others are found.
+        """
         rng = np.random.default_rng((self.seed, len(self._told)))
         fresh = Fresh(self.space)
         fresh.add(self._told)
-        best = self._promising(n, rng) if len(self._genes) >= self.first else self._spread(n, rng)
-        return fresh.take(n, [lambda k: np.concatenate([best, self._drawn(k, rng)])] * 4)
+        enough = len(self._genes) >= self.first
+        best = self._promising(n, rng) if enough else self._spread(n, rng)
+        known = self._genes[self._violation <= 0]
+
+        def proposed(k: int) -> Genes:
+            genes = np.concatenate([best, self._drawn(k, rng)])
+            if not (enough and len(known)):
+                return genes
+            return np.concatenate([genes[self.problem.exceeds(genes) <= 0], np.resize(known, (k, genes.shape[1]))])
+
+        return fresh.take(n, [proposed] * 4)
 
     def _drawn(self, n: int, rng: np.random.Generator) -> Genes:
         """n random networks, moved within the limits (n, G)."""

@@ -105,6 +105,17 @@ def test_a_limit_that_one_network_in_a_hundred_meets_costs_no_measurement() -> N
     assert (result.evaluations["violation"] == 0).all()
 
 
+@pytest.mark.parametrize("objectives", [["gain"], ["gain", "macs"]])
+def test_once_all_networks_within_the_limits_are_measured_the_search_ends(objectives: list[str]) -> None:
+    values = np.sort(problem(SMALL).predictors["macs"](all_networks(SMALL)))
+    signs = {name: {"gain": -1, "macs": 1}[name] for name in objectives}
+    p = Problem(problem(SMALL).predictors, signs, {"macs": float(values[32])})
+    result = run_search(model_based(SMALL, n_objectives=len(signs), p=p), p, 60, 5)
+    within = p.evaluate(all_networks(SMALL)).violation <= 0
+    assert len(result.evaluations) == within.sum() < 60
+    assert (result.evaluations["violation"] == 0).all()
+
+
 def test_networks_of_which_a_frugal_problem_measures_nothing_teach_nothing() -> None:
     predictors = problem(SMALL).predictors
     limit = {"macs": float(np.quantile(predictors["macs"](all_networks(SMALL)), 0.3))}
