@@ -11,7 +11,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
-from datetime import datetime
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -63,8 +63,8 @@ def work(
     sampler, options, seed: as `OptunaAgent` takes them; another seed for each worker.
     violation: networks beyond the limits are moved towards them before they are measured, such as `Problem.exceeds`
         where the limits are of exact costs; None measures them too.
-    lease: seconds after which a measurement counts as lost and is made again, though it counts if it ends after all; on
-        this machine a worker that has ended is noticed at once.
+    lease: seconds, from when this worker first saw it, after which a measurement counts as lost and is made again,
+        though it counts if it ends after all; on this machine a worker that has ended is noticed at once.
     progress: called after each proposal with the networks that all workers have measured, and their total.
     Raises InfeasibleError where no network meets the limits.
     """
@@ -72,14 +72,14 @@ def work(
     with opened(storage) as place:
         study = optuna.load_study(study_name=name, storage=place, sampler=make_sampler(sampler, seed, options or {}))
         feasible_network(space, problem)
-        target, idle = min(evaluations, space.size), 0
+        leases, target, idle = _Leases(lease), min(evaluations, space.size), 0
         while (done := len(_networks(study, space, done=True))) < target and idle < IDLE:
             progress(done, target)
-            _take_over(study, space, lease)
+            _take_over(study, space, leases)
             if len(_networks(study, space)) >= target:  # the rest is being measured by others
                 time.sleep(PAUSE)
                 continue
-            idle = 0 if _one(study, space, problem, target, lease, violation) else idle + 1
+            idle = 0 if _one(study, space, problem, target, leases, violation) else idle + 1
         progress(done, target)
 
 
@@ -110,7 +110,9 @@ def shared_result(storage: str, name: str, space: Space, problem: Problem) -> Se
     )
 
 
-def _one(study: Study, space: Space, problem: Problem, target: int, lease: float, violation: Violation | None) -> bool:
+def _one(
+    study: Study, space: Space, problem: Problem, target: int, leases: _Leases, violation: Violation | None
+) -> bool:
     """Ask for a network and measure it, if no earlier trial did or does; whether it was new."""
     trial = study.ask(parameters(space))
     trial.set_user_attr(WORKER, _me())
@@ -120,7 +122,7 @@ def _one(study: Study, space: Space, problem: Problem, target: int, lease: float
         study.tell(trial, state=TrialState.FAIL)
         study.enqueue_trial({gene.name: int(value) for gene, value in zip(space.genes, nearer[0], strict=True)})
         return False
-    earlier = _settled(study, space, trial.number, lease) | set(_networks(study, space, done=True))
+    earlier = _settled(study, space, trial.number, leases) | set(_networks(study, space, done=True))
     if keys(genes)[0] in earlier or len(earlier) >= target:
         study.tell(trial, state=TrialState.FAIL)
         return False
@@ -143,11 +145,11 @@ def _one(study: Study, space: Space, problem: Problem, target: int, lease: float
     return True
 
 
-def _settled(study: Study, space: Space, number: int, lease: float) -> set[bytes]:
+def _settled(study: Study, space: Space, number: int, leases: _Leases) -> set[bytes]:
     """The networks of all trials before `number`, once each of them has its genes or is given up."""
     while True:
         before = [trial for trial in study.get_trials(deepcopy=False) if trial.number < number]
-        if all(_whole(space, t) or t.state != TrialState.RUNNING or _left(t, lease) for t in before):
+        if all(_whole(space, t) or t.state != TrialState.RUNNING or leases.left(t) for t in before):
             return {keys(_genes(space, trial))[0] for trial in before if _whole(space, trial) and _counts(trial)}
         time.sleep(PAUSE)
 
@@ -161,10 +163,10 @@ def _networks(study: Study, space: Space, *, done: bool = False) -> dict[bytes, 
     return found
 
 
-def _take_over(study: Study, space: Space, lease: float) -> None:
+def _take_over(study: Study, space: Space, leases: _Leases) -> None:
     """Give up the trials that ended workers left, and line their networks up to be measured."""
     for trial in _running(study):
-        if not _left(trial, lease):
+        if not leases.left(trial):
             continue
         try:
             study.tell(trial.number, state=TrialState.FAIL)
@@ -178,13 +180,24 @@ def _running(study: Study) -> Iterator[FrozenTrial]:
     yield from study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
 
 
-def _left(trial: FrozenTrial, lease: float) -> bool:
-    """Whether the worker of a running trial has ended, or has had it for longer than the lease."""
-    age = (datetime.now() - trial.datetime_start).total_seconds() if trial.datetime_start else 0.0
-    host, _, process = trial.user_attrs.get(WORKER, "").partition(" ")
-    if not process:
-        return age > TORN
-    return age > lease or (host == socket.gethostname() and not _alive(int(process)))
+@dataclass
+class _Leases:
+    """Which running trials are left behind; `seconds` is how long a worker may have one.
+
+    Time counts by this process's clock, from when it first saw the trial: the storage keeps local times, which other
+    machines' clocks, their time zones and summer time put hours apart.
+    """
+
+    seconds: float
+    _seen: dict[int, float] = field(default_factory=dict)
+
+    def left(self, trial: FrozenTrial) -> bool:
+        """Whether the worker of a running trial has ended, or has had it for longer than the lease."""
+        age = time.monotonic() - self._seen.setdefault(trial.number, time.monotonic())
+        host, _, process = trial.user_attrs.get(WORKER, "").partition(" ")
+        if not process:
+            return age > TORN
+        return age > self.seconds or (host == socket.gethostname() and not _alive(int(process)))
 
 
 def _alive(process: int) -> bool:

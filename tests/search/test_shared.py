@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,9 @@ from ofa.files import read_jsonl
 from ofa.space import Genes
 from search.agents import keys
 from search.feasible import InfeasibleError
-from search.optuna_agent import OptunaAgent
+from search.optuna_agent import OptunaAgent, parameters
 from search.problem import Problem
-from search.shared import _take_over, create_shared, shared_result, work
+from search.shared import WORKER, _Leases, _me, _take_over, create_shared, shared_result, work
 from search.storage import open_storage
 from tests.search.shared_worker import NAME, told
 from tests.search.toy import SPACE, all_networks, problem
@@ -151,7 +151,7 @@ def test_a_measurement_that_outlasts_its_lease_is_kept(tmp_path: Path) -> None:
     def gain(genes: Genes) -> NDArray[Any]:
         if not seen:  # another worker gives up the first measurement, which still goes on
             other = optuna.load_study(study_name=NAME, storage=open_storage(storage))
-            _take_over(other, SPACE, lease=-1.0)
+            _take_over(other, SPACE, _Leases(-1.0))
         seen.extend(keys(genes))
         return np.asarray(predictors["gain"](genes))
 
@@ -162,6 +162,41 @@ def test_a_measurement_that_outlasts_its_lease_is_kept(tmp_path: Path) -> None:
     assert sorted(keys(result.genes)) == sorted(seen)
     trials = optuna.load_study(study_name=NAME, storage=open_storage(storage)).get_trials()
     assert [trial.state.name for trial in trials].count("COMPLETE") == 3
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    """Sets the time zone of this process."""
+
+    def zone(name: str) -> None:
+        monkeypatch.setenv("TZ", name)
+        time.tzset()
+
+    yield zone
+    monkeypatch.undo()
+    time.tzset()
+
+
+@pytest.mark.parametrize("named", [True, False])
+@pytest.mark.parametrize("zone", ["Etc/GMT-14", "Etc/GMT+12"])  # 14 hours before, 12 behind
+def test_a_lease_holds_for_machines_in_other_time_zones(
+    zone: str, named: bool, tmp_path: Path, clock: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = f"journal:{tmp_path}/study.journal"
+    create_shared(storage, NAME, problem())
+    clock("UTC")
+    study = optuna.load_study(study_name=NAME, storage=open_storage(storage))
+    trial = study.ask(parameters(SPACE))
+    if named:
+        trial.set_user_attr(WORKER, _me())
+    clock(zone)
+    leases = _Leases(3600.0)
+    _take_over(study, SPACE, leases)
+    assert [t.state.name for t in study.trials] == ["RUNNING"]
+    later = time.monotonic() + 3601
+    monkeypatch.setattr("search.shared.time.monotonic", lambda: later)
+    _take_over(study, SPACE, leases)
+    assert [t.state.name for t in study.trials] == ["FAIL", "WAITING"]
 
 
 def test_what_a_frugal_problem_does_not_measure_leaves_the_hypervolume_finite(tmp_path: Path) -> None:
