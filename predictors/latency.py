@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.optimize import nnls
 
 from ofa.errors import UserError
 from ofa.space import Genes, Space
@@ -39,7 +40,10 @@ class Latency:
         return self.intercept + self.slope * self._sum(genes)
 
     def fit(self, genes: Genes, measured_ms: ArrayLike) -> Latency:
-        """Least squares of the relative error on measured networks, genes (N, G) and times (N,), N >= 2."""
+        """Least squares of the relative error on measured networks, genes (N, G) and times (N,), N >= 2.
+
+        Intercept and slope are not negative: no network takes less than no time, or less than a smaller one.
+        """
         measured = np.asarray(measured_ms, dtype=np.float64)
         if measured.shape != (len(genes),) or len(measured) < 2 or not np.all(measured > 0):
             raise UserError(
@@ -47,8 +51,10 @@ class Latency:
                 f"not {len(genes)} networks with {measured.tolist()}"
             )
         design = np.stack([np.ones(len(measured)), self._sum(genes)], axis=1)
-        solution = np.linalg.lstsq(design / measured[:, None], np.ones(len(measured)), rcond=None)[0]
-        self.intercept, self.slope = map(float, solution)
+        relative, ones = design / measured[:, None], np.ones(len(measured))
+        self.intercept, self.slope = map(float, nnls(relative, ones)[0])
+        if not self.slope:  # times that do not grow with the sum are noise: the sum ranks networks all the same
+            self.intercept, self.slope = 0.0, float(nnls(relative[:, 1:], ones)[0][0])
         return self
 
     def _layer_ms(self, table: LayerTable) -> Float:

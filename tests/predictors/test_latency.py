@@ -122,6 +122,17 @@ def test_the_correction_finds_overhead_and_slope(space: Space) -> None:
         latency.fit(genes[:1], true[:1])
 
 
+def test_no_correction_ranks_networks_backwards_or_takes_less_than_no_time(space: Space) -> None:
+    genes = space.sample(30, np.random.default_rng(0))
+    total = Latency(space, made_up_table(space))(genes)
+    order = np.argsort(total)[[0, len(total) // 2, -1]]
+    falling = Latency(space, made_up_table(space)).fit(genes[order], total[order][::-1])
+    assert falling.slope > 0
+    assert np.array_equal(np.argsort(falling(genes)), np.argsort(total))
+    steep = Latency(space, made_up_table(space)).fit(genes[order[1:]], total[order[1:]] - 0.9 * total[order[1]])
+    assert steep(genes).min() > 0
+
+
 def test_an_unknown_shape_is_named(space: Space) -> None:
     with pytest.raises(UserError, match=r"lacks Shape\(op='conv'.*; measure the shapes of space digits_mbv3"):
         Latency(load_space("digits_mbv3"), made_up_table(space))
