@@ -28,7 +28,10 @@ def choose_subnets(space: Space, n: int, seed: int) -> Genes:
 
 
 def choose_stratified(space: Space, n: int, seed: int) -> Genes:
-    """The smallest, the largest, and random ones spread evenly over the logarithm of their MACs: (n, G)."""
+    """The smallest, the largest, and random ones spread evenly over the logarithm of their MACs: (n, G).
+
+    Where too few are drawn, as in a small space, others follow; fewer than n only where the space is smaller.
+    """
     rng = np.random.default_rng((seed, 6))
     pool = _first(space.sample(min(POOL, 200 * n), rng), POOL)
     log_macs = np.log(Macs(space)(pool))
@@ -39,7 +42,7 @@ def choose_stratified(space: Space, n: int, seed: int) -> Genes:
         nearest = np.argmin(np.where(free, np.abs(log_macs - target), np.inf))
         free[nearest] = False
         picked.append(nearest)
-    return _first(np.concatenate([_ends(space), pool[picked]]), n)
+    return _first(np.concatenate([_ends(space), pool[picked], choose_subnets(space, n, seed)]), n)
 
 
 def choose_on_front(accuracy: Accuracy, known: Genes, n: int, rng: np.random.Generator) -> Genes:

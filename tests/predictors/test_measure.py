@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import torch
 from ofa.data import ImageData, digits
 from ofa.errors import UserError
 from ofa.files import read_jsonl
-from ofa.space import Genes, load_space
+from ofa.space import Genes, Space, load_space
 from ofa.supernet import Supernet
 from predictors import Accuracy, Macs
 from predictors.choose import RULES, choose_on_front, choose_stratified, choose_subnets, measure_subnets
@@ -52,9 +53,12 @@ def test_every_rule_gives_different_networks_with_both_ends_and_the_same_again(r
         measure_subnets(SPACE, log_macs, "best", 24)
 
 
-def test_as_many_networks_as_the_space_holds_are_all_of_them() -> None:
+@pytest.mark.parametrize("choose", [choose_subnets, choose_stratified])
+def test_as_many_networks_as_the_space_holds_are_all_of_them(choose: Callable[[Space, int, int], Genes]) -> None:
     tiny = SPACE.restrict(resolution=1, width=1, depth=[1], expand=[2, 3])
-    assert [len(choose_subnets(tiny, n, seed)) for seed in range(5) for n in (64, 100)] == [tiny.size] * 10
+    assert [len(choose(tiny, n, seed)) for seed in range(5) for n in (64, 100)] == [tiny.size] * 10
+    branched = SPACE.restrict(resolution=1, width=1, kernel=1)
+    assert len(choose(branched, branched.size, 0)) == branched.size  # some are drawn seldom
 
 
 def test_strata_spread_the_macs_more_evenly_than_chance() -> None:
