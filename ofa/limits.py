@@ -1,7 +1,7 @@
 """Amounts as people write them: 6e6, "60M", "250KB", "5ms".
 
 A prefix is decimal, whatever its case, as on a data sheet of a disk: 1 kB = 1 KB = 1,000 bytes, 1 MB = 1,000,000 bytes;
-1 KiB = 1,024 and 1 MiB = 1,048,576 bytes.  What a number counts is told by the end of its name: `_bytes`, `_ms`.
+1 KiB = 1,024 and 1 MiB = 1,048,576 bytes.  What a number counts is told by the end of its name: `_bytes`, `_ms`, `_uj`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ BYTES = {f"{prefix}B": scale for prefix, scale in COUNTS.items()} | {"KiB": 2.0*
 UNITS = {
     "bytes": COUNTS | BYTES,
     "ms": {"": 1.0, "us": 1e-3, "ms": 1.0, "s": 1e3},
+    "uj": {"": 1.0, "nJ": 1e-3, "uJ": 1.0, "mJ": 1e3, "J": 1e6},
 }
 NUMBER = re.compile(r"\s*([-+]?[\d.]+(?:[eE][-+]?\d+)?)\s*([a-zA-Z]*)\s*")
 

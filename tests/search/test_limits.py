@@ -7,7 +7,7 @@ import pytest
 from ofa.errors import UserError
 from search.limits import known_name, parse_limit, parse_limits, show
 
-NAMES = ("macs", "peak_memory_bytes", "weight_bytes", "latency_ms")
+NAMES = ("macs", "peak_memory_bytes", "weight_bytes", "latency_ms", "energy_uj")
 
 
 @pytest.mark.parametrize(
@@ -27,6 +27,8 @@ NAMES = ("macs", "peak_memory_bytes", "weight_bytes", "latency_ms")
         ("latency_ms", "5ms", 5),
         ("latency_ms", "0.2 s", 200),
         ("latency_ms", "800us", 0.8),
+        ("energy_uj", "2 mJ", 2000),
+        ("energy_uj", "50uJ", 50),
         ("accuracy", 0.9, 0.9),
     ],
 )
@@ -58,6 +60,7 @@ def test_what_is_no_positive_number_is_refused(value: float | str) -> None:
 
 def test_a_name_may_leave_out_its_unit() -> None:
     assert parse_limits({"peak_memory": "1KB", "latency": 5}, NAMES) == {"peak_memory_bytes": 1000, "latency_ms": 5}
+    assert parse_limits({"energy": "1mJ"}, NAMES) == {"energy_uj": 1000}
 
 
 @pytest.mark.parametrize("name", ["mac", "peak_memory_byte", "bytes", "latency_s", ""])
