@@ -179,7 +179,10 @@ def _read(path: Path) -> dict[str, float]:
 
     try:
         content: Any = yaml.load(path.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-        return {str(key): float(entry["mean"]) for key, entry in content.items()}
+        times = {str(key): float(entry["mean"]) for key, entry in content.items()}
+        if wrong := next((key for key, ms in times.items() if not 0 <= ms < np.inf), None):
+            raise ValueError(f"{wrong} has {times[wrong]} ms")
+        return times
     except (yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError) as error:
         why = " ".join(str(error).split())
         raise UserError(
