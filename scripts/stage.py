@@ -45,11 +45,14 @@ def open_stage(cfg: DictConfig, name: str, reads: Sequence[str], *, needs: Seque
 
     name: "train", or "search/phone/evolution" for one part of a stage.  reads: the options it depends on, dotted
     ("data", "device.phone").  needs: stages that must be finished.  Raises UserError where the folder, or a stage
-    before it, was made with other options, and where another process is writing it.
+    before it, was made with other options, and where another process is writing it.  What `restart` discards comes back
+    where the block ends before it makes anything.
     """
     folder = Path(cfg.run, name)
+    aside = Path(cfg.run, f".{name.replace('/', '+')}")
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder):
+        _bring_back(folder, aside)
         config: dict[str, Any] = {
             "reads": _reads(cfg, reads),
             "after": _before(cfg, name, needs),
@@ -57,7 +60,7 @@ def open_stage(cfg: DictConfig, name: str, reads: Sequence[str], *, needs: Seque
             "seconds": 0.0,
         }
         if cfg.restart:
-            _discard(folder)
+            _set_aside(folder, aside)
         config = _settle(folder, config)
         if config["done"]:
             print(f"{name}: already done in {folder}")
@@ -73,6 +76,9 @@ def open_stage(cfg: DictConfig, name: str, reads: Sequence[str], *, needs: Seque
         finally:
             config["seconds"] += time.monotonic() - started
             write_json(folder / CONFIG, config)
+            if config["done"]:
+                shutil.rmtree(aside, ignore_errors=True)
+            _bring_back(folder, aside)
         write_json(Path(cfg.run, "timings.json"), _timings(Path(cfg.run)))
 
 
@@ -127,7 +133,7 @@ def _settle(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
     """The folder's config.json, written now if nothing was made there; raises where it disagrees with this command."""
     path = folder / CONFIG
     made = read_json(path) if path.exists() else config
-    if not made["done"] and all(entry.name in (CONFIG, LOCK) for entry in folder.iterdir()):
+    if not made["done"] and not _holds(folder):
         write_json(path, config)
         return config
     _agree(folder, made, config["reads"], "restart=true to discard what is there")
@@ -189,12 +195,29 @@ def plain(value: Any) -> Any:
     return OmegaConf.to_container(value, resolve=True, throw_on_missing=True)
 
 
-def _discard(folder: Path) -> None:
-    for path in folder.iterdir():
-        if path.is_dir():
-            shutil.rmtree(path)
-        elif path.name != LOCK:
-            path.unlink()
+def _holds(folder: Path) -> bool:
+    """Whether a stage has made anything in its folder."""
+    return any(entry.name not in (CONFIG, LOCK) for entry in folder.iterdir())
+
+
+def _set_aside(folder: Path, aside: Path) -> None:
+    """Empty a stage's folder for a restart; what was made there is kept until the restart has made something."""
+    if _holds(folder):
+        aside.mkdir()
+        for path in folder.iterdir():
+            if path.name != LOCK:
+                path.rename(aside / path.name)
+    else:
+        (folder / CONFIG).unlink(missing_ok=True)
+
+
+def _bring_back(folder: Path, aside: Path) -> None:
+    """End a restart: what it set aside comes back where nothing was made in its place, and is deleted elsewhere."""
+    if aside.exists():
+        if not _holds(folder):
+            for path in aside.iterdir():
+                path.rename(folder / path.name)
+        shutil.rmtree(aside)
 
 
 def _timings(run: Path) -> dict[str, float]:

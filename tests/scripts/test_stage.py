@@ -102,6 +102,32 @@ def test_restart_discards_the_stage_alone(cfg: DictConfig) -> None:
     assert finish(cfg, "train", "seed")
 
 
+def test_a_restart_that_fails_before_it_makes_anything_discards_nothing(cfg: DictConfig) -> None:
+    with open_stage(cfg, "search/phone/random", ("seed",)) as stage:
+        (stage.folder / "part").mkdir()
+        (stage.folder / "part" / "weights").write_text("old")
+    for made in (False, True):
+        cfg.restart, cfg.seed = True, 1
+        with pytest.raises(UserError, match="wrong"), open_stage(cfg, "search/phone/random", ("seed",)) as stage:
+            assert not stage.done and not (stage.folder / "part").exists()
+            if made:
+                (stage.folder / "new").touch()
+            raise UserError("wrong")
+        cfg.restart, cfg.seed = False, int(made)
+        assert finish(cfg, "search/phone/random", "seed") is not made
+        assert (stage.folder / "part" / "weights").exists() is not made
+        assert {path.name for path in Path(cfg.run).iterdir()} == {"command.json", "search", "timings.json"}
+
+
+def test_a_restart_killed_before_it_made_anything_discards_nothing(cfg: DictConfig) -> None:
+    with open_stage(cfg, "train", ("seed",)) as stage:
+        (stage.folder / "weights").touch()
+    cfg.restart = True
+    elsewhere(cfg, "os._exit(0)")  # as a kill, nothing else of it runs
+    cfg.restart = False
+    assert finish(cfg, "train", "seed") and (stage.folder / "weights").exists()
+
+
 def test_stage_made_from_an_earlier_result_is_not_taken_for_done(cfg: DictConfig) -> None:
     finish(cfg, "train", "seed")
     finish(cfg, "measure", "seed")
