@@ -27,10 +27,11 @@ class Learned(Protocol):
 
 
 def kendall_tau(predicted: ArrayLike, measured: ArrayLike) -> float:
-    """Rank correlation tau-b: 1 for the same order, -1 for the reverse, 0 where one of the two is constant."""
+    """Rank correlation tau-b: 1 for the same order, -1 for the reverse, 0 where one is constant or has one value."""
     from scipy.stats import kendalltau
 
-    tau = kendalltau(*_pair(predicted, measured)).statistic
+    a, b = _pair(predicted, measured)
+    tau = kendalltau(a, b).statistic if len(a) > 1 else 0.0  # of one it would warn
     return 0.0 if np.isnan(tau) else float(tau)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from functools import partial
 from pathlib import Path
 
@@ -313,3 +314,9 @@ def test_mistakes_are_answered_with_rule_value_and_remedy(tmp_path: Path) -> Non
     (tmp_path / "broken.json").write_text(json.dumps({"model": "gp"}))
     with pytest.raises(UserError, match="lacks 'space'"):
         Accuracy.load(tmp_path / "broken.json")
+
+
+def test_rank_correlation_of_one_pair_is_0_without_a_warning() -> None:
+    with warnings.catch_warnings(action="error"):
+        assert kendall_tau([1.0], [2.0]) == 0
+    assert kendall_tau([1.0, 2.0], [3.0, 4.0]) == 1
