@@ -34,7 +34,8 @@ class SubnetAccuracy:
     Every result is appended to the log at `path` as it comes, {"arch", "accuracy"}, so a run that was killed goes on
     where it was.  load: gives the supernet and the data, in this process or in each of `workers` others (then it must
     be picklable).  images: validation images (None: all).  calibration: images for batch-norm statistics.  int8: after
-    8-bit quantization, simulated, without training.  Use it as a context, which ends the workers.
+    8-bit quantization, simulated, without training.  total: networks of all calls together, which `report` is told of
+    (None: of each call).  Use it as a context, which ends the workers.
     """
 
     def __init__(
@@ -47,11 +48,13 @@ class SubnetAccuracy:
         calibration: int = 1024,
         int8: bool = False,
         workers: int = 1,
+        total: int | None = None,
         report: Report = lambda values: None,
     ):
         if workers < 1:
             raise UserError(f"workers={workers} must be at least 1, the process that measures")
-        self.space, self.load, self.path, self.workers, self.report = space, load, path, workers, report
+        self.space, self.load, self.path, self.workers = space, load, path, workers
+        self.total, self.report = total, report
         self.options = {"images": images, "calibration": calibration, "int8": int8}
         self.known = {Arch.from_dict(row["arch"]): float(row["accuracy"]) for row in read_jsonl(path)}
         self._pool: ProcessPoolExecutor | None = None
@@ -76,12 +79,13 @@ class SubnetAccuracy:
         """Accuracy of each architecture, measured now where the log does not have it."""
         archs = self.space.decode(genes)
         missing = list(dict.fromkeys(arch for arch in archs if arch not in self.known))
-        done = len(archs) - len(missing)
+        total = self.total or len(archs)
+        done = len(self.known) if self.total else len(archs) - len(missing)
         for arch, top1 in self._measure(missing):
             append_jsonl(self.path, {"arch": arch.to_dict(), "accuracy": top1})
             self.known[arch] = top1
             done += 1
-            self.report({"step": done, "steps": len(archs), "accuracy": top1})
+            self.report({"step": done, "steps": total, "accuracy": top1})
         return np.array([self.known[arch] for arch in archs])
 
     def _measure(self, archs: list[Arch]) -> Iterator[tuple[Arch, float]]:

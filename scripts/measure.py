@@ -31,10 +31,13 @@ def main(cfg: DictConfig) -> None:
 
         _, space = load_parts(cfg)
         options, log, load = cfg.measure, stage.folder / "subnets.jsonl", partial(load_trained, plain(cfg))
+        total = min(options.subnets, space.size)
         rule = {"rule": options.choose, "n": options.subnets, "batch": options.batch, "seed": cfg.seed}
         with (
             Progress("measure accuracy") as progress,
-            SubnetAccuracy(space, load, log, images=options.images, workers=cfg.workers, report=progress) as measure,
+            SubnetAccuracy(
+                space, load, log, images=options.images, workers=cfg.workers, total=total, report=progress
+            ) as measure,
         ):
             genes, top1 = measure_subnets(space, measure, **rule)
             measure.settle(genes)

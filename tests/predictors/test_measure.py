@@ -101,6 +101,19 @@ def test_a_network_is_measured_once_and_a_log_is_continued(tmp_path: Path) -> No
         measurer(tmp_path / "log.jsonl", workers=0)
 
 
+def test_a_choice_in_batches_counts_out_of_all_its_networks(tmp_path: Path) -> None:
+    told: list[tuple[int, int]] = []
+    options: dict[str, Any] = {"total": 14, "report": lambda values: told.append((values["step"], values["steps"]))}
+    with measurer(tmp_path / "log.jsonl", **options) as measure:
+        genes, _ = measure_subnets(SPACE, measure, "front", 14, batch=2)
+    assert len(genes) == 14 and told == [(n, 14) for n in range(1, 15)]
+    rows = (tmp_path / "log.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "log.jsonl").write_text("".join(rows[:12]))  # killed in the second batch
+    with measurer(tmp_path / "log.jsonl", **options) as measure:
+        measure_subnets(SPACE, measure, "front", 14, batch=2)
+    assert told[14:] == [(13, 14), (14, 14)]
+
+
 def test_two_processes_measure_what_one_does(tmp_path: Path) -> None:
     genes = choose_subnets(SPACE, 6, 0)
     logs = []
