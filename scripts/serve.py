@@ -52,8 +52,14 @@ def _serve(uvicorn: Any, settings: Settings) -> None:
         log_level="warning",
         timeout_graceful_shutdown=settings.stop_seconds,
     )
-    listening = config.bind_socket()
     address = f"http://{settings.host}:{settings.port}"
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    try:
+        listening = socket.create_server((settings.host, settings.port), family=family)
+    except OSError as error:
+        given = f"serve.host={settings.host} serve.port={settings.port}"
+        raise UserError(f"cannot listen at {given}: {error.strerror}; give another port or host") from None
+    listening.set_inheritable(True)
     print(f"{settings.model} starts at {address}: POST /predict, GET /health, /metrics; Ctrl-C stops it")
     print(f"next: curl --data-binary @<image> {address}/predict", flush=True)
     # every connection inherits it; asyncio sets it only where it made the socket, and answers then wait 40 ms

@@ -293,6 +293,28 @@ def test_a_stopped_server_answers_what_is_open_first(server: Server) -> None:
         server.send("GET", "/health")
 
 
+def test_an_address_that_cannot_be_had_is_answered_with_its_options(card: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        for host, reason in (
+            ("127.0.0.1", "Address already in use"),
+            ("192.0.2.1", "Cannot assign"),
+            ("no such", "Na"),
+        ):
+            command = [
+                sys.executable,
+                "-m",
+                "scripts.serve",
+                f"model={card}",
+                f"serve.host='{host}'",
+                f"serve.port={port}",
+            ]
+            found = subprocess.run(command, capture_output=True, text=True, check=False)
+            assert found.returncode == 1
+            assert found.stderr.startswith(f"ofa-serve: cannot listen at serve.host={host} serve.port={port}: {reason}")
+            assert found.stderr.count("\n") == 1
+
+
 @pytest.mark.slow
 def test_workers_share_the_port_and_their_figures(card: Path) -> None:
     server = Server(card, "serve.workers=2")
