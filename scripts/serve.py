@@ -57,8 +57,8 @@ def _serve(uvicorn: Any, settings: Settings) -> None:
     try:
         listening = socket.create_server((settings.host, settings.port), family=family)
     except OSError as error:
-        given = f"serve.host={settings.host} serve.port={settings.port}"
-        raise UserError(f"cannot listen at {given}: {error.strerror}; give another port or host") from None
+        given, reason = f"serve.host={settings.host} serve.port={settings.port}", str(error.strerror).partition(" (")[0]
+        raise UserError(f"cannot listen at {given}: {reason}; give another port or host") from None
     listening.set_inheritable(True)
     print(f"{settings.model} starts at {address}: POST /predict, GET /health, /metrics; Ctrl-C stops it")
     print(f"next: curl --data-binary @<image> {address}/predict", flush=True)
