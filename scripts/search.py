@@ -102,7 +102,8 @@ def check(cfg: DictConfig) -> None:
             )
         if unknown := sorted(set(settings) - set(DEVICE)):
             raise UserError(f"device {device} has no option {unknown[0]!r}; choose from {', '.join(DEVICE)}")
-        parse_limits(settings["limits"], cfg.predictor)
+        if "accuracy" in parse_limits(settings["limits"], cfg.predictor) and cfg.mode != "predict":
+            raise UserError("limit accuracy is of a measured value; leave it out, it is maximised anyway")
     for name in objectives(cfg):
         known_name(name, cfg.predictor)
     space = load_space(plain(cfg.space))

@@ -138,6 +138,6 @@ def _work(
         sampler=options["sampler"],
         options=options["options"],
         seed=int(np.random.SeedSequence([cfg.seed, host, number]).generate_state(1)[0]),
-        violation=None if "accuracy" in problem.bounds else problem.exceeds,  # all others are cheap to look up
+        violation=problem.exceeds,
         progress=progress,
     )

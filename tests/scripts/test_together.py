@@ -50,3 +50,11 @@ def test_a_shared_search_needs_optuna(tmp_path: Path) -> None:
     check(configuration(tmp_path, "agent=optuna"))
     with pytest.raises(UserError, match=r"mode=shared measures for one seed, not seeds=2"):
         check(configuration(tmp_path, "seeds=2"))
+
+
+@pytest.mark.parametrize("mode", ["shared", "iterate"])
+def test_a_measured_accuracy_is_no_limit(tmp_path: Path, mode: str) -> None:
+    options = (f"mode={mode}", "+device.stm32l073.limits.accuracy=0.9")
+    with pytest.raises(UserError, match=r"limit accuracy is of a measured value; leave it out"):
+        check(configuration(tmp_path, *options))
+    check(configuration(tmp_path, *options, "mode=predict"))
