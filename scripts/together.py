@@ -50,39 +50,27 @@ def together(cfg: DictConfig, device: str, space: Space, folder: Path, known: li
     if (folder / RESULT).exists():
         return load_result(folder)
     storage, study = _place(cfg, device, folder)
-    with _measured(cfg, device, space, folder, 0, known) as problem:
-        create_shared(storage, study, problem)
-        with _others(cfg, device, folder, known), Progress(f"search {device} shared") as progress:
-            _work(cfg, device, space, folder, 0, problem, progress.update)
-        found = shared_result(storage, study, space, problem)
+    problem = Problem(fitted(cfg, space), objectives(cfg), plain(cfg.device[device].limits))
+    create_shared(storage, study, problem)
+    with _others(cfg, device, folder, known), Progress(f"search {device} shared") as progress:
+        _take_part(cfg, device, folder, known, 0, progress.update)
+    found = shared_result(storage, study, space, problem)
     found.save(folder)
     return found
 
 
 def _place(cfg: DictConfig, device: str, folder: Path) -> tuple[str, str]:
     """Where the processes meet: the storage, by default a journal in the stage's folder, and the study's name."""
+    from ofa.training.trained import WEIGHTS
+
     options, run = optuna_options(cfg), Path(cfg.run)
     asked = [plain(cfg.device[device].limits), objectives(cfg), plain(cfg.predictor), plain(cfg.measure.images)]
     digest = hashlib.sha256(json.dumps(asked).encode())
-    for path in sorted([*run.glob("train/*.safetensors"), run / "fit/accuracy.json", run / "measure/latency.parquet"]):
-        digest.update(path.read_bytes() if path.exists() else b"")
+    for name in (f"train/{WEIGHTS[cfg.measure.weights]}", "fit/accuracy.json", "measure/latency.parquet"):
+        path = run / name
+        digest.update(path.read_bytes() if path.exists() else b"none")
     storage = options["storage"] or f"journal:{folder}/study.journal"
     return storage, f"{options['study']}/{device}/shared/seed-{cfg.seed}/{digest.hexdigest()[:12]}"
-
-
-@contextmanager
-def _measured(
-    cfg: DictConfig, device: str, space: Space, folder: Path, number: int, known: list[Path]
-) -> Iterator[Problem]:
-    """The problem of one of the processes, whose accuracies are measured, with a log of its own."""
-    from predictors.measure import SubnetAccuracy
-
-    load, log = partial(load_trained, plain(cfg)), folder / LOGS.replace("*", str(number))
-    with SubnetAccuracy(space, load, log, images=cfg.measure.images) as accuracy:
-        for path in (*known, *sorted(folder.glob(LOGS))):
-            accuracy.know(path)
-        limits = plain(cfg.device[device].limits)
-        yield Problem(fitted(cfg, space) | {"accuracy": accuracy}, objectives(cfg), limits, frugal=True)
 
 
 @contextmanager
@@ -91,8 +79,7 @@ def _others(cfg: DictConfig, device: str, folder: Path, known: list[Path]) -> It
     threads = cfg.threads or max(1, len(os.sched_getaffinity(0)) // cfg.workers)
     if cfg.workers > 1:
         use_threads(threads)
-    given = (json.dumps(plain(cfg)), device, str(folder), list(map(str, known)), threads, os.getpid())
-    spawn = get_context("spawn")
+    spawn, given = get_context("spawn"), (json.dumps(plain(cfg)), device, folder, known, threads, os.getpid())
     others = [spawn.Process(target=_other, args=(number, *given), daemon=True) for number in range(1, cfg.workers)]
     for other in others:
         other.start()
@@ -107,37 +94,41 @@ def _others(cfg: DictConfig, device: str, folder: Path, known: list[Path]) -> It
             other.terminate()
 
 
-def _other(number: int, options: str, device: str, folder: str, known: list[str], threads: int, parent: int) -> None:
+def _other(number: int, options: str, device: str, folder: Path, known: list[Path], threads: int, parent: int) -> None:
     end_with(parent)
     use_threads(threads)
-    cfg = OmegaConf.create(json.loads(options))
-    space = searched_space(cfg)
-    with _measured(cfg, device, space, Path(folder), number, list(map(Path, known))) as problem:
-        _work(cfg, device, space, Path(folder), number, problem, lambda done, total: None)
+    _take_part(OmegaConf.create(json.loads(options)), device, folder, known, number)
 
 
-def _work(
+def _take_part(
     cfg: DictConfig,
     device: str,
-    space: Space,
     folder: Path,
+    known: list[Path],
     number: int,
-    problem: Problem,
-    progress: Callable[[int, int], None],
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
+    """Measure with the others until all is measured; each process has a log of its own."""
+    from predictors.measure import SubnetAccuracy
     from search.shared import work
 
-    options, (storage, study) = optuna_options(cfg), _place(cfg, device, folder)
-    host = zlib.crc32(socket.gethostname().encode())
-    work(
-        storage,
-        study,
-        space,
-        problem,
-        cfg.search.measurements,
-        sampler=options["sampler"],
-        options=options["options"],
-        seed=int(np.random.SeedSequence([cfg.seed, host, number]).generate_state(1)[0]),
-        violation=problem.exceeds,
-        progress=progress,
-    )
+    space, options, (storage, study) = searched_space(cfg), optuna_options(cfg), _place(cfg, device, folder)
+    load, log = partial(load_trained, plain(cfg)), folder / LOGS.replace("*", str(number))
+    with SubnetAccuracy(space, load, log, images=cfg.measure.images) as accuracy:
+        for path in (*known, *sorted(folder.glob(LOGS))):
+            accuracy.know(path)
+        predictors, limits = fitted(cfg, space) | {"accuracy": accuracy}, plain(cfg.device[device].limits)
+        problem = Problem(predictors, objectives(cfg), limits, frugal=True)
+        host = zlib.crc32(socket.gethostname().encode())
+        work(
+            storage,
+            study,
+            space,
+            problem,
+            cfg.search.measurements,
+            sampler=options["sampler"],
+            options=options["options"],
+            seed=int(np.random.SeedSequence([cfg.seed, host, number]).generate_state(1)[0]),
+            violation=problem.exceeds,
+            progress=progress,
+        )
