@@ -50,6 +50,7 @@ def opened(url: str) -> Iterator[BaseStorage]:
 def _journal(path: Path) -> BaseStorage:
     from optuna.storages.journal import JournalFileBackend
 
+    path = path.resolve()  # Optuna's lock is a link to it, and one that leads nowhere is never released after a kill
     path.parent.mkdir(parents=True, exist_ok=True)
     return optuna.storages.JournalStorage(JournalFileBackend(str(path)))
 

@@ -239,6 +239,15 @@ def test_an_agent_keeps_its_study_in_a_journal_and_begins_it_anew(tmp_path: Path
     assert np.array_equal(proposals[0], OptunaAgent(SPACE, seed=0, sampler="random").ask(3))
 
 
+def test_a_lock_that_a_killed_worker_left_is_released(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):  # the first one is killed while it holds the lock
+        storage: Any = open_storage("journal:runs/study.journal")
+        lock = storage._backend._lock
+        lock.grace_period = 0.1
+        assert lock.acquire()
+
+
 def test_a_storage_that_cannot_be_opened_says_how_one_is_written() -> None:
     with pytest.raises(UserError, match=r"storage nowhere cannot be opened .* like one of journal:"):
         open_storage("nowhere")
