@@ -27,8 +27,9 @@ def open_storage(url: str | None) -> BaseStorage:
         if scheme == "grpc":
             return _proxy(url)
         return optuna.storages.RDBStorage(url)
-    except ModuleNotFoundError as error:
-        raise UserError(f"storage {url} needs the package {error.name}; pip install {error.name}") from None
+    except ImportError as error:  # Optuna's own has the driver's as its context
+        name = error.name or getattr(error.__context__, "name", None)
+        raise UserError(f"storage {url} needs the package {name}; pip install {name}") from None
     except Exception as error:  # of SQLAlchemy, a driver, gRPC or the file system; none of them is imported here
         line = str(error).splitlines()[0]
         raise UserError(f"storage {url} cannot be opened ({line}); write it like one of {EXAMPLES}") from None

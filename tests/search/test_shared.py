@@ -251,3 +251,10 @@ def test_a_lock_that_a_killed_worker_left_is_released(tmp_path: Path, monkeypatc
 def test_a_storage_that_cannot_be_opened_says_how_one_is_written() -> None:
     with pytest.raises(UserError, match=r"storage nowhere cannot be opened .* like one of journal:"):
         open_storage("nowhere")
+
+
+def test_a_storage_whose_driver_is_absent_names_it() -> None:
+    if importlib.util.find_spec("pymysql") is not None:
+        pytest.skip("pymysql is installed")
+    with pytest.raises(UserError, match=r"storage mysql.* needs the package pymysql; pip install pymysql"):
+        open_storage("mysql+pymysql://user@host/name")
