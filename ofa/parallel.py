@@ -82,9 +82,18 @@ class World:
     @torch.no_grad()
     def align(self, module: nn.Module) -> None:
         """Give every process the first one's weights and buffers, in place."""
+        state = module.state_dict().values()
+        self.spread(state, [0] * len(state))
+
+    @torch.no_grad()
+    def spread(self, tensors: Iterable[Tensor], owners: Iterable[int]) -> None:
+        """Give every process each tensor as its owner, a rank, has it, in place."""
         if self.size > 1:
-            for tensor in module.state_dict().values():
-                dist.broadcast(tensor, 0)
+            sent: list[Any] = [
+                dist.broadcast(t, owner, async_op=True) for t, owner in zip(tensors, owners, strict=True)
+            ]
+            for work in sent:
+                work.wait()
 
 
 @contextmanager

@@ -90,7 +90,7 @@ class Trainer:
         if scale.compile:
             compile_blocks(self.supernet)
         self.gradients = Gradients(self.supernet, schedule.batch_size, scale)
-        self.optimizer = make_optimizer(self.supernet, schedule)
+        self.optimizer = make_optimizer(self.supernet, schedule, self.world)
         self.steps_per_epoch = data.size("train") // schedule.batch_size
         if not self.steps_per_epoch:
             raise UserError(

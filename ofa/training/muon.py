@@ -6,13 +6,14 @@ matrices of C_out rows here.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ofa.parallel import World
 from ofa.processor import flags
 
 QUINTIC = 3.4445, -4.7750, 2.0315  # of Newton and Schulz, so that 5 steps take singular values of .01 to 1 near 1
@@ -24,10 +25,12 @@ class Muon(torch.optim.SGD):
 
     A step is `lr` times `turn` times the norm of a weight, and leaves that norm as it is: for weights that a batch norm
     follows, to which their scale does not matter.  Momentum buffers are those of SGD.
+    world: the processes that hold the same weights and gradients; each turns a part of the weights for all.
     """
 
-    def __init__(self, groups: list[dict[str, Any]], **options: Any) -> None:
+    def __init__(self, groups: list[dict[str, Any]], world: World | None = None, **options: Any) -> None:
         super().__init__(groups, **options)
+        self.world = world or World()
         self._step_supports_amp_scaling = False  # of fused SGD; a GradScaler leaves out whole steps instead
 
     @torch.no_grad()
@@ -35,28 +38,43 @@ class Muon(torch.optim.SGD):
         """One step of all groups, in place."""
         for group in self.param_groups:
             if group.get("turn"):
-                alike: dict[torch.Size, list[Tensor]] = {}
-                for weight in group["params"]:
-                    if weight.grad is not None:
-                        alike.setdefault(weight.shape, []).append(weight)
-                for same in alike.values():
-                    self._turn(same, group)
+                self._turn([weight for weight in group["params"] if weight.grad is not None], group)
         return super().step(closure)
 
-    def _turn(self, same: list[Tensor], group: dict[str, Any]) -> None:
-        """Step weights of one shape, and take their gradients, so that SGD passes them over."""
-        grads: list[Tensor] = [weight.grad for weight in same if weight.grad is not None]
-        buffers: list[Tensor] = [self.state[weight]["momentum_buffer"] for weight in same]
+    def _turn(self, weights: list[Tensor], group: dict[str, Any]) -> None:
+        """Step weights, each in its own process, and take their gradients, so that SGD passes them over."""
+        if not weights:
+            return
+        grads: list[Tensor] = [weight.grad for weight in weights if weight.grad is not None]
+        buffers: list[Tensor] = [self.state[weight]["momentum_buffer"] for weight in weights]
         torch._foreach_mul_(buffers, group["momentum"])
         torch._foreach_add_(buffers, grads)
-        direction = orthogonal(torch.stack(torch._foreach_add(grads, buffers, alpha=group["momentum"])).flatten(2))
-        old = torch.stack(same).flatten(2)
-        norm = old.norm(dim=(1, 2), keepdim=True)
-        new = old - group["lr"] * group["turn"] * norm / min(old.shape[1:]) ** 0.5 * direction
-        new *= norm / new.norm(dim=(1, 2), keepdim=True).clamp(min=1e-12)
-        for weight, turned in zip(same, new, strict=True):
-            weight.copy_(turned.view_as(weight))
+        owners = dealt(weights, self.world.size)
+        alike: dict[torch.Size, list[tuple[Tensor, Tensor]]] = {}
+        for weight, grad, buffer, owner in zip(weights, grads, buffers, owners, strict=True):
+            if owner == self.world.rank:
+                nesterov = grad.add_(buffer, alpha=group["momentum"])
+                alike.setdefault(weight.shape, []).append((weight, nesterov))
+        for same in alike.values():
+            old, along = (torch.stack(tensors).flatten(2) for tensors in zip(*same, strict=True))
+            norm = old.norm(dim=(1, 2), keepdim=True)
+            new = old - group["lr"] * group["turn"] * norm / min(old.shape[1:]) ** 0.5 * orthogonal(along)
+            new *= norm / new.norm(dim=(1, 2), keepdim=True).clamp(min=1e-12)
+            for (weight, _), turned in zip(same, new, strict=True):
+                weight.copy_(turned.view_as(weight))
+        self.world.spread(weights, owners)
+        for weight in weights:
             weight.grad = None
+
+
+def dealt(weights: Sequence[Tensor], processes: int) -> list[int]:
+    """Which process turns each weight, so that all have about as much to do."""
+    work = [weight.numel() * min(len(weight), weight[0].numel()) for weight in weights]
+    owners, busy = [0] * len(work), [0] * processes
+    for i in sorted(range(len(work)), key=lambda i: -work[i]):
+        owners[i] = busy.index(min(busy))
+        busy[owners[i]] += work[i]
+    return owners
 
 
 def turnable(net: nn.Module) -> list[Tensor]:

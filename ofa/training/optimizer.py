@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
+from ofa.parallel import World
 from ofa.schedule import Schedule
 from ofa.training.muon import Muon, turnable
 
 
-def make_optimizer(net: nn.Module, schedule: Schedule) -> torch.optim.SGD:
+def make_optimizer(net: nn.Module, schedule: Schedule, world: World | None = None) -> torch.optim.SGD:
     """Fused SGD; no weight decay on vectors.  Momentum buffers exist from the start, as fused SGD needs them to.
 
-    With `muon`, dense convolutions that a batch norm follows, but the first, take its steps instead.
+    With `muon`, dense convolutions that a batch norm follows, but the first, take its steps instead; the processes of
+    `world` share the work.
     `set_rate` gives each group of parameters its share of the learning rate.
     """
     turned = turnable(net) if schedule.muon else []
@@ -28,9 +32,8 @@ def make_optimizer(net: nn.Module, schedule: Schedule) -> torch.optim.SGD:
     ]
     if turned:
         groups.append({"params": turned, "weight_decay": 0.0, "share": 1.0, "turn": schedule.muon})
-    optimizer = (Muon if turned else torch.optim.SGD)(
-        groups, lr=0.1, momentum=schedule.momentum, nesterov=schedule.momentum > 0, fused=True
-    )
+    options: dict[str, Any] = {"lr": 0.1, "momentum": schedule.momentum, "nesterov": schedule.momentum > 0}
+    optimizer = Muon(groups, world, fused=True, **options) if turned else torch.optim.SGD(groups, fused=True, **options)
     for parameter in net.parameters():
         optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return optimizer

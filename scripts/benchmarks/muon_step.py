@@ -1,16 +1,19 @@
 """A training step by Muon against the same one by SGD alone, on this processor, in turns, as ratios.
 
     python scripts/benchmarks/muon_step.py [--rounds 9] [--batch 256] [--spaces cifar_conv:32:bfloat16]
+    torchrun --nproc-per-node 2 -m scripts.benchmarks.muon_step   # each process turns all weights, against its part
 
 For each space, at the pixels and in the precision behind its name, its largest, a random and its smallest
 architecture: one thread, labels alone.  A row is the median of the rounds' ratios of CPU times, Muon's over SGD's, with
-quartiles.
+quartiles; of several processes, which do not average gradients here, those of the first one that turns all weights by
+itself over those of one that turns its part.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from ofa.files import versions, write_json
 from ofa.kernels import keep_memory
+from ofa.parallel import World, processes
 from ofa.space import Arch
 from ofa.training.optimizer import make_optimizer
 from scripts.benchmarks.precision_step import Training
@@ -30,11 +34,13 @@ from scripts.benchmarks.train_step import SCHEDULE, Row, alternate, architecture
 SPACES = ("cifar_mbv3:32:float32", "cifar_conv:32:bfloat16")
 
 
-def rows(name: str, batch: int, rounds: int) -> list[Row]:
-    """Muon over SGD for each architecture of a space."""
+def rows(name: str, batch: int, rounds: int, world: World) -> list[Row]:
+    """Muon over SGD, or alone over shared, for each architecture of a space."""
     place, _, precision = name.rpartition(":")
     training = Training(place, batch)
-    optimizers = [make_optimizer(training.supernet, replace(SCHEDULE, muon=share)) for share in (0.1, 0.0)]
+    muon = replace(SCHEDULE, muon=0.1)
+    other = (SCHEDULE, World()) if world.size == 1 else (muon, world)
+    optimizers = [make_optimizer(training.supernet, *settings) for settings in ((muon, World()), other)]
 
     def step(optimizer: torch.optim.SGD, arch: Arch) -> None:
         training.optimizer = optimizer
@@ -43,8 +49,8 @@ def rows(name: str, batch: int, rounds: int) -> list[Row]:
     found = []
     for which, genes in architectures(training.space, 1, seed=1).items():
         arch = training.space.decode(genes)[0]
-        turning, plain = (timed(partial(step, optimizer, arch)) for optimizer in optimizers)
-        found.append(Row(f"{name}, {which.partition('_')[0]}", alternate(turning, plain, rounds), 0))
+        turning, less = (timed(partial(step, optimizer, arch)) for optimizer in optimizers)
+        found.append(Row(f"{name}, {which.partition('_')[0]}", alternate(turning, less, rounds), 0))
     return found
 
 
@@ -61,13 +67,15 @@ def main() -> None:
     torch.set_num_threads(1)
     keep_memory()
     about: dict[str, Any] = {"machine": machine(), "versions": versions(), "rounds": args.rounds, "batch": args.batch}
-    print(about, flush=True)
-    found: list[Row] = []
-    for name in args.spaces:
-        found += (done := rows(name, args.batch, args.rounds))
-        print("\n".join(line(row.record()) for row in done), flush=True)
-    if args.out:
-        write_json(args.out, {"rows": [row.record() for row in found]} | about)
+    with processes("cpu") as (world, _):
+        say: Callable[[Any], None] = partial(print, flush=True) if world.first else lambda text: None
+        say(about | {"processes": world.size})
+        found: list[Row] = []
+        for name in args.spaces:
+            found += (done := rows(name, args.batch, args.rounds, world))
+            say("\n".join(line(row.record()) for row in done))
+        if args.out and world.first:
+            write_json(args.out, {"rows": [row.record() for row in found]} | about)
 
 
 if __name__ == "__main__":

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import sys
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
@@ -21,6 +23,8 @@ from ofa.space import load_space
 from ofa.supernet import Supernet
 from ofa.train import Trainer
 from ofa.training.gradients import Add, Gradients, Scale
+from ofa.training.muon import orthogonal
+from ofa.training.optimizer import make_optimizer
 from ofa.training.watch import Watch
 
 SPACE = load_space("digits_mbv3")
@@ -113,6 +117,24 @@ def overflowed(world: World) -> tuple[bool, bool, bool]:
     return finite[3], finite[4], bool(gradients.memory()[0])
 
 
+def turned(world: World) -> tuple[Tensor, int]:
+    """Weights after two of Muon's steps on the same gradients, and how many of them this process turned."""
+    module, matrices = net(), list[int]()
+    optimizer = make_optimizer(module, replace(SCHEDULE, muon=0.1), world)
+    generator = torch.Generator().manual_seed(2)
+
+    def counted(given: Tensor) -> Tensor:
+        matrices.append(len(given))
+        return orthogonal(given)
+
+    with patch("ofa.training.muon.orthogonal", counted):
+        for _ in range(2):
+            for weight in module.parameters():
+                weight.grad = torch.randn(weight.shape, generator=generator)
+            optimizer.step()
+    return torch.cat([weight.detach().flatten() for weight in module.parameters()]), sum(matrices)
+
+
 def train(world: World, folder: Path, parallel: Parallel, stop: int | None = None) -> Tensor:
     run = Trainer(SPACE, digits(), SCHEDULE, folder, watch=WATCH, save_seconds=0.0, scale=Scale(world, parallel))
 
@@ -152,6 +174,8 @@ def main(folder: Path) -> None:
         others = [torch.empty_like(whole) for _ in range(world.size)]
         dist.all_gather(others, whole)
         found["ranks"] = apart(*others)
+        (together, own), (alone, every) = turned(world), turned(World())
+        found["turned"] = [own, every, apart(together, alone)]
         train(world, folder / "half", Parallel(), 10)
         found["told"] = world.told(world.rank)
         found["merged"] = list(world.merged({str(world.rank): 1}, ("1", "0")))

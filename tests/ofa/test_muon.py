@@ -17,7 +17,7 @@ from ofa.modules import ConvBN
 from ofa.schedule import Phase, Schedule
 from ofa.space import Space
 from ofa.supernet import Supernet
-from ofa.training.muon import Muon, orthogonal
+from ofa.training.muon import Muon, dealt, orthogonal
 from ofa.training.optimizer import make_optimizer, set_rate
 from tests.ofa.nets import random_net
 
@@ -90,6 +90,13 @@ def test_weights_without_a_gradient_and_steps_that_overflow_change_nothing(space
     scaler.step(optimizer)
     assert isinstance(optimizer, Muon)
     assert all(torch.equal(weight, before[name]) for name, weight in supernet.named_parameters())
+
+
+def test_processes_have_about_as_much_to_turn() -> None:
+    weights = [torch.empty(n, m, 3, 3) for n, m in ((48, 48), (384, 384), (96, 48), (384, 192), (384, 384), (384, 192))]
+    assert dealt(weights, 1) == [0] * 6
+    owners = dealt(weights, 2)
+    assert owners[1] != owners[4] and owners[3] != owners[5] and owners[0] != owners[2]
 
 
 @pytest.mark.parametrize("made", [lambda: Schedule(SCHEDULE.phases, muon=1), lambda: Finetuning(muon=1)])

@@ -93,6 +93,13 @@ def test_both_processes_hold_the_same_weights_and_a_resumed_run_ends_as_an_unint
 
 
 @pytest.mark.slow
+def test_each_process_turns_a_part_of_the_weights_by_muon_as_one_turns_all(found: list[dict[str, Any]]) -> None:
+    (first, every, _), (second, _, _) = (values["turned"] for values in found)
+    assert first + second == every and min(first, second) > every // 4
+    assert max(values["turned"][2] for values in found) < 1e-5
+
+
+@pytest.mark.slow
 def test_processes_talk(found: list[dict[str, Any]]) -> None:
     assert [values["told"] for values in found] == [0, 0]
     assert [values["merged"] for values in found] == [["1", "0"], ["1", "0"]]
