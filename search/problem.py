@@ -65,9 +65,9 @@ class Problem:
     def evaluate(self, genes: Genes) -> Evaluation:
         """Evaluate networks (N, G); each predictor sees only those that were never evaluated before, in one call."""
         keyed = keys(genes)
-        new = list({key: i for i, key in enumerate(keyed) if key not in self._rows}.values())
+        new = {key: i for i, key in enumerate(keyed) if key not in self._rows}
         if new:
-            self.remember(genes[new], self.everything(genes[new]))
+            self._put(list(new), self.everything(genes.take(list(new.values()), axis=0)))
         rows = np.fromiter(map(self._rows.__getitem__, keyed), np.int64, len(keyed))
         values = dict(zip(self.predictors, self._table.take(rows, axis=0).T, strict=True))
         return Evaluation(genes, values, self.cost(values), self.violation(values))
@@ -86,7 +86,10 @@ class Problem:
 
     def remember(self, genes: Genes, values: Mapping[str, NDArray[Any]]) -> None:
         """Put known values (N,) of every predictor into the memo."""
-        rows = [self._rows.setdefault(key, len(self._rows)) for key in keys(genes)]
+        self._put(keys(genes), values)
+
+    def _put(self, keyed: list[bytes], values: Mapping[str, NDArray[Any]]) -> None:
+        rows = [self._rows.setdefault(key, len(self._rows)) for key in keyed]
         if len(self._rows) > len(self._table):  # twice as long, so that growing costs little on the whole
             self._table = np.concatenate([self._table, np.empty((len(self._rows), len(self.predictors)))])
         self._table[rows] = np.array([values[name] for name in self.predictors]).T
@@ -97,7 +100,7 @@ class Problem:
 
     def cost(self, values: Mapping[str, Floats]) -> Floats:
         """Objectives as costs, lower is better (N, M)."""
-        return np.stack([sign * values[name] for name, sign in self.objectives.items()], axis=1)
+        return np.array([sign * values[name] for name, sign in self.objectives.items()]).T
 
     def violation(self, values: Mapping[str, Floats]) -> Floats:
         """Sum over the limits of the relative excess, 0 where all are met (N,)."""
