@@ -93,7 +93,9 @@ def load_card(path: str | Path) -> Card:
 
 def card_of(model: str | Path) -> Path:
     """The card (.json) that `model` is, or the one beside an ONNX file; raises UserError where there is none."""
-    card = Path(model) if Path(model).suffix == ".json" else Path(model).with_suffix(".json")
+    if Path(model).suffix not in (".json", ".onnx"):
+        raise UserError(f"model={model} is neither a card (.json) nor an ONNX file (.onnx); give one of these")
+    card = Path(model).with_suffix(".json")
     if not card.is_file():
         raise UserError(f"{card} does not exist; a model needs the card that ofa-export writes beside it")
     return card
@@ -105,15 +107,24 @@ def rebuild(path: str | Path) -> StaticNet:
     Raises UserError, naming it, for a weights file that is absent, or not byte for byte the one the card was made with.
     """
     card = load_card(path)
-    names = [name for name in card.files if name.endswith(".safetensors")]
-    if len(names) != 1:
-        raise UserError(f"{path} names {len(names)} weights files; a card needs one, ending in .safetensors")
-    weights = Path(path).parent / names[0]
-    if _digest(weights) != card.files[names[0]]:
-        raise UserError(f"{weights} is not the file that {path} was written with; delete both and run the stage again")
+    weights = file_of(card, path, ".safetensors")
     net = build_spec(card.spec)
     load_weights(net, load_tensors(weights)[0], weights)
     return net.eval()
+
+
+def file_of(card: Card, path: str | Path, suffix: str) -> Path:
+    """The one file with a suffix that a card, read from `path`, speaks for.
+
+    Raises UserError, naming it, where it is absent, or not byte for byte the one the card was made with.
+    """
+    names = [name for name in card.files if name.endswith(suffix)]
+    if len(names) != 1:
+        raise UserError(f"{path} names {len(names)} files ending in {suffix}; give a card that names one")
+    file = Path(path).parent / names[0]
+    if _digest(file) != card.files[names[0]]:
+        raise UserError(f"{file} is not the file that {path} was written with; delete both and run the stage again")
+    return file
 
 
 def _digest(path: Path) -> str:

@@ -6,10 +6,9 @@ import json
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from ofa.errors import UserError
-from ofa.export.card import card_of, load_card
+from ofa.export.card import card_of, file_of, load_card
 from ofa.files import read_json
 
 VARIABLE = "OFA_SERVE"  # carries the settings to the worker processes
@@ -76,15 +75,12 @@ class Served:
     def find(model: str | Path) -> Served:
         """The network of a card (.json), or of an ONNX file with its card beside it.
 
-        Raises UserError where there is no card, or where it does not speak for one ONNX file and its data.
+        Raises UserError where there is no card, or where it does not speak for one ONNX file, as it is, and its data.
         """
         card_file = card_of(model)
         if not isinstance(read_json(card_file), dict):
             raise UserError(f"{card_file} is no card; name one that ofa-export wrote")
-        card, names = load_card(card_file), [name for name in load_card(card_file).files if name.endswith(".onnx")]
-        if len(names) != 1:
-            raise UserError(f"{card_file} names {len(names)} ONNX files; serve a card that ofa-export wrote")
-        data: dict[str, Any] = dict(card.data)
-        file = card_file.parent / names[0]
+        card = load_card(card_file)
+        file, data = file_of(card, card_file, ".onnx"), dict(card.data)
         side, mean, std = int(data["side"]), tuple(data["mean"]), tuple(data["std"])
-        return Served(file, side, card.spec.resolution, mean, std, tuple(data["classes"]), card.files[names[0]])
+        return Served(file, side, card.spec.resolution, mean, std, tuple(data["classes"]), card.files[file.name])

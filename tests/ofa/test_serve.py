@@ -7,6 +7,7 @@ import contextlib
 import http.client
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -137,6 +138,15 @@ def test_settings_and_models_are_checked(card: Path, tmp_path: Path) -> None:
     (tmp_path / "list.json").write_text("[]")
     with pytest.raises(UserError, match="is no card"):
         Served.find(tmp_path / "list.json")
+    with pytest.raises(UserError, match=r"net\.jsn is neither a card \(\.json\) nor an ONNX file"):
+        Served.find(card.with_suffix(".jsn"))
+
+
+def test_a_file_that_is_not_the_card_s_is_not_served(card: Path, tmp_path: Path) -> None:
+    shutil.copy(card, tmp_path)
+    (tmp_path / "net.onnx").write_bytes(card.with_suffix(".onnx").read_bytes() + b" ")
+    with pytest.raises(UserError, match=r"net\.onnx is not the file that .*net\.json was written with"):
+        Served.find(tmp_path / "net.json")
 
 
 def test_the_manifest_is_valid_kubernetes() -> None:
