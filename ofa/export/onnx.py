@@ -115,7 +115,7 @@ def compare(logits: Logits, reference: Logits) -> Parity:
         images=len(logits),
         max_abs=float(np.abs(error).max()),
         max_relative=float(np.abs(error).max() / max(np.abs(reference).max(), tiny)),
-        sqnr_db=float(10 * np.log10(max(signal, tiny) / max(noise, tiny))),
+        sqnr_db=float(10 * (np.log10(max(signal, tiny)) - np.log10(max(noise, tiny)))),
         agreement=float((logits.argmax(1) == reference.argmax(1)).mean()),
     )
 

@@ -134,6 +134,7 @@ def test_parity_has_the_figures_of_its_formulas() -> None:
     assert parity.max_relative == pytest.approx(0.025)
     assert parity.sqnr_db == pytest.approx(10 * np.log10(10 / 0.02), abs=1e-4)
     assert compare(reference[::-1], reference).agreement == 0
+    assert np.isfinite(compare(reference, reference).sqnr_db), "JSON has no number for what is beyond all"
 
 
 @pytest.mark.parametrize("size", [0, 1000, -100])
