@@ -72,6 +72,7 @@ def _run(cfg: DictConfig, name: str, net: StaticNet, ranges: Any, folder: Path, 
     """Export to one runtime and measure: parity with PyTorch, accuracy on the same images, size, latency."""
     from ofa.export.onnx import compare, run_torch
     from ofa.export.runtime import latencies, run
+    from ofa.export.runtimes.c import threads_of
 
     runtime, verification = make(cfg.runtime[name]), make(cfg.export)
     file = folder / f"{name}{runtime.suffix}"
@@ -87,7 +88,8 @@ def _run(cfg: DictConfig, name: str, net: StaticNet, ranges: Any, folder: Path, 
         return row
     calls = {name: runtime.load(file, verification.threads)}
     image = images[:1].contiguous().numpy()
-    timed = latencies(calls, image, threads=verification.threads, repeats=verification.repeats)
+    threads = threads_of(runtime, verification.threads)
+    timed = latencies(calls, image, threads=threads, repeats=verification.repeats)
     return row | {"latency": asdict(timed[name])}
 
 

@@ -38,7 +38,7 @@ def main(cfg: DictConfig) -> None:
         rows = _here(cfg) if cfg.remote is None else _there(cfg, *_carrier(cfg.remote))
         for name, row in rows.items():
             spread = f"{row['p10_ms']:.3f} to {row['p90_ms']:.3f}"
-            figures = f"10 % to 90 %: {spread}; n {row['n']}; {_threads(cfg)} threads"
+            figures = f"10 % to 90 %: {spread}; n {row['n']}; {row['threads']} threads"
             print(f"{name}: {row['median_ms']:.3f} ms ({figures})")
     elif cfg.remote is not None:
         _operations(cfg, *_carrier(cfg.remote))
@@ -55,12 +55,13 @@ def _here(cfg: DictConfig) -> dict[str, dict[str, Any]]:
     from dataclasses import asdict
 
     from ofa.export.runtime import latencies
+    from ofa.export.runtimes.c import threads_of
 
     runtimes = _runtimes(cfg)
     files, images = _export(cfg, runtimes, Path(cfg.run, "latency"))
     calls = {name: runtime.load(files[name], _threads(cfg)) for name, runtime in runtimes.items()}
     timed = latencies(calls, images[:1].numpy(), threads=_threads(cfg), repeats=101)
-    return {name: asdict(row) for name, row in timed.items()}
+    return {name: asdict(row) | {"threads": threads_of(runtimes[name], row.threads)} for name, row in timed.items()}
 
 
 def _there(cfg: DictConfig, kind: str, place: str) -> dict[str, dict[str, Any]]:
@@ -81,13 +82,17 @@ def _there(cfg: DictConfig, kind: str, place: str) -> dict[str, dict[str, Any]]:
         return {}
     device, times = read_times(folder)
     print(f"on {device['machine']}, {device['cores']} cores:")
-    return {name: summary(times[path.name]) for name, path in files.items()}
+    return {name: summary(times[path.name]) | {"threads": _threads(cfg)} for name, path in files.items()}
 
 
 def _runtimes(cfg: DictConfig) -> dict[str, Runtime]:
     from ofa.export.runtimes.onnx import Onnx
+    from ofa.export.runtimes.tflm import Tflm
 
-    return {name: make(options) for name, options in cfg.runtime.items()} if cfg.runtime else {"onnx": Onnx()}
+    runtimes = {name: make(options) for name, options in cfg.runtime.items()} if cfg.runtime else {"onnx": Onnx()}
+    if simulated := [name for name, runtime in runtimes.items() if isinstance(runtime, Tflm)]:
+        raise UserError(f"runtime={simulated[0]} only simulates a microcontroller, whose time it cannot tell; omit it")
+    return runtimes
 
 
 def _export(cfg: DictConfig, runtimes: dict[str, Runtime], folder: Path) -> tuple[dict[str, Path], Tensor]:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ofa.errors import UserError
 from ofa.export.c import export_c
 from ofa.export.c.build import CORE, has_compiler, library, measure
-from ofa.export.runtime import Call, require_file, shape_of
+from ofa.export.runtime import Call, Runtime, require_file, shape_of
 from ofa.export.runtimes.litert import caller
 from ofa.integer.convert import from_net
 
@@ -62,6 +62,11 @@ class PlainC:
         if has_compiler():
             found[f"flash_bytes_{CORE}"] = measure(sources(path)).flash_bytes
         return found
+
+
+def threads_of(runtime: Runtime, threads: int) -> int:
+    """How many of the threads that are asked for a runtime has: plain C has one."""
+    return 1 if isinstance(runtime, PlainC) else threads
 
 
 def sources(path: Path) -> Path:
