@@ -10,11 +10,12 @@ from numpy.typing import NDArray
 Int = NDArray[np.int64]
 Bool = NDArray[np.bool_]
 Float = NDArray[np.float64]
+_NUMPY = (np.ndarray, np.generic)  # a union would be made anew in each call
 
 
 def python(value: Any) -> Any:
     """An array as a list and a number of NumPy's as Python's, which JSON can hold; anything else as it is."""
-    return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
+    return value.tolist() if isinstance(value, _NUMPY) else value
 
 
 def make_divisible(channels: Int | Float | float, divisor: int = 8) -> Int:

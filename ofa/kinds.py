@@ -5,9 +5,11 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from types import NoneType
 from typing import Any
 
+from ofa.arrays import python
 from ofa.errors import UserError
 
 KINDS: dict[str, tuple[tuple[type, ...], str]] = {
@@ -21,8 +23,8 @@ KINDS: dict[str, tuple[tuple[type, ...], str]] = {
 def check_kinds(target: Callable[..., Any], options: Mapping[str, Any]) -> None:
     """Raise UserError for an option of another kind than its annotation, such as 2.5 for `int` or `int | None`.
 
-    One value alone will do for `tuple[int, ...]`.  Annotations with other types in them are left to the target, as is
-    all of one that has no signature.
+    One value alone will do for `tuple[int, ...]`, and NumPy's numbers for Python's.  Annotations with other types in
+    them are left to the target, as is all of one that has no signature.
     """
     try:
         parameters = inspect.signature(target).parameters
@@ -34,10 +36,16 @@ def check_kinds(target: Callable[..., Any], options: Mapping[str, Any]) -> None:
         wanted = list(dict.fromkeys(kinds.split(" | ")))
         if name not in options or not KINDS.keys() >= set(wanted):
             continue
-        values = options[name] if lists and isinstance(options[name], list | tuple) else [options[name]]
-        if not all(any(_is(value, kind) for kind in wanted) for value in values):
+        given = python(options[name])
+        values = given if lists and isinstance(given, list | tuple) else [given]
+        if not all(any(_is(python(value), kind) for kind in wanted) for value in values):
             rule = " or ".join(KINDS[kind][1] for kind in wanted) + " or a list of them" * bool(lists)
             raise UserError(f"{target.__name__} has {name}={options[name]}; give {rule}")
+
+
+def check_fields(part: Any) -> None:
+    """`check_kinds` of the fields of a dataclass."""
+    check_kinds(type(part), {field.name: getattr(part, field.name) for field in fields(part)})
 
 
 def _is(value: Any, kind: str) -> bool:

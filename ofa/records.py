@@ -12,7 +12,7 @@ import numpy as np
 from ofa.arrays import python
 from ofa.blocks import BLOCKS
 from ofa.errors import UserError
-from ofa.kinds import check_kinds
+from ofa.kinds import check_fields
 from ofa.spec import ACTIVATIONS, KINDS
 
 OF_BLOCKS = ("kernel", "expand", "op")
@@ -38,6 +38,7 @@ class Layer:
     width: int | None = 0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.kind not in (*KINDS, "skip") or self.act not in ACTIVATIONS:
             raise UserError(
                 f"layer {self.kind!r} with activation {self.act!r} is not known; "
@@ -78,6 +79,7 @@ class Stage:
     ops: tuple[Layer, ...] = ()
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name in ("depth", *OF_BLOCKS):
             value = getattr(self, name)
             if isinstance(value, (Sequence, np.ndarray)):
@@ -156,7 +158,7 @@ def check_unused(part: Any, owner: str, names: Sequence[str]) -> None:
             raise UserError(f"{owner} takes no {field.name}; leave {field.name}={value} out")
 
 
-def record(kind: type, values: Mapping[str, Any]) -> Any:
+def record(kind: type, values: Any) -> Any:
     """A dataclass from a mapping, such as a record of a YAML file; raises UserError where its fields do not fit."""
     if not isinstance(values, Mapping):
         raise UserError(f"{kind.__name__.lower()} {values} is no record; give its fields as {{name: value, ...}}")
@@ -166,7 +168,6 @@ def record(kind: type, values: Mapping[str, Any]) -> Any:
     needed = [field.name for field in fields(kind) if field.default is field.default_factory is MISSING]
     if missing := [field for field in needed if field not in values]:
         raise UserError(f"a {name} record lacks {', '.join(missing)}; give {missing[0]}: ...")
-    check_kinds(kind, values)
     try:
         return kind(**values)
     except TypeError as error:

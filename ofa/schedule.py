@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ofa.errors import UserError
+from ofa.kinds import check_fields
 from ofa.records import records
 from ofa.space import DIMENSIONS, Arch, Space
 
@@ -53,6 +54,7 @@ class Phase:
     warmup: float | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         object.__setattr__(self, "couple", tuple(self.couple))
         for name, known in {"rule": RULES, "teacher": TEACHERS, "prefer": PREFERENCES}.items():
             _one_of(f"phase {self.name}: {name}", getattr(self, name), known)

@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from importlib.resources import files
-from itertools import pairwise
+from itertools import compress, pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from ofa.arrays import python
 from ofa.blocks import BLOCKS
 from ofa.errors import UserError
+from ofa.kinds import check_fields
 from ofa.records import OF_BLOCKS, Layer, Stage, check_least, choices_of, kept_choices, kept_stage, record, records
 
 Genes = NDArray[np.int8]
@@ -88,6 +90,7 @@ class Space:
     bn_eps: float = 1e-5
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name in ("resolution", "width"):
             object.__setattr__(self, name, choices_of(name, getattr(self, name)))
         for name, kind in (("stages", Stage), ("stem", Layer), ("head", Layer)):
@@ -201,6 +204,11 @@ class Space:
             row[: len(gene.choices)] = gene.choices
         return table
 
+    @cached_property
+    def _numbers(self) -> list[tuple[float, ...]]:
+        """The choices of each gene as an architecture has them."""
+        return [tuple(map(_number, gene.choices)) for gene in self.genes]
+
     def values(self, genes: Genes, dimension: str) -> NDArray[np.float64]:
         """Values that the genes of one dimension choose: (N, columns of it)."""
         own = self.columns(dimension)
@@ -263,7 +271,8 @@ class Space:
 
     def validate(self, genes: Genes) -> None:
         """Raise UserError where `genes` is not an (N, G) array of choices of this space."""
-        genes = np.asarray(genes)
+        if not isinstance(genes, np.ndarray):
+            raise UserError(f"genes are a {type(genes).__name__}; give an array, np.array(genes, dtype=np.int8)")
         if genes.ndim != 2 or genes.shape[1] != len(self.genes):
             raise UserError(f"genes have shape {genes.shape}; {self.name} needs (N, {len(self.genes)})")
         if not np.issubdtype(genes.dtype, np.integer):
@@ -303,6 +312,8 @@ class Space:
 
     def encode(self, archs: Sequence[Arch]) -> Genes:
         """Genes of architectures, (N, G) canonical; raises UserError for a value that is not in this space."""
+        if not np.iterable(archs) or not all(isinstance(arch, Arch) for arch in archs):
+            raise UserError(f"{archs} is no list of architectures; give [Arch(...)], or [Arch.from_dict(...)]")
         genes = np.zeros((len(archs), len(self.genes)), dtype=np.int8)
         for row, arch in zip(genes, archs, strict=True):
             depth = self._as_long("depth", arch.depth, len(self._choosing))
@@ -317,15 +328,12 @@ class Space:
     def decode(self, genes: Genes) -> list[Arch]:
         """Architectures of genes, with the kernels, expand ratios and operations of active blocks alone."""
         self.validate(genes)
-        table = np.concatenate([self.values(genes, dimension) for dimension in DIMENSIONS], axis=1)
-        return [self._arch(values, used) for values, used in zip(table, self.active(genes), strict=True)]
+        return [self._arch(*rows) for rows in zip(genes.tolist(), self.active(genes).tolist(), strict=True)]
 
-    def _arch(self, values: NDArray[np.float64], used: NDArray[np.bool_]) -> Arch:
-        picked: dict[str, Any] = {}
-        for dimension in DIMENSIONS:
-            columns = self.columns(dimension)
-            picked[dimension] = tuple(_number(v) for v in values[columns][used[columns]])
-        return Arch(**picked | {"resolution": int(picked["resolution"][0])})
+    def _arch(self, choices: list[int], used: list[bool]) -> Arch:
+        values = [numbers[choice] for numbers, choice in zip(self._numbers, choices, strict=True)]
+        picked: dict[str, Any] = {name: tuple(compress(values[own], used[own])) for name, own in self._columns.items()}
+        return Arch(**picked | {"resolution": values[0]})
 
     def _as_long(self, name: str, given: tuple[float, ...], length: int) -> tuple[float, ...]:
         if len(given) != length:
@@ -390,21 +398,33 @@ class Space:
         return asdict(self)
 
 
-def load_space(space: str | Mapping[str, Any]) -> Space:
-    """A Space by the name of its file in conf/space, or from the dict that `Space.to_dict` or such a file gives."""
+def load_space(space: str | Path | Mapping[str, Any]) -> Space:
+    """A Space by the name of its file in conf/space, from another such file, or from the dict of `Space.to_dict`."""
     if isinstance(space, str):
+        space = _known(space)
+    if isinstance(space, Path):
         space = _read_yaml(space)
-    return record(Space, {key: value for key, value in space.items() if key != "_target_"})
+    return record(Space, {k: v for k, v in space.items() if k != "_target_"} if isinstance(space, Mapping) else space)
 
 
-def _read_yaml(name: str) -> dict[str, Any]:
+def _known(name: str) -> Path:
+    """The file of a space in conf/space."""
+    folder = Path(str(files("conf"))) / "space"
+    known = sorted(path.stem for path in folder.glob("*.yaml"))
+    if name not in known:
+        choose = f"choose from {', '.join(known)}, or give a Path of another file"
+        raise UserError(f"space {name!r} is not known; {choose}")
+    return folder / f"{name}.yaml"
+
+
+def _read_yaml(path: Path) -> Any:
     import yaml
 
-    folder = files("conf") / "space"
-    known = sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
-    if name not in known:
-        raise UserError(f"space {name!r} is not known; choose from {', '.join(known)}")
-    return yaml.safe_load((folder / f"{name}.yaml").read_text())
+    try:
+        return yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path} cannot be read as a space ({reason}); give a YAML file of conf/space's form") from None
 
 
 def _within(genes: NDArray[Any], counts: NDArray[np.int64]) -> bool:
@@ -417,4 +437,4 @@ def _within(genes: NDArray[Any], counts: NDArray[np.int64]) -> bool:
 
 
 def _number(value: float) -> float:
-    return int(value) if float(value).is_integer() and not isinstance(value, int) else float(value)
+    return int(value) if float(value).is_integer() else float(value)

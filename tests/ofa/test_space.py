@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import replace
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -168,17 +171,45 @@ def test_a_list_of_what_cannot_be_chosen_is_left_out_or_what_is_fixed() -> None:
 
 @pytest.mark.parametrize(
     ("name", "words"),
-    [("nothing", "choose from"), ({"name": "x", "colour": 1}, "colour"), ({"name": "x"}, "lacks")],
+    [
+        ("nothing", "choose from .* or give a Path of another file"),
+        ({"name": "x", "colour": 1}, "colour"),
+        ({"name": "x"}, "lacks"),
+        (None, "space None is no record"),
+        (Path("nothing"), "nothing cannot be read as a space .*No such file"),
+    ],
 )
 def test_a_wrong_space_is_explained(name: object, words: str) -> None:
     with pytest.raises(UserError, match=words):
         load_space(name)  # type: ignore[arg-type]
 
 
+def test_a_space_is_read_from_a_file_of_ones_own(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump({"_target_": "ofa.space.Space"} | load_space("digits_mbv3").to_dict()))
+    assert load_space(path) == load_space("digits_mbv3")
+    path.write_text("name: [")
+    with pytest.raises(UserError, match=r"mine.yaml cannot be read as a space \(while parsing"):
+        load_space(path)
+
+
 @pytest.mark.parametrize("genes", [np.zeros((1, 3), np.int8), np.full((1, 12), 5, np.int8)])
 def test_wrong_genes_are_explained(genes: np.ndarray) -> None:
     with pytest.raises(UserError):
         tiny().validate(genes)
+
+
+def test_genes_that_are_no_array_are_refused() -> None:
+    genes = tiny().smallest().tolist()
+    for take in (tiny().validate, tiny().decode):
+        with pytest.raises(UserError, match=r"genes are a list; give an array, np.array\(genes, dtype=np.int8\)"):
+            take(genes)
+
+
+@pytest.mark.parametrize("archs", [ARCH, [ARCH.to_dict()], None])
+def test_what_is_no_list_of_architectures_is_refused(archs: object) -> None:
+    with pytest.raises(UserError, match=r"is no list of architectures; give \[Arch"):
+        tiny().encode(archs)  # type: ignore[arg-type]
 
 
 def test_genes_that_are_no_whole_numbers_are_refused() -> None:
@@ -248,11 +279,13 @@ def test_a_stage_that_cannot_be_built_is_explained(change: dict[str, Any], words
         replace(space, stages=(space.stages[0], replace(space.stages[1], **({"blocks": ()} | change))))
 
 
-@pytest.mark.parametrize("value", [16.5, "big", True, [16, 20.5], [16, "big"], None])
+@pytest.mark.parametrize("value", [16.5, math.nan, "big", True, [16, 20.5], [16, "big"], None])
 def test_a_resolution_that_is_no_whole_number_is_refused(value: object) -> None:
-    values = load_space("digits_mbv3").to_dict() | {"resolution": value}
-    with pytest.raises(UserError, match=r"Space has resolution=.*; give a whole number or a list of them"):
-        load_space(values)
+    space, words = load_space("digits_mbv3"), r"Space has resolution=.*; give a whole number or a list of them"
+    with pytest.raises(UserError, match=words):
+        load_space(space.to_dict() | {"resolution": value})
+    with pytest.raises(UserError, match=words):
+        replace(space, resolution=value)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("value", [1.5, "two", True, ["two"], [1, 2.5]])
