@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ofa.spec import Unit
@@ -25,13 +24,13 @@ class Drop:
     features: float
     rng: np.random.Generator
 
-    def after(self, x: Tensor, y: Tensor, unit: Unit, place: float) -> Tensor:
-        """Output y (N, C, H, W) of a unit with input x, or x itself for some images; place: 0 to 1 in the network."""
+    def branch(self, x: Tensor, unit: Unit, place: float) -> Tensor | None:
+        """What a unit with input x (N, C, H, W) multiplies its branch by, as `Elastic` blocks take it: (N, 1, 1, 1).
+
+        0 for images that skip it; None: nothing is skipped.  place: 0 to 1 in the network.
+        """
         share = self.path * place
-        if not unit.shortcut or not share:
-            return y
-        y = x + (y - x) * self._kept(x, (len(x), 1, 1, 1), share)
-        return F.relu(y) if unit.kind == "bottleneck" else y  # its activation follows the addition
+        return self._kept(x, (len(x), 1, 1, 1), share) if unit.shortcut and share else None
 
     def before_classifier(self, x: Tensor) -> Tensor:
         """Features with some of them 0, any shape (N, C, ...)."""
@@ -40,3 +39,8 @@ class Drop:
     def _kept(self, x: Tensor, shape: tuple[int, ...], share: float) -> Tensor:
         kept = (self.rng.random(shape, dtype=np.float32) >= share) / np.float32(1 - share)
         return torch.from_numpy(kept).to(x.device, x.dtype)
+
+
+def joined(x: Tensor, y: Tensor, kept: Tensor | None) -> Tensor:
+    """A block's input and branch added, (N, C, H, W) each; the branch times `kept` (N, 1, 1, 1), where it is given."""
+    return x + (y if kept is None else y * kept)

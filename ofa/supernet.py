@@ -44,8 +44,8 @@ class Supernet(nn.Module):
                 continue
             if drop and unit.kind == "linear":
                 x = drop.before_classifier(x)
-            y = module(x, unit) if unit.kind in BLOCKS else module(x)
-            x = drop.after(x, y, unit, _place(units, i)) if drop else y
+            kept = drop.branch(x, unit, _place(units, i)) if drop else None
+            x = module(x, unit, kept) if unit.kind in BLOCKS else module(x)
         return x
 
     def sort_channels(self) -> None:

@@ -1,7 +1,7 @@
 """What stages are made of, a folder for each kind of block: its arrays here, its torch modules in `modules.py`.
 
 A new block is one folder and one line in `BLOCKS`: `block` says what it costs and what may vary; `modules.Plain(unit)`
-is its network, `modules.Elastic(unit, kernels)` its elastic one, with `forward(x, unit)`, `copy_to(plain)` and
+is its network, `modules.Elastic(unit, kernels)` its elastic one, with `forward(x, unit, kept)`, `copy_to(plain)` and
 `sort_channels()`.  N architectures.  Needs no torch, except for `plain` and `elastic`.
 """
 

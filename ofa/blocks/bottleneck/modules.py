@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
+from ofa.drop import joined
 from ofa.layers import ElasticConv, importance, permute, permute_norm
 from ofa.modules import ConvBN, activation
 from ofa.spec import Unit
@@ -44,12 +45,12 @@ class Elastic(nn.Module):
         self.downsample = None if unit.shortcut else ElasticConv(conv)
         self.act = activation(unit.act)
 
-    def forward(self, x: Tensor, unit: Unit) -> Tensor:
-        """(N, unit.cin, H, W) to (N, unit.cout, H / stride, W / stride)."""
+    def forward(self, x: Tensor, unit: Unit, kept: Tensor | None = None) -> Tensor:
+        """(N, unit.cin, H, W) to (N, unit.cout, H / stride, W / stride); kept: see `joined`."""
         y = self.conv3(self.conv2(self.conv1(x, unit.mid), unit.mid), unit.cout)
         if self.downsample is not None:
             x = self.downsample(x if self.pool is None else self.pool(x), unit.cout)
-        return self.act(y + x)
+        return self.act(joined(x, y, kept))
 
     def copy_to(self, plain: Plain) -> None:
         """Copy the weights that `plain` needs."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from ofa.drop import joined
 from ofa.layers import ElasticConv
 from ofa.modules import ConvBN
 from ofa.spec import Unit
@@ -28,10 +29,10 @@ class Elastic(ElasticConv):
     def __init__(self, unit: Unit, kernels: tuple[int, ...]):
         super().__init__(unit)
 
-    def forward(self, x: Tensor, unit: Unit) -> Tensor:  # type: ignore[override]
-        """(N, unit.cin, H, W) to (N, unit.cout, H / stride, W / stride)."""
+    def forward(self, x: Tensor, unit: Unit, kept: Tensor | None = None) -> Tensor:  # type: ignore[override]
+        """(N, unit.cin, H, W) to (N, unit.cout, H / stride, W / stride); kept: see `joined`."""
         y = super().forward(x, unit.cout)
-        return x + y if unit.shortcut else y
+        return joined(x, y, kept) if unit.shortcut else y
 
     def sort_channels(self) -> None:
         """It has no middle channels to sort."""

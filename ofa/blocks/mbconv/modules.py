@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
+from ofa.drop import joined
 from ofa.layers import ElasticConv, ElasticDepthwise, ElasticSE, importance, permute, permute_norm
 from ofa.modules import ConvBN, SqueezeExcite
 from ofa.spec import Unit
@@ -43,13 +44,13 @@ class Elastic(nn.Module):
         self.se = ElasticSE(unit) if unit.se else None
         self.project = ElasticConv(last)
 
-    def forward(self, x: Tensor, unit: Unit) -> Tensor:
-        """(N, unit.cin, H, W) to (N, unit.cout, H / stride, W / stride)."""
+    def forward(self, x: Tensor, unit: Unit, kept: Tensor | None = None) -> Tensor:
+        """(N, unit.cin, H, W) to (N, unit.cout, H / stride, W / stride); kept: see `joined`."""
         y = x if self.expand is None else self.expand(x, unit.mid)
         y = self.depthwise(y, unit.kernel)
         y = y if self.se is None else self.se(y, unit.se)
         y = self.project(y, unit.cout)
-        return x + y if unit.shortcut else y
+        return joined(x, y, kept) if unit.shortcut else y
 
     def copy_to(self, plain: Plain) -> None:
         """Copy the weights that `plain` needs."""
