@@ -107,7 +107,9 @@ def _rank(
         found = rank_correlation(
             supernet, data, settings, folder / "ranks.jsonl", nets=nets, images=images, seed=seed, report=progress
         )
-        progress.print(f"Kendall tau of inherited and fine-tuned accuracy: {found['kendall_tau']:.3f} ({nets} nets)")
+        tau = found["kendall_tau"]
+        shown = "none, as accuracies are all equal" if tau is None else f"{tau:.3f}"
+        progress.print(f"Kendall tau of inherited and fine-tuned accuracy: {shown} ({nets} nets)")
     write_json(folder / "ranks.json", found)
 
 

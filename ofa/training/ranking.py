@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +35,7 @@ def rank_correlation(
 ) -> dict[str, Any]:
     """Kendall's tau of `nets` random subnets' validation accuracy before and after fine-tuning, with its p-value.
 
+    Both are None where accuracies are all equal, before or after, as the nets then have no order.
     Each net is a line of `path`, {"arch", "inherited", "finetuned"} (0 to 1), and is trained once: a run that was
     stopped goes on with the next.  images: validation images (None: all).
     """
@@ -48,7 +50,9 @@ def rank_correlation(
         report({"step": len(read_jsonl(path)), "steps": nets, "inherited": top1, "finetuned": better})
     lines = read_jsonl(path)[:nets]
     found = kendalltau([line["inherited"] for line in lines], [line["finetuned"] for line in lines])
-    return {"kendall_tau": float(found.statistic), "p": float(found.pvalue), "nets": nets, "epochs": settings.epochs}
+    ordered = math.isfinite(found.statistic)
+    tau, p = (float(found.statistic), float(found.pvalue)) if ordered else (None, None)
+    return {"kendall_tau": tau, "p": p, "nets": nets, "epochs": settings.epochs}
 
 
 def require_nets(nets: int) -> None:
