@@ -38,9 +38,9 @@ SAVE_SECONDS = 60.0  # between two checkpoints
 class Finetuning:
     """How long and how fast: SGD with Nesterov momentum, a cosine from `lr` to 0.
 
-    epochs: passes over the training images (0: only batch norm is recalibrated).  soft_labels: share of the teacher's
-    soft labels in the loss, the rest is the labels', smoothed; `distill` takes the place of both shares.  clip_norm: of
-    the gradient (None: not clipped).  precision: of the forward pass, as `Precision` takes it.
+    epochs: passes over the training images, at least one step (0: only batch norm is recalibrated).  soft_labels: share
+    of the teacher's soft labels in the loss, the rest is the labels', smoothed; `distill` takes the place of both
+    shares.  clip_norm: of the gradient (None: not clipped).  precision: of the forward pass, as `Precision` takes it.
     """
 
     epochs: float = 5.0
@@ -66,6 +66,10 @@ class Finetuning:
         if self.clip_norm is not None and self.clip_norm <= 0:
             raise UserError(f"clip_norm {self.clip_norm} must be above 0, or null; 1 is usual")
         check_precision(self.precision)
+
+    def steps(self, images: int) -> int:
+        """Optimizer steps on so many training images: at least one, unless epochs is 0."""
+        return max(round(self.epochs * (images // min(self.batch_size, images))), int(self.epochs > 0))
 
     def lesson(self, teachers: int) -> Distillation:
         """What is learned from so many teachers; without one, labels alone."""
@@ -163,7 +167,7 @@ class _Run:
     def train(self, data: ImageData, resolution: int, after_step: Callable[[Any], None], report: Report) -> None:
         """All steps, or those that a checkpoint has not seen."""
         size = min(self.settings.batch_size, data.size("train"))
-        steps = round(self.settings.epochs * (data.size("train") // size))
+        steps = self.settings.steps(data.size("train"))
         first = self._resume()
         saved = time.monotonic()
         batches = _batches(data, size, resolution, self.seed, first)

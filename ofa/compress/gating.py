@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ofa.compress.chain import Work
 from ofa.compress.layers import device_of, evaluating, image_of, opened, put
-from ofa.compress.magnitude import Ramp, finetuned, steps_of
+from ofa.compress.magnitude import Ramp, finetuned
 from ofa.errors import UserError
 from ofa.finetune import Finetuning
 
@@ -102,7 +102,7 @@ class Gating:
         for module in gated.modules():
             if isinstance(module, Gated):  # equal gates cannot compete
                 nn.init.normal_(module.gate.weight, 0, GATE_STD, generator=_generator(net))
-        if not (steps := steps_of(self.finetuning, work)):
+        if not (steps := self.finetuning.steps(work.data.size("train"))):
             self._narrow(gated, 1.0)
         return finetuned(gated, work, self.finetuning, Ramp(self._narrow, steps, self.gradual, holds=False))
 

@@ -142,7 +142,7 @@ def train_sparse(
     if not gradual or not finetuning.epochs:
         prune_layers(pruned, sparsities, scales=scales)
         return finetuned(pruned, work, finetuning)
-    steps = steps_of(finetuning, work)
+    steps = finetuning.steps(work.data.size("train"))
     ramp = Ramp(lambda trained, done: prune_layers(trained, sparsities, done, scales), steps, gradual)
     return finetuned(pruned, work, finetuning, ramp)
 
@@ -188,12 +188,6 @@ class Ramp:
         if self.step == last or (self.step < last and self.step % EVERY == 0):
             self.prune(net, cubic(self.step / last))
             self.hold = hold_zeros(net) if self.holds else self.hold
-
-
-def steps_of(finetuning: Finetuning, work: Work) -> int:
-    """How many optimizer steps a fine-tuning has."""
-    images = work.data.size("train")
-    return round(finetuning.epochs * (images // min(finetuning.batch_size, images)))
 
 
 def finetuned(

@@ -14,7 +14,7 @@ from torch.nn.utils import parametrize
 from ofa.compress.allocation import uniform, zeros_for
 from ofa.compress.chain import Work
 from ofa.compress.layers import BYTES, Layer, weight_layers
-from ofa.compress.magnitude import Ramp, finetuned, steps_of
+from ofa.compress.magnitude import Ramp, finetuned
 from ofa.compress.sparsity import zero_smallest
 from ofa.compress.targets import Target, amount, check_target
 from ofa.errors import UserError
@@ -87,7 +87,7 @@ class Movement:
         for name in sparsities:
             layer: Layer = scored.get_submodule(name)  # type: ignore[assignment]
             parametrize.register_parametrization(layer, "weight", Scored(layer.weight))
-        ramp = Ramp(_raise_to(sparsities), steps_of(self.finetuning, work), self.gradual, holds=False)
+        ramp = Ramp(_raise_to(sparsities), self.finetuning.steps(work.data.size("train")), self.gradual, holds=False)
         trained = finetuned(scored, work, self.finetuning, ramp)
         for name in sparsities:
             parametrize.remove_parametrizations(trained.get_submodule(name), "weight", leave_parametrized=True)
@@ -125,7 +125,7 @@ class SoftFilter:
         names = [name for name, m in layers.items() if isinstance(m, nn.Conv2d) and m.groups == 1]
         if not names:
             raise UserError("soft filter pruning needs a convolution that is not grouped; use another step")
-        total = steps_of(self.finetuning, work)
+        total = self.finetuning.steps(work.data.size("train"))
         per_epoch, step = max(1, round(total / max(1.0, self.finetuning.epochs))), 0
 
         def after(trained: nn.Module) -> None:

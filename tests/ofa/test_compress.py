@@ -217,6 +217,14 @@ def test_finetuning_is_reproducible_and_leaves_its_arguments_unchanged(trained: 
     assert not trained.training
 
 
+def test_a_part_of_an_epoch_is_at_least_one_step(data: ImageData) -> None:
+    seen: list[dict[str, float]] = []
+    finetune(random_net(), data, Finetuning(epochs=0), report=seen.append)
+    assert not seen
+    finetune(random_net(), data, Finetuning(epochs=0.01), report=seen.append)
+    assert [values["steps"] for values in seen] == [1]
+
+
 def test_finetuning_in_half_the_bits_learns_as_well_and_resumes(
     trained: StaticNet, data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
