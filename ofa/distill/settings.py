@@ -86,12 +86,12 @@ class Distillation:
             total = pairs[0][0].logits.new_zeros(())
             for name in sorted(self.used):
                 together = name in ENSEMBLED and len(pairs) > 1 and not self.mutual
-                taught = [self._ensemble(pairs)] if together else pairs
+                taught = [self._ensemble(pairs, name)] if together else pairs
                 total = total + self.losses[name] * torch.stack([LOSSES[name](s, t, self) for s, t in taught]).mean()
         return total
 
-    def _ensemble(self, pairs: Sequence[tuple[Outputs, Outputs]]) -> tuple[Outputs, Outputs]:
-        temperature = self.temperature if self.used & {"soft_labels", "kl"} else 1.0
+    def _ensemble(self, pairs: Sequence[tuple[Outputs, Outputs]], name: str) -> tuple[Outputs, Outputs]:
+        temperature = 1.0 if name == "alpha" else self.temperature  # the probabilities that the loss compares
         return pairs[0][0], Outputs(logits.ensemble([teacher.logits for _, teacher in pairs], temperature))
 
 

@@ -213,6 +213,11 @@ def test_several_teachers_are_an_ensemble(batch: tuple[Tensor, Tensor]) -> None:
     wanted = -(target * (student(x) / 2).log_softmax(1)).sum(1).mean() * 4
     with Distiller(Distillation({"soft_labels": 1.0}, 0.0, temperature=2.0), student, teachers, x) as distiller:
         assert distiller(x, y).item() == pytest.approx(wanted.item(), rel=1e-5)
+    both = Distillation({"alpha": 1.0, "kl": 1.0}, 0.0, temperature=2.0)
+    mean = sum(net(x).softmax(1) for net in teachers) / 2  # alpha compares probabilities as they are
+    alone = distill.alpha_divergence(student(x), mean.log()) + distill.kl_loss(student(x), target.log() * 2, 2.0)
+    with Distiller(both, student, teachers, x) as distiller:
+        assert distiller(x, y).item() == pytest.approx(alone.item(), rel=1e-5)
     with Distiller(Distillation({"hints": 1.0}, 0.0), student, teachers, x) as distiller:
         assert [len(found) for found in distiller.regressors] == [3, 2], "its own layers and regressors for each"
         assert distiller(x, y).isfinite()
