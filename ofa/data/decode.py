@@ -97,6 +97,7 @@ class Encoded(Dataset[Tensor | UserError]):
 def form_of(source: Source, side: int | None, channels: int | None) -> Form:
     """The form that was asked for; what is None, the first image decides."""
     image = _open(source, 0)
+    _require_8_bits(image, source.name(0))
     if channels is None and image.mode not in MODES.values():
         raise UserError(f"{source.name(0)} has mode {image.mode}, neither grey (L) nor RGB; {SET_CHANNELS}")
     mode = image.mode if channels is None else MODES[channels]
@@ -145,13 +146,17 @@ def _open(source: Source, i: int) -> Image.Image:
 def _converted(image: Image.Image, name: str, form: Form) -> Image.Image:
     if image.mode == form.mode and not image.has_transparency_data:
         return image
+    _require_8_bits(image, name)
     if image.mode != form.mode and not form.convert:
         raise UserError(f"{name} has mode {image.mode} where the first image has {form.mode}; {SET_CHANNELS}")
-    if image.mode.startswith(("I", "F")):
-        raise UserError(f"{name} has more than 8 bits a channel (mode {image.mode}); save it with 8")
     if image.has_transparency_data:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
     return image.convert(form.mode)
+
+
+def _require_8_bits(image: Image.Image, name: str) -> None:
+    if image.mode.startswith(("I", "F")):
+        raise UserError(f"{name} has more than 8 bits a channel (mode {image.mode}); save it with 8")
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from ofa.data.images import ImageData
-from ofa.data.sources import Files, Labelled, Options, assemble, existing, image_folder
+from ofa.data.sources import Files, Labelled, Options, assemble, existing, image_folder, training_folder
 from ofa.errors import UserError
 
 LABELS = ("LOC_val_solution.csv", "imagenet_2012_validation_synset_labels.txt", "val_labels.txt")
@@ -35,8 +35,7 @@ def imagenet(path: str | Path, *, labels: str | None = None, size: int = 256, **
     settings, root = Options(**{"size": size, "channels": 3, **options}), existing(path)
     if missing := [name for name in ("train", "val") if not (root / name).is_dir()]:
         raise UserError(f"{root} has no folder {missing[0]}; unpack ImageNet's {missing[0]} archive there")
-    classes = tuple(sorted(entry.name for entry in (root / "train").iterdir() if entry.is_dir()))
-    train, val = image_folder(root / "train", classes), root / "val"
+    (classes, train), val = training_folder(root / "train"), root / "val"
     flat = not any(entry.is_dir() for entry in val.iterdir())
     test = _flat(val, _label_file(root, labels), classes) if flat else image_folder(val, classes)
     return assemble(root.resolve().name, {"train": train, "test": test}, classes, settings)

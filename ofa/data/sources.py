@@ -138,10 +138,8 @@ def folder(path: str | Path, **options: Any) -> ImageData:
         folders = {split: root / split for split in SPLITS if (root / split).is_dir()} or {"train": root}
     if "train" not in folders:
         raise UserError(f"{root} has {', '.join(folders)} but no folder train; put the training images there")
-    classes = tuple(sorted(entry.name for entry in folders["train"].iterdir() if entry.is_dir()))
-    parts = {split: image_folder(where, classes) for split, where in folders.items()}
-    if empty := [classes[i] for i in range(len(classes)) if i not in parts["train"].labels]:
-        raise UserError(f"{folders['train'] / empty[0]} holds no images; add some or remove the folder ({LAYOUT})")
+    classes, train = training_folder(folders["train"])
+    parts = {"train": train} | {split: image_folder(folders[split], classes) for split in folders if split != "train"}
     if len(classes) == 1:
         raise UserError(f"{folders['train']} has one class, {classes[0]}; give images of at least 2 ({LAYOUT})")
     return assemble(root.resolve().name, parts, classes, settings)
@@ -252,6 +250,15 @@ def _numbered(labels: NDArray[np.int64], values: NDArray[np.int64], files: list[
     if (wrong := labels[values[numbers] != labels]).size:
         raise UserError(f"{files[0]} has label {wrong[0]}, which is no class of train ({len(values)} classes); mend it")
     return numbers
+
+
+def training_folder(where: Path) -> tuple[tuple[str, ...], Labelled]:
+    """The classes that a folder has, each the name of a folder in it, and its images; none may lack images."""
+    classes = tuple(sorted(entry.name for entry in where.iterdir() if entry.is_dir()))
+    found = image_folder(where, classes)
+    if (empty := np.flatnonzero(np.bincount(found.labels, minlength=len(classes)) == 0)).size:
+        raise UserError(f"{where / classes[empty[0]]} holds no images; add some or remove the folder ({LAYOUT})")
+    return classes, found
 
 
 def image_folder(where: Path, classes: tuple[str, ...]) -> Labelled:

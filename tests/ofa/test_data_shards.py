@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from itertools import pairwise
 from pathlib import Path
 
@@ -58,6 +59,10 @@ def test_a_flat_val_folder_has_the_labels_of_its_file(folder: Path, tmp_path: Pa
 def test_mistakes_in_the_layout_are_explained(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no folder train"):
         imagenet(tmp_path)
+    shutil.copytree(folder / "files", tmp_path / "files")
+    (tmp_path / "files/train/n02").mkdir()
+    with pytest.raises(UserError, match=r"train/n02 holds no images; add some or remove the folder"):
+        imagenet(tmp_path / "files")
     named = flatten(folder / "files", tmp_path / "flat")
     with pytest.raises(UserError, match=r"no LOC_val_solution\.csv or"):
         imagenet(tmp_path / "flat")

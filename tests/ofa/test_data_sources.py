@@ -193,8 +193,13 @@ def test_the_first_image_must_be_grey_or_rgb(pictures: Path) -> None:
 
 def test_more_than_8_bits_are_refused(pictures: Path) -> None:
     Image.fromarray(np.full((8, 8), 40000, np.uint16)).save(pictures / "train" / "0" / "deep.png")
-    with pytest.raises(UserError, match=r"deep.png has more than 8 bits a channel \(mode I;16\)"):
-        folder(pictures, channels=1)
+    for channels in (1, None):
+        with pytest.raises(UserError, match=r"deep.png has more than 8 bits a channel \(mode I;16\)"):
+            folder(pictures, channels=channels)
+    for path in (pictures / "train").rglob("*.png"):
+        Image.fromarray(np.full((8, 8), 40000, np.uint16)).save(path)
+    with pytest.raises(UserError, match=r"png has more than 8 bits a channel \(mode I;16\); save it with 8"):
+        folder(pictures)
 
 
 def test_photographs_are_turned_upright(pictures: Path) -> None:
