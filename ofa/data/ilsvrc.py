@@ -22,7 +22,6 @@ from ofa.data.sources import Files, Labelled, Options, assemble, existing, image
 from ofa.errors import UserError
 
 LABELS = ("LOC_val_solution.csv", "imagenet_2012_validation_synset_labels.txt", "val_labels.txt")
-SUFFIXES = (".jpeg", ".jpg", ".png")
 
 
 def imagenet(path: str | Path, *, labels: str | None = None, size: int = 256, **options: Any) -> ImageData:
@@ -54,7 +53,9 @@ def _label_file(root: Path, name: str | None) -> Path:
 
 def _flat(where: Path, file: Path, classes: tuple[str, ...]) -> Labelled:
     """Images of one folder, labelled by a file; raises UserError where the two do not fit."""
-    images = sorted(entry.name for entry in os.scandir(where) if entry.name.lower().endswith(SUFFIXES))
+    from torchvision.datasets.folder import IMG_EXTENSIONS
+
+    images = sorted(entry.name for entry in os.scandir(where) if entry.name.lower().endswith(IMG_EXTENSIONS))
     lines = [re.split(r"[,\s]+", line.strip()) for line in file.read_text().splitlines() if line.strip()]
     if all(len(line) == 1 for line in lines):
         if len(lines) != len(images):

@@ -6,6 +6,7 @@ class.
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 from collections.abc import Sequence
@@ -180,7 +181,10 @@ def cut(
     Every class gives its share of what is cut, to within an image or so, and keeps at least one image.
     """
     n, counts = len(labels), np.bincount(labels)
-    count, most = round(size * n if size < 1 else size), n - np.count_nonzero(counts)
+    most = n - np.count_nonzero(counts)
+    if most < 1:
+        raise UserError(f"of {n} images, one a class, none can be cut for {name}; add images, or a split {name}")
+    count = round(size * n if size < 1 else size) if math.isfinite(size) else 0
     if (size >= 1 and size != count) or not 1 <= count <= most:
         range_of = f"a whole number from 1 to {most} of the {n} images (each class keeps one), or a share below 1"
         raise UserError(f"data.{name}_size is {size}; give {range_of}")
@@ -254,10 +258,13 @@ def _numbered(labels: NDArray[np.int64], values: NDArray[np.int64], files: list[
 
 def training_folder(where: Path) -> tuple[tuple[str, ...], Labelled]:
     """The classes that a folder has, each the name of a folder in it, and its images; none may lack images."""
+    from torchvision.datasets.folder import IMG_EXTENSIONS
+
     classes = tuple(sorted(entry.name for entry in where.iterdir() if entry.is_dir()))
     found = image_folder(where, classes)
     if (empty := np.flatnonzero(np.bincount(found.labels, minlength=len(classes)) == 0)).size:
-        raise UserError(f"{where / classes[empty[0]]} holds no images; add some or remove the folder ({LAYOUT})")
+        some = f"add some ({', '.join(IMG_EXTENSIONS)}) or remove the folder"
+        raise UserError(f"{where / classes[empty[0]]} holds no images; {some} ({LAYOUT})")
     return classes, found
 
 

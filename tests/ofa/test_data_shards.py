@@ -56,12 +56,20 @@ def test_a_flat_val_folder_has_the_labels_of_its_file(folder: Path, tmp_path: Pa
     assert imagenet(tmp_path / "flat", size=16, val_size=30, labels="mine.txt").test.labels.tolist() == numbers
 
 
+def test_a_flat_val_folder_takes_the_same_kinds_of_files_as_folders_of_classes(folder: Path, tmp_path: Path) -> None:
+    named = flatten(folder / "files", tmp_path / "flat")
+    first = min((tmp_path / "flat/val").iterdir())
+    first.rename(first.with_suffix(".webp"))
+    (tmp_path / "flat/val_labels.txt").write_text("\n".join(named[name] for name in sorted(named)))
+    assert imagenet(tmp_path / "flat", size=16, val_size=30).size("test") == len(named)
+
+
 def test_mistakes_in_the_layout_are_explained(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no folder train"):
         imagenet(tmp_path)
     shutil.copytree(folder / "files", tmp_path / "files")
     (tmp_path / "files/train/n02").mkdir()
-    with pytest.raises(UserError, match=r"train/n02 holds no images; add some or remove the folder"):
+    with pytest.raises(UserError, match=r"train/n02 holds no images; add some \(\.jpg, .*\) or remove the folder"):
         imagenet(tmp_path / "files")
     named = flatten(folder / "files", tmp_path / "flat")
     with pytest.raises(UserError, match=r"no LOC_val_solution\.csv or"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import pickle
 import shutil
@@ -85,7 +86,8 @@ def test_a_cut_has_the_size_asked_for_and_the_same_share_of_each_class(values: l
     labels = np.array(values)
     most = len(labels) - len(set(values))
     if size > most:
-        with pytest.raises(UserError, match=rf"data.val_size is {size}; give a whole number from 1 to {most} of"):
+        rule = f"data.val_size is {size}; give a whole number from 1 to {most} of" if most else "one a class, none can"
+        with pytest.raises(UserError, match=rule):
             cut(labels, size, np.random.default_rng(seed), "val")
         return
     kept, taken = cut(labels, size, np.random.default_rng(seed), "val")
@@ -122,10 +124,16 @@ def test_the_seed_decides_the_splits() -> None:
     assert as_set(stored(one, "test")) != as_set(stored(other, "test"))
 
 
-@pytest.mark.parametrize("size", [0, -1, 2.5, 1788, 1.0e9])
+@pytest.mark.parametrize("size", [0, -1, 2.5, 1788, 1.0e9, math.nan, math.inf])
 def test_sizes_that_cannot_be_cut_are_refused(size: float) -> None:
     with pytest.raises(UserError, match=r"data.test_size is .*; give a whole number from 1 to 1787 of the 1797 images"):
         digits(test_size=size)
+
+
+def test_one_image_a_class_cannot_be_cut() -> None:
+    words = "of 3 images, one a class, none can be cut for val; add images, or a split val"
+    with pytest.raises(UserError, match=words):
+        cut(np.arange(3), 0.5, np.random.default_rng(0), "val")
 
 
 # -- folders -----------------------------------------------------------------------------------------------------------
@@ -255,7 +263,7 @@ def _one_class(root: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (_empty_class, r"train/new holds no images; add some or remove the folder"),
+        (_empty_class, r"train/new holds no images; add some \(\.jpg, .*\) or remove the folder"),
         (_unknown_class, r"test has class 'three', which train lacks"),
         (_no_train, r"has test but no folder train"),
         (_one_class, r"pictures has one class, all; give images of at least 2"),
