@@ -29,7 +29,7 @@ class Phase:
     keep: choices kept of each dimension, as `Space.restrict` takes them (`{kernel: 1}`: only the largest kernel).
     rule: "largest" trains the largest net alone; "sandwich" the largest, the smallest and `random_nets` random ones
     (Yu et al. 2020, BigNAS, sec. 3.1); "random" `random_nets` random ones (Cai et al. 2020, sec. 3.3); "fixed"
-    one architecture, `arch`.
+    one architecture, `arch`, at every resolution that is kept.
     couple: dimensions whose choice follows the stage's depth, deeper is wider (Sahni et al. 2021, CompOFA, sec. 3).
     prefer: "best" takes for each random net the best of `candidates` nets of about equal MACs, "worst" the worst, as a
     predictor ranks them that learned from `measured` nets as the phase began (Wang et al. 2021, AttentiveNAS, sec. 4).
@@ -45,7 +45,7 @@ class Phase:
     random_nets: int = 1
     teacher: str = "inplace"
     keep: Mapping[str, int | Sequence[float]] = field(default_factory=dict)
-    couple: tuple[str, ...] = ()
+    couple: Sequence[str] = ()
     arch: Arch | Mapping[str, object] | None = None
     prefer: str = "none"
     candidates: int = 50
@@ -55,7 +55,7 @@ class Phase:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        object.__setattr__(self, "couple", tuple(self.couple))
+        object.__setattr__(self, "couple", (self.couple,) if isinstance(self.couple, str) else tuple(self.couple))
         for name, known in {"rule": RULES, "teacher": TEACHERS, "prefer": PREFERENCES}.items():
             _one_of(f"phase {self.name}: {name}", getattr(self, name), known)
         for name in ("epochs", "lr"):
@@ -79,8 +79,11 @@ class Phase:
             share(f"phase {self.name}: warmup", self.warmup)
 
     def space(self, space: Space) -> Space:
-        """The smaller space that this phase trains."""
-        return space.restrict(**self.keep)
+        """The smaller space that this phase trains; raises UserError where its `arch` is not in it."""
+        smaller = space.restrict(**self.keep)
+        if isinstance(self.arch, Arch):
+            smaller.encode([self.arch])
+        return smaller
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +129,7 @@ class Schedule:
     whiten: bool = False
 
     def __post_init__(self) -> None:
+        check_fields(self)
         phases = records(Phase, "phases", self.phases)
         object.__setattr__(self, "phases", phases)
         for name, known in {"curve": CURVES, "regularize": ("all", "largest"), "gradient": ("mean", "sum")}.items():

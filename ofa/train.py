@@ -71,6 +71,8 @@ class Trainer:
         learn: Learn | None = None,
         report: Report = lambda values: None,
     ):
+        if [layer.kind for layer in space.head[-1:]] != ["linear"]:
+            raise UserError(f"space {space.name} has no classifier; end its head with {{kind: pool}}, {{kind: linear}}")
         self.space, self.data, self.schedule, self.folder = space, data, schedule, folder
         self.seed, self.watch, self.save_seconds, self.report = seed, watch or Watch(), save_seconds, report
         self.safety, self.learn = safety or Safety(), learn

@@ -234,6 +234,29 @@ def test_a_wrong_phase_is_explained(values: dict[str, object], words: str) -> No
         Schedule((values,))  # type: ignore[arg-type]
 
 
+def test_a_fixed_net_that_its_phase_does_not_keep_is_refused_before_the_first_phase(
+    tmp_path: Path, data: ImageData, space: Space
+) -> None:
+    smallest = space.decode(space.smallest())[0]
+    phase = Phase("one", 1, 0.1, rule="fixed", arch=smallest, keep={"depth": 1})
+    with pytest.raises(UserError, match=r"depth 1 \(depth\.0\) is not in space digits_mbv3; choose from \(2,\)"):
+        Trainer(space, data, Schedule((FULL, phase), batch_size=16), tmp_path)
+
+
+def test_a_space_without_classifier_is_refused(tmp_path: Path, data: ImageData, space: Space) -> None:
+    with pytest.raises(UserError, match=r"space digits_mbv3 has no classifier; end its head with {kind: pool}, {kind"):
+        trainer(tmp_path, data, replace(space, head=space.head[:-1]))
+
+
+def test_one_coupled_dimension_needs_no_list() -> None:
+    assert Phase("a", 1, 0.1, couple="expand").couple == ("expand",)
+
+
+def test_options_of_a_schedule_are_of_their_kinds() -> None:
+    with pytest.raises(UserError, match=r"Schedule has batch_size=2\.5; give a whole number"):
+        Schedule((FULL,), batch_size=2.5)  # type: ignore[arg-type]
+
+
 def test_phases_that_are_no_list_are_named() -> None:
     with pytest.raises(UserError, match="phases=None must be a list of records"):
         Schedule(None)  # type: ignore[arg-type]
