@@ -103,6 +103,7 @@ def processes(device: str | None) -> Iterator[tuple[World, str]]:
     device: "cpu", "cuda", or None for CUDA where there is one.  Backends: gloo on CPUs, NCCL beside it on GPUs.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    _require(device)
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         yield World(), device
@@ -120,6 +121,15 @@ def processes(device: str | None) -> Iterator[tuple[World, str]]:
         yield world, device
     finally:
         dist.destroy_process_group()
+
+
+def _require(device: str) -> None:
+    """Raise UserError for a device that is not there."""
+    kind = device.split(":")[0]
+    if kind not in ("cpu", "cuda"):
+        raise UserError(f"device {device!r} is not known; give cpu, cuda, or null for cuda where there is one")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"PyTorch finds no GPU for device {device!r}; give cpu or null, or install PyTorch for CUDA")
 
 
 def _store(world: World) -> dist.Store:

@@ -214,8 +214,22 @@ def test_wrong_settings_are_explained(make: Any, words: str) -> None:
 def test_more_processes_than_gpus_are_explained(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(UserError, match="2 processes on 1 GPUs"), processes("cuda"):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("device", "words"),
+    [
+        ("tpu", "device 'tpu' is not known; give cpu, cuda"),
+        ("cuda", "PyTorch finds no GPU for device 'cuda'; give cpu"),
+    ],
+)
+def test_a_device_that_is_not_there_is_refused(device: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match=words), processes(device):
         pass
 
 
