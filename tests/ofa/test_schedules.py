@@ -110,7 +110,7 @@ def test_another_batch_size_scales_the_published_rates() -> None:
 
 @pytest.mark.parametrize("name", ["decay", "decay_epochs", "floor", "bias_lr"])
 def test_what_has_no_off_is_not_null(name: str) -> None:
-    with pytest.raises(UserError, match=f"{name} is None; give a finite number above 0"):
+    with pytest.raises(UserError, match=f"Schedule has {name}=None; give a number"):
         replace(load("bignas"), **{name: None})
 
 
