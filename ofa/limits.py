@@ -1,7 +1,8 @@
-"""Amounts as people write them: 6e6, "60M", "250KB", "5ms".
+"""Amounts as people write them: 6e6, "60M", "250KB", "5ms", "800µs", "90%".
 
 A prefix is decimal, whatever its case, as on a data sheet of a disk: 1 kB = 1 KB = 1,000 bytes, 1 MB = 1,000,000 bytes;
-1 KiB = 1,024 and 1 MiB = 1,048,576 bytes.  What a number counts is told by the end of its name: `_bytes`, `_ms`, `_uj`.
+1 KiB = 1,024 and 1 MiB = 1,048,576 bytes.  What a number counts is told by the end of its name: `_bytes`, `_ms`, `_uj`;
+an accuracy is a share.
 """
 
 from __future__ import annotations
@@ -18,13 +19,15 @@ UNITS = {
     "ms": {"": 1.0, "us": 1e-3, "ms": 1.0, "s": 1e3},
     "uj": {"": 1.0, "nJ": 1e-3, "uJ": 1.0, "mJ": 1e3, "J": 1e6},
 }
-NUMBER = re.compile(r"\s*([-+]?[\d.]+(?:[eE][-+]?\d+)?)\s*([a-zA-Z]*)\s*")
+SHARES = {"": 1.0, "%": 1e-2}
+NUMBER = re.compile(r"\s*([-+]?[\d.]+(?:[eE][-+]?\d+)?)\s*([a-zA-Z%]*)\s*")
+MICRO = str.maketrans("µμ", "uu")  # the micro sign and the Greek letter
 
 
 def parse_limit(name: str, value: float | str) -> float:
-    """A limit in the unit of its name; raises UserError for another unit and for what is not positive."""
-    units = UNITS.get(name.rsplit("_", 1)[-1], COUNTS)
-    match = NUMBER.fullmatch(str(value))
+    """A limit in the unit of its name; raises UserError for another unit, what is not positive, and shares above 1."""
+    units = SHARES if sought(name) < 0 else UNITS.get(name.rsplit("_", 1)[-1], COUNTS)
+    match = NUMBER.fullmatch(str(value).translate(MICRO))
     try:
         if match is None or match[2] not in units:
             raise ValueError
@@ -34,6 +37,8 @@ def parse_limit(name: str, value: float | str) -> float:
         raise UserError(f"limit {name}={value} is not understood; write a number, or one followed by {known}") from None
     if not (math.isfinite(number) and number > 0):
         raise UserError(f"limit {name}={value} must be above 0; leave the limit out to have none")
+    if sought(name) < 0 and number > 1:
+        raise UserError(f"limit {name}={value} is a share, at most 1; write it like 0.9 or 90%")
     return number
 
 

@@ -30,6 +30,11 @@ NAMES = ("macs", "peak_memory_bytes", "weight_bytes", "latency_ms", "energy_uj")
         ("energy_uj", "2 mJ", 2000),
         ("energy_uj", "50uJ", 50),
         ("accuracy", 0.9, 0.9),
+        ("accuracy", "90%", 0.9),
+        ("accuracy_int8", "97.5 %", 0.975),
+        ("latency_ms", "5µs", 0.005),
+        ("latency_ms", "5 \N{GREEK SMALL LETTER MU}s", 0.005),
+        ("energy_uj", "50µJ", 50),
     ],
 )
 def test_a_limit_is_read_in_the_unit_of_its_name(name: str, text: float | str, value: float) -> None:
@@ -45,6 +50,8 @@ def test_a_limit_is_read_in_the_unit_of_its_name(name: str, text: float | str, v
         ("latency_ms", "5 kB"),
         ("macs", "much"),
         ("macs", ""),
+        ("macs", "90%"),
+        ("accuracy", "0.9M"),
     ],
 )
 def test_another_unit_is_refused_with_the_known_ones(name: str, text: str) -> None:
@@ -56,6 +63,12 @@ def test_another_unit_is_refused_with_the_known_ones(name: str, text: str) -> No
 def test_what_is_no_positive_number_is_refused(value: float | str) -> None:
     with pytest.raises(UserError):
         parse_limit("weight_bytes", value)
+
+
+@pytest.mark.parametrize("value", [90, "120%"])
+def test_an_accuracy_above_1_is_answered_with_how_to_write_it(value: float | str) -> None:
+    with pytest.raises(UserError, match=r"limit accuracy=.* is a share, at most 1; write it like 0\.9 or 90%"):
+        parse_limit("accuracy", value)
 
 
 def test_a_name_may_leave_out_its_unit() -> None:
