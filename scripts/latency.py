@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 
 from ofa.errors import UserError
 from scripts.cli import make, stage_command
-from scripts.stage import command_line
+from scripts.stage import CONFIG, command_line
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -154,7 +154,9 @@ def _operations(cfg: DictConfig, kind: str, place: str) -> None:
     table, target = read_table(folder), folder / "latency.parquet"
     table.save(target)
     print(f"{len(table.times)} operations on {table.device['machine']}, {table.device['runtime']}: {target}")
-    priced = ("predictor=[default,latency_table]", f"predictor.latency_ms.table={target}")
+    priced = ["predictor=[default,latency_table]", f"predictor.latency_ms.table={target}"]
+    if any(Path(cfg.run, "search").glob(f"*/*/{CONFIG}")):  # by other latencies
+        priced.append("restart=true")
     print(f"next: {command_line('search', *priced)}")
 
 

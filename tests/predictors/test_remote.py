@@ -18,6 +18,7 @@ from omegaconf import DictConfig
 
 from ofa.errors import UserError
 from ofa.export.card import Card, save_net
+from ofa.files import write_json
 from ofa.space import Arch
 from predictors.latency_table import LatencyTable
 from predictors.remote import over_adb, over_ssh, read_table, read_times, write_jobs, write_model_jobs
@@ -215,7 +216,11 @@ def test_two_hosts_do_not_mix(commands: Path, tmp_path: Path, capsys: pytest.Cap
     assert [folder.name for folder in folders] == ["ssh-b", "ssh-pi@a%3A22"]
     tables = [LatencyTable.load(folder / "latency.parquet") for folder in folders]
     assert tables[0].times != tables[1].times
-    assert f"predictor.latency_ms.table={folders[0]}/latency.parquet" in capsys.readouterr().out.splitlines()[-1]
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert f"predictor.latency_ms.table={folders[0]}/latency.parquet" in line and "restart=true" not in line
+    write_json(tmp_path / "run/search/phone/random/config.json", {})  # of a search by other latencies
+    latency.main(configuration(f"run={tmp_path / 'run'}", "remote=ssh:b"))
+    assert capsys.readouterr().out.splitlines()[-1] == f"{line} restart=true"
 
 
 def test_results_of_another_space_or_thread_count_are_refused(
