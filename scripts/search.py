@@ -201,7 +201,7 @@ def _choose(device: dict[str, Any], results: Results) -> dict[str, Any]:
     (agent, _), result = list(results.items())[best_result(list(results.values()))]
     found = result.describe([result.chosen])[0]
     top1 = found["values"]["accuracy"]
-    word = "measured" if agent in MODES[1:] else "predicted"
+    word = "measured" if "accuracy" in result.measured else "predicted"
     print(f"{device['name']}: {agent} found {found['arch']}, {word} accuracy {top1:.4f}")
     limited = device | {"limits": result.limits}  # as numbers, in the units of their names
     chosen = {"device": limited, "agent": agent, "arch": found["arch"], "predicted": found["values"]}

@@ -74,6 +74,7 @@ def run_search(
         evaluations=evaluation_frame(agent.space, problem.evaluate(genes)),
         reference=tuple(_reference(agent, problem, genes) if reference is None else reference),
         seconds=log.seconds,
+        measured=_measured(agent),
     )
     if folder is not None:
         result.save(folder)
@@ -164,9 +165,14 @@ def _replays(agent: Agent) -> bool:
     return bool(getattr(agent, "replays", True))
 
 
+def _measured(agent: Agent) -> tuple[str, ...]:
+    """Names of the values that an agent's model learns because they are measured."""
+    return tuple(getattr(agent, "measured", ()))
+
+
 def _reference(agent: Agent, problem: Problem, genes: Genes) -> list[float]:
     """The reference point (M,): that of the problem, or, where an objective is measured, the worst costs found."""
-    if not getattr(agent, "measured", ()):
+    if not _measured(agent):
         return problem.reference(agent.space).tolist()
     return worst(problem.evaluate(genes).cost).tolist()
 

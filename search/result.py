@@ -33,6 +33,7 @@ class SearchResult:
         `violation` (0 where all limits are met) and `front` (feasible and dominated by no other).
     reference: the point (M,), in costs, up to which hypervolume is counted.
     seconds: wall time of asking, evaluating and telling, over all runs if the search was resumed.
+    measured: names of the values that were measured; the others were computed or predicted.
     """
 
     space: Space
@@ -43,6 +44,7 @@ class SearchResult:
     evaluations: pd.DataFrame
     reference: tuple[float, ...]
     seconds: float
+    measured: tuple[str, ...] = ()
 
     @property
     def genes(self) -> Genes:
@@ -106,6 +108,7 @@ class SearchResult:
             "seed": self.seed,
             "objectives": self.objectives,
             "limits": self.limits,
+            "measured": list(self.measured),
             "evaluations": len(self.evaluations),
             "feasible": int((self.evaluations["violation"] <= 0).sum()),
             "hypervolume": self.hypervolume(),
@@ -126,6 +129,7 @@ def load_result(folder: str | Path) -> SearchResult:
         space=load_space(card["space"]),
         evaluations=pd.read_parquet(Path(folder) / EVALUATIONS),
         reference=tuple(card["reference"]),
+        measured=tuple(card.get("measured", ())),
         **{name: card[name] for name in ("agent", "seed", "objectives", "limits", "seconds")},
     )
 

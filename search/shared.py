@@ -83,9 +83,12 @@ def work(
         progress(done, target)
 
 
-def shared_result(storage: str, name: str, space: Space, problem: Problem) -> SearchResult:
+def shared_result(
+    storage: str, name: str, space: Space, problem: Problem, *, measured: tuple[str, ...] = ("accuracy",)
+) -> SearchResult:
     """What all workers found, in the order in which the networks were proposed; nothing is measured again.
 
+    measured: names of the predictors that the workers measured.
     Raises UserError where none of them meets the limits yet.
     """
     with opened(storage) as place:
@@ -107,6 +110,7 @@ def shared_result(storage: str, name: str, space: Space, problem: Problem) -> Se
         evaluations=evaluation_frame(space, problem.evaluate(genes)),
         reference=tuple(worst(problem.evaluate(genes).cost).tolist()),
         seconds=seconds,
+        measured=measured,
     )
 
 

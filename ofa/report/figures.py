@@ -35,7 +35,6 @@ INK, MUTED, GRID, BAND, BAD, SURFACE = "#000101", "#000102", "#000103", "#000104
 SERIES = ("#000201", "#000202", "#000203", "#000204", "#000205", "#000206")
 MARKERS, GLYPHS = "os^Dvp", "●■▲◆▼⬟"
 CLOUD, CLOUD_OUT = "#7f8794", "#c08a8a"  # baked into a bitmap: legible on light and dark
-MEASURING = ("iterate", "shared")  # searches whose accuracies are measured ones
 BEYOND = 2  # times the limit: where the x axis of a front ends
 DASHED = (0, (4, 3))
 _NAMES = {INK: "ink", MUTED: "muted", GRID: "grid", BAND: "band", BAD: "bad", SURFACE: "surface"}
@@ -262,9 +261,9 @@ def _series(series: Sequence[str], agent: str) -> dict[str, Any]:
 
 
 def _source(device: Device, metric: str) -> str:
-    """Where the values of a metric come from: only an accuracy is measured by some searches."""
-    measures = {search.agent in MEASURING for search in device.searches}
-    if sought(metric) > 0 or measures == {False}:
+    """Where the values of a metric come from; nothing where some searches measured it and others predicted it."""
+    measures = {metric in search.result.get("measured", ()) for search in device.searches}
+    if measures == {False}:
         return "predicted"
     return "measured" if measures == {True} else ""
 

@@ -16,7 +16,8 @@ Accuracies are fractions 0..1, sizes bytes, times as their names say.  Optional 
     fit/predictions.parquet                       kind ("accuracy" | "latency"), predicted, measured; held-out nets only
     search/<device>/<agent>/evaluations.parquet   a column per metric, violation (0: within the budget), front (bool)
     search/<device>/<agent>/result.json           {"seed", "evaluations", "objectives": {metric: +1 | -1}, "limits":
-                         {metric: number}, "hypervolume", "curve": [[evaluations, hypervolume]], "seconds"}
+                         {metric: number}, ["measured": [metric]], "hypervolume",
+                         "curve": [[evaluations, hypervolume]], "seconds"}
     search/<device>/chosen.json      {"device": {"name", "description"}, "agent", "arch", "predicted"}
     search/<device>/infeasible.json  {"device": {"name", "description"}, "reason"} in place of chosen.json
     export/supernet/ends.json        {"largest": test accuracy, "smallest": test accuracy}

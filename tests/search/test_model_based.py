@@ -21,6 +21,7 @@ from search.measured import Measured
 from search.model_based import ModelBased
 from search.pareto import hypervolume
 from search.problem import Problem
+from search.result import load_result
 from tests.search.toy import SMALL, SPACE, Line, all_networks, model_based, problem
 
 Floats = NDArray[np.float64]
@@ -176,7 +177,7 @@ def test_the_first_networks_differ_more_than_random_ones() -> None:
 
 def test_a_limit_on_a_measured_value_is_refused() -> None:
     p = Problem(problem().predictors, {"gain": -1}, {"gain": 3})
-    with pytest.raises(UserError, match=r"limit \['gain'\] is of a measured value"):
+    with pytest.raises(UserError, match=r"limit gain is of a measured value"):
         model_based(SPACE, p=p)
     with pytest.raises(UserError, match=r"measured \['macs'\] must be objectives; choose from gain"):
         ModelBased(SPACE, model=partial(Line, SPACE), problem=gain(SPACE), measured=("macs",))
@@ -215,6 +216,7 @@ def test_an_interrupted_loop_measures_nothing_twice_and_ends_like_a_whole_one(tm
         loop(tmp_path / "cut", first)
     assert len(read_jsonl(tmp_path / "cut" / "search" / LOG)) == 4  # whole batches of 5
     again = loop(tmp_path / "cut", second)
+    assert load_result(tmp_path / "cut" / "search").measured == again.measured == ("gain",)
     assert again.evaluations.equals(whole.evaluations)
     assert len(first.seen) == 23
     assert len(second.seen) == 17

@@ -221,7 +221,7 @@ def test_networks_beyond_the_limits_are_moved_before_they_are_measured(tmp_path:
         progress=lambda *done: seen.append(done),
     )
     result = shared_result(storage, NAME, SPACE, told)
-    assert len(result.evaluations) == 12
+    assert len(result.evaluations) == 12 and result.measured == ("accuracy",)
     assert (result.evaluations["violation"] == 0).all()
     assert seen[0] == (0, 12) and seen[-1] == (12, 12) and seen == sorted(seen)
 
