@@ -45,7 +45,7 @@ from omegaconf import DictConfig, OmegaConf
 from ofa.errors import UserError
 from ofa.kinds import check_kinds
 from scripts.mistakes import UsageError, chain, explain, faulty_argument
-from scripts.options import check_type, help_text
+from scripts.options import check_type, groups, help_text
 from scripts.stage import next_command, plain
 
 Function = Callable[[DictConfig], None]
@@ -179,8 +179,10 @@ def _check_steps(overrides: list[str]) -> None:
 
 
 def _check_parts(cfg: DictConfig) -> None:
-    """Raise UserError for an option that stands in a section where a part should, as without the line # @package."""
+    """Raise UserError for a section without parts, and for an option where a part should be, as without # @package."""
     for section in MANY:
+        if section not in cfg:
+            raise UserError(f"{section} has no value; choose from {section}={', '.join(groups()[section])}")
         parts: Any = OmegaConf.to_container(cfg[section], resolve=False)
         for name, part in parts.items():
             if not isinstance(part, dict):

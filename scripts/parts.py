@@ -91,7 +91,8 @@ def objectives(cfg: DictConfig) -> dict[str, int]:
     """What is sought, by name: -1 is maximised, 1 minimised."""
     if cfg.objectives is None:
         return dict(plain(cfg.search.objectives))
-    return {name: sought(name) for name in plain(cfg.objectives)}
+    names = [cfg.objectives] if isinstance(cfg.objectives, str) else plain(cfg.objectives)
+    return {name: sought(name) for name in names}
 
 
 def _predictor(cfg: DictConfig, space: Space, name: str) -> Callable[[Genes], Any]:

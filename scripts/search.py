@@ -25,7 +25,7 @@ from scripts.stage import INFEASIBLE, note, open_stage, plain
 from scripts.together import LOGS, optuna_options, together
 from search.compare import curves, finals, summary
 from search.feasible import InfeasibleError
-from search.limits import known_name, parse_limits
+from search.limits import refuse_measured
 from search.loop import run_search
 from search.problem import Problem
 from search.result import SearchResult, best_result
@@ -102,10 +102,13 @@ def check(cfg: DictConfig) -> None:
             )
         if unknown := sorted(set(settings) - set(DEVICE)):
             raise UserError(f"device {device} has no option {unknown[0]!r}; choose from {', '.join(DEVICE)}")
-        if "accuracy" in parse_limits(settings["limits"], cfg.predictor) and cfg.mode != "predict":
-            raise UserError("limit accuracy is of a measured value; leave it out, it is maximised anyway")
-    for name in objectives(cfg):
-        known_name(name, cfg.predictor)
+        predictors: Any = dict.fromkeys(cfg.predictor)  # which are not asked yet
+        problem = Problem(predictors, objectives(cfg), settings["limits"])
+        if cfg.mode != "predict":
+            refuse_measured(problem.bounds, ["accuracy"])
+            if "accuracy" not in problem.objectives:
+                names = ",".join(problem.objectives)
+                raise UserError(f"mode={cfg.mode} measures accuracy, which objectives=[{names}] leaves out; add it")
     space = load_space(plain(cfg.space))
     for settings in cfg.agent.values():
         own = {"storage": None} if "storage" in settings else {}  # there a new agent would begin its study anew

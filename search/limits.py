@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from ofa.errors import UserError
 from ofa.limits import UNITS, parse_limit, show
 
-__all__ = ["known_name", "parse_limit", "parse_limits", "show"]
+__all__ = ["known_name", "parse_limit", "parse_limits", "refuse_measured", "show"]
 ALIASES = {"size": "weight_bytes"}  # as people call it
 
 
@@ -27,3 +27,9 @@ def parse_limits(limits: Mapping[str, float | str], known: Iterable[str]) -> dic
     if len(set(names.values())) < len(names):
         raise UserError(f"a limit is given twice: {', '.join(names)}")
     return {full: parse_limit(full, limits[name]) for name, full in names.items()}
+
+
+def refuse_measured(limits: Iterable[str], measured: Iterable[str]) -> None:
+    """Raise UserError for a limit of a measured value: only a measurement would tell whether a network meets it."""
+    if limited := [name for name in limits if name in set(measured)]:
+        raise UserError(f"limit {limited[0]} is of a measured value; leave it out, it is maximised anyway")

@@ -21,6 +21,7 @@ from ofa.space import Genes, Space
 from search.acquisition import NODES, WEIGHTS, Warp, added_volume, added_volumes, log_improvement
 from search.agents import Fresh, keys
 from search.evolution import Evolution
+from search.limits import refuse_measured
 from search.pareto import best_first
 from search.problem import Problem, probes
 from search.repair import repair
@@ -72,8 +73,7 @@ class ModelBased:
         if unknown or not self.measured:
             raise UserError(f"measured {sorted(unknown)} must be objectives; choose from {', '.join(self._names)}")
         self.n_objectives = len(self._names)
-        if limited := set(self.measured) & set(self.problem.bounds):
-            raise UserError(f"limit {sorted(limited)} is of a measured value; leave it out, it is maximised anyway")
+        refuse_measured(self.problem.bounds, self.measured)
         self._genes: Genes = np.empty((0, len(self.space.genes)), dtype=np.int8)
         self._told = self._genes  # with those beyond a limit of which a frugal problem measured nothing
         self._cost = np.empty((0, self.n_objectives))

@@ -133,6 +133,7 @@ def test_help_explains_the_options_of_the_stage(command: Command) -> None:
         (["seed=abc"], 1, ["seed=abc is not a number", "seed=0"]),
         (["seed=-1"], 1, ["seed=-1 must be"]),
         (["restart=3"], 1, ["restart=3 is not true or false"]),
+        (["device=[]"], 1, ["device has no value; choose from device=phone, server, stm32f746"]),
         (["threads=0"], 1, ["threads=0", "at least 1"]),
     ],
 )

@@ -58,3 +58,19 @@ def test_a_measured_accuracy_is_no_limit(tmp_path: Path, mode: str) -> None:
     with pytest.raises(UserError, match=r"limit accuracy is of a measured value; leave it out"):
         check(configuration(tmp_path, *options))
     check(configuration(tmp_path, *options, "mode=predict"))
+
+
+def test_one_objective_needs_no_list_and_a_wrong_one_is_refused_before_any_work(tmp_path: Path) -> None:
+    check(configuration(tmp_path, "objectives=accuracy"))
+    with pytest.raises(UserError, match=r"objective macs=2 has no direction; 1 minimises, -1 maximises"):
+        check(configuration(tmp_path, "search.objectives.macs=2"))
+    with pytest.raises(UserError, match=r"a search needs an objective"):
+        check(configuration(tmp_path, "objectives=[]"))
+
+
+@pytest.mark.parametrize("mode", ["shared", "iterate"])
+def test_a_search_that_measures_accuracy_seeks_it(tmp_path: Path, mode: str) -> None:
+    options = (f"mode={mode}", "objectives=[macs,params]")
+    with pytest.raises(UserError, match=rf"mode={mode} measures accuracy, which objectives=\[macs,params\] leaves out"):
+        check(configuration(tmp_path, *options))
+    check(configuration(tmp_path, *options, "mode=predict"))
