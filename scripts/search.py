@@ -21,7 +21,7 @@ from scripts.cli import make, stage_command, use_threads
 from scripts.iterate import MEASURED, iterate
 from scripts.parts import SEARCH, fitted, objectives, searched_space
 from scripts.progress import Progress
-from scripts.stage import INFEASIBLE, note, open_stage, plain
+from scripts.stage import INFEASIBLE, open_stage, plain
 from scripts.together import LOGS, optuna_options, together
 from search.compare import curves, finals, summary
 from search.feasible import InfeasibleError
@@ -48,7 +48,6 @@ def main(cfg: DictConfig) -> None:
     """Search the space for the best network within each device's limits.  Writes <run>/search/<device>/<agent>."""
     check(cfg)
     space = searched_space(cfg)
-    note(cfg.run, devices=list(cfg.device))
     many = cfg.mode == "predict" and cfg.workers > 1 and len(cfg.device) * len(cfg.agent) > 1
     found_by = _side_by_side(cfg) if many else {}
     predictors = cache(partial(fitted, cfg, space))

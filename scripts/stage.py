@@ -1,6 +1,6 @@
 """The run folder: a stage's folder remembers its options, is written by one process, and knows whether it is done.
 
-<run>/command.json         the command, its run folder, versions and machine of the latest stage
+<run>/command.json         the command, its run folder, versions and machine of the latest stage that made anything
 <run>/timings.json         seconds of every finished stage, all its sessions together
 <run>/<stage>/config.json  options it was made with ("reads"), stages it was made from ("after"), "done", "seconds"
 """
@@ -15,7 +15,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,10 +24,10 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from ofa.errors import UserError
-from ofa.files import read_json, versions, write_json
+from ofa.files import atomic_write, read_json, versions, write_json
 
 STAGES = ("train", "measure", "fit", "search", "specialize", "export", "report")
-CONFIG, LOCK = "config.json", ".lock"
+CONFIG, LOCK, COMMAND = "config.json", ".lock", "command.json"
 INFEASIBLE = "infeasible.json"  # in search/<device>: why no network fits that device
 
 
@@ -45,13 +45,13 @@ def open_stage(cfg: DictConfig, name: str, reads: Sequence[str], *, needs: Seque
 
     name: "train", or "search/phone/evolution" for one part of a stage.  reads: the options it depends on, dotted
     ("data", "device.phone").  needs: stages that must be finished.  Raises UserError where the folder, or a stage
-    before it, was made with other options, and where another process is writing it.  What `restart` discards comes back
-    where the block ends before it makes anything.
+    before it, was made with other options, and where another process is writing it.  A block that fails before it makes
+    anything leaves the run as it was: what `restart` discards comes back, and no folder stays.
     """
     folder = Path(cfg.run, name)
     aside = Path(cfg.run, f".{name.replace('/', '+')}")
     folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder):
+    with _locked(folder), _undone(folder, Path(cfg.run)):
         _bring_back(folder, aside)
         config: dict[str, Any] = {
             "reads": _reads(cfg, reads),
@@ -68,7 +68,8 @@ def open_stage(cfg: DictConfig, name: str, reads: Sequence[str], *, needs: Seque
             return
         ours = name.partition("/")[0] in STAGES  # not ofa-compress
         command = {"command": _own_command(name), "run": str(cfg.run)} if ours else {}
-        note(cfg.run, **command, experiment=cfg.name, versions=versions())
+        devices = {"devices": list(cfg.device)} if name.startswith("search/") else {}
+        note(cfg.run, **command, **devices, experiment=cfg.name, versions=versions())
         started = time.monotonic()
         try:
             yield Stage(folder, done=False)
@@ -86,7 +87,7 @@ def note(run: str | Path, /, **values: Any) -> None:
     """Add values to <run>/command.json, which the report reads; of several processes the first one alone does."""
     if os.environ.get("RANK", "0") != "0":
         return
-    path = Path(run, "command.json")
+    path = Path(run, COMMAND)
     write_json(path, (read_json(path) if path.exists() else {}) | values)
 
 
@@ -228,6 +229,33 @@ def _timings(run: Path) -> dict[str, float]:
         if made and all(config["done"] for config in made):
             found[stage] = round(sum(config["seconds"] for config in made), 3)
     return found
+
+
+@contextmanager
+def _undone(folder: Path, run: Path) -> Iterator[None]:
+    """Where the block fails before it makes anything: remove the stage's folder, and what was noted of its command."""
+    command = run / COMMAND
+    before = command.read_text() if command.exists() else None
+    try:
+        yield
+    except Exception:
+        config = folder / CONFIG
+        if not _holds(folder) and not (config.exists() and read_json(config)["done"]):
+            if before is None:
+                command.unlink(missing_ok=True)
+            else:
+                atomic_write(command, before)
+            _remove(folder, run)
+        raise
+
+
+def _remove(folder: Path, run: Path) -> None:
+    """Remove a stage's folder in which nothing was made, and the folders of the run above it that are empty then."""
+    for name in (CONFIG, LOCK):
+        (folder / name).unlink(missing_ok=True)
+    with suppress(OSError):  # one that is not empty
+        for path in (folder, *folder.parents[: len(folder.relative_to(run).parts) - 1]):
+            path.rmdir()
 
 
 @contextmanager

@@ -78,6 +78,31 @@ def test_a_stage_that_failed_before_it_made_anything_takes_other_options(cfg: Di
         finish(cfg, "train", "seed")
 
 
+def test_a_stage_that_fails_before_it_makes_anything_leaves_the_run_as_it_was(cfg: DictConfig) -> None:
+    run = Path(cfg.run)
+    with pytest.raises(UserError, match="needs the stage train"):
+        finish(cfg, "measure", "seed", needs=("train",))
+    assert not list(run.iterdir())
+    finish(cfg, "train", "seed")
+    before = {path: path.read_text() for path in run.rglob("*") if path.is_file()}
+    for name in ("search/phone/random", "compress/net/int8"):
+        with pytest.raises(UserError, match="wrong"), open_stage(cfg, name, ("data",)):
+            raise UserError("wrong")
+    assert {path: path.read_text() for path in run.rglob("*") if path.is_file()} == before
+    assert {path.name for path in run.iterdir()} == {"command.json", "timings.json", "train"}
+
+
+def test_a_stage_that_was_interrupted_or_made_something_is_the_latest(cfg: DictConfig) -> None:
+    finish(cfg, "train", "seed")
+    for error, made in ((KeyboardInterrupt, False), (UserError, True)):
+        with pytest.raises(error), open_stage(cfg, "search/phone/random", ("seed",)) as stage:
+            if made:
+                (stage.folder / "log").touch()
+            raise error
+        command = read_json(Path(cfg.run, "command.json"))
+        assert command["command"].startswith("ofa-search") and command["devices"] == ["phone", "server"]
+
+
 def test_options_that_a_stage_does_not_read_may_change(cfg: DictConfig) -> None:
     finish(cfg, "train", "data")
     cfg.seed = 1
