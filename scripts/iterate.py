@@ -14,6 +14,7 @@ from ofa.space import Space
 from scripts.parts import load_trained, objectives
 from scripts.progress import Progress
 from scripts.stage import plain
+from search.feasible import feasible_network
 from search.loop import run_search
 from search.model_based import ModelBased
 from search.problem import Problem
@@ -40,12 +41,13 @@ def iterate(
         Progress(f"search {folder.parent.name} iterate") as progress,
         SubnetAccuracy(space, load, log, images=cfg.measure.images, workers=cfg.workers) as accuracy,
     ):
+        problem = Problem(predictors | {"accuracy": accuracy}, objectives(cfg), limits)
+        feasible_network(space, problem)  # raises before anything is made
         pool = [accuracy.know(path) for path in (Path(cfg.run, "measure", "subnets.jsonl"), *earlier)]
         start = folder / START
         if not start.exists():  # the log is of this start, whatever later commands search before
             write_json(start, np.unique(np.concatenate(pool), axis=0).tolist())
         initial = np.array(read_json(start), dtype=np.int8).reshape(-1, len(space.genes))
-        problem = Problem(predictors | {"accuracy": accuracy}, objectives(cfg), limits)
         agent = ModelBased(space, model=model, problem=problem, seed=cfg.seed)
         return run_search(
             agent,

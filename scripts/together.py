@@ -24,6 +24,7 @@ from scripts.cli import use_threads
 from scripts.parts import fitted, load_trained, objectives, searched_space
 from scripts.progress import Progress
 from scripts.stage import plain
+from search.feasible import feasible_network
 from search.problem import Problem
 from search.result import RESULT, SearchResult, load_result
 
@@ -51,6 +52,7 @@ def together(cfg: DictConfig, device: str, space: Space, folder: Path, known: li
         return load_result(folder)
     storage, study = _place(cfg, device, folder)
     problem = Problem(fitted(cfg, space), objectives(cfg), plain(cfg.device[device].limits))
+    feasible_network(space, problem)  # raises before anything is made
     create_shared(storage, study, problem)
     with _others(cfg, device, folder, known), Progress(f"search {device} shared") as progress:
         _take_part(cfg, device, folder, known, 0, progress.update)

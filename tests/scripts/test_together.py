@@ -9,8 +9,12 @@ from hydra import compose, initialize_config_module
 from omegaconf import DictConfig
 
 from ofa.errors import UserError
+from ofa.space import load_space
+from predictors import Macs
+from scripts.iterate import iterate
 from scripts.search import check
-from scripts.together import _place
+from scripts.together import _place, together
+from search.feasible import InfeasibleError
 
 
 def configuration(run: Path, *options: str) -> DictConfig:
@@ -74,3 +78,18 @@ def test_a_search_that_measures_accuracy_seeks_it(tmp_path: Path, mode: str) -> 
     with pytest.raises(UserError, match=rf"mode={mode} measures accuracy, which objectives=\[macs,params\] leaves out"):
         check(configuration(tmp_path, *options))
     check(configuration(tmp_path, *options, "mode=predict"))
+
+
+def test_limits_out_of_reach_are_answered_before_anything_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    space, limits = load_space("digits_mbv3"), {"macs": 1}
+    predictors = {"macs": Macs(space), "accuracy": Macs(space)}
+    monkeypatch.setattr("scripts.together.fitted", lambda *_: predictors)
+    cfg = configuration(tmp_path)
+    cfg.device.stm32l073.limits = limits
+    with pytest.raises(InfeasibleError):
+        together(cfg, "stm32l073", space, tmp_path / "stage", [])
+    with pytest.raises(InfeasibleError):
+        iterate(cfg, predictors, limits, space, tmp_path / "stage", [])
+    assert not (tmp_path / "stage").exists()
