@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import re
 from collections.abc import Iterator
+from concurrent.futures.process import BrokenProcessPool
 
 import yaml
 from hydra.errors import (
@@ -53,6 +54,8 @@ def explain(error: BaseException) -> str | None:
     if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.ENOTDIR):
         place = error.filename or "a file"
         return f"cannot read or write {place}: {error.strerror}; mend its permissions or name another file or folder"
+    if isinstance(error, BrokenProcessPool):
+        return "a worker was ended, as the system does where memory is short; give this again with fewer workers="
     return None
 
 

@@ -161,6 +161,10 @@ def test_mistake_on_the_command_line_is_one_line(
         ),
         ("raise NotADirectoryError(20, 'Not a directory', 'a/train')", "cannot read or write a/train: Not a directory"),
         ("cfg.name = '???'; cfg.run", "name"),
+        (
+            "from concurrent.futures.process import BrokenProcessPool; raise BrokenProcessPool('terminated abruptly')",
+            "a worker was ended, as the system does where memory is short; give this again with fewer workers=",
+        ),
     ],
 )
 def test_mistake_found_by_a_stage_is_one_line(command: Command, body: str, part: str) -> None:
