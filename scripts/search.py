@@ -21,7 +21,7 @@ from scripts.cli import make, stage_command, use_threads
 from scripts.iterate import MEASURED, iterate
 from scripts.parts import SEARCH, fitted, objectives, searched_space
 from scripts.progress import Progress
-from scripts.stage import INFEASIBLE, open_stage, plain
+from scripts.stage import INFEASIBLE, open_stage, plain, run_id
 from scripts.together import LOGS, optuna_options, together
 from search.compare import curves, finals, summary
 from search.feasible import InfeasibleError
@@ -185,7 +185,9 @@ def _search(
     cfg: DictConfig, device: str, agent: str, seed: int, problem: Problem, space: Space, folder: Path
 ) -> SearchResult:
     settings = plain(cfg.agent[agent])
-    own = {"study": f"{settings['study']}/{device}/{agent}/seed-{seed}"} if "study" in settings else {}
+    own = {}
+    if "study" in settings:
+        own = {"study": f"{settings['study']}/{device}/{agent}/seed-{seed}", "owner": run_id(cfg.run)}
     strategy = make(cfg.agent[agent], space, seed=seed, n_objectives=len(problem.objectives), **own)
     if hasattr(strategy, "violation") and "accuracy" not in problem.bounds:
         strategy.violation = problem.exceeds  # all other limits are of sums and maxima over layers, cheap to look up

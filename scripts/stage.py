@@ -1,6 +1,6 @@
 """The run folder: a stage's folder remembers its options, is written by one process, and knows whether it is done.
 
-<run>/command.json         the command, its run folder, versions and machine of the latest stage that made anything
+<run>/command.json         the command, its run folder and versions of the latest stage that made anything; the run's id
 <run>/timings.json         seconds of every finished stage, all its sessions together
 <run>/<stage>/config.json  options it was made with ("reads"), stages it was made from ("after"), "done", "seconds"
 """
@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -84,11 +85,19 @@ def open_stage(cfg: DictConfig, name: str, reads: Sequence[str], *, needs: Seque
 
 
 def note(run: str | Path, /, **values: Any) -> None:
-    """Add values to <run>/command.json, which the report reads; of several processes the first one alone does."""
+    """Add values to <run>/command.json, which the report reads; of several processes the first one alone does.
+
+    It also holds the run's `id`, the same wherever the folder is moved.
+    """
     if os.environ.get("RANK", "0") != "0":
         return
     path = Path(run, COMMAND)
-    write_json(path, (read_json(path) if path.exists() else {}) | values)
+    write_json(path, {"id": uuid4().hex} | (read_json(path) if path.exists() else {}) | values)
+
+
+def run_id(run: str | Path) -> str:
+    """The id of a run folder in which a stage has begun."""
+    return str(read_json(Path(run, COMMAND))["id"])
 
 
 def next_command(stage: str) -> str | None:

@@ -17,6 +17,7 @@ import optuna
 from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.samplers import BaseSampler, GPSampler, NSGAIIISampler, NSGAIISampler, RandomSampler, TPESampler
+from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from ofa.errors import UserError
@@ -26,6 +27,7 @@ from search.storage import open_storage
 from search.variation import draw
 
 Result = tuple[list[float], float]  # costs and violation of a network
+OWNER = "owner"  # a study's attribute
 
 
 class RememberingTPE(TPESampler):
@@ -69,9 +71,10 @@ SAMPLERS: dict[str, tuple[type[BaseSampler], dict[str, Any]]] = {
 class OptunaAgent:
     """Search by an Optuna sampler: tpe, nsga2, nsga3, gp (needs torch) or random; `options` go to the sampler.
 
-    storage: where Optuna keeps the study (`search.storage`), for its dashboard; None is memory.  An agent is fresh and
-        begins the study of its name anew: what is resumed is the log of `run_search`.  Several processes share one
-        search by `search.shared` instead.
+    storage: where Optuna keeps the study (`search.storage`), for its dashboard; None is memory.  Several processes
+        share one search by `search.shared` instead.
+    owner: whose study it is.  An agent is fresh, what is resumed is the log of `run_search`: it begins its owner's
+        study of this name anew.  Raises UserError where that is of another owner, or of none.
     """
 
     space: Space = field(repr=False)
@@ -82,18 +85,20 @@ class OptunaAgent:
     options: Mapping[str, Any] | None = None
     storage: str | None = field(default=None, repr=False)
     study: str = field(default="search", repr=False)
+    owner: str | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         sampler, storage = make_sampler(self.sampler, self.seed, self.options or {}), open_storage(self.storage)
-        if self.storage is not None and self.study in optuna.get_all_study_names(storage):
-            optuna.delete_study(study_name=self.study, storage=storage)
+        if self.study in optuna.get_all_study_names(storage):
+            self._discard(storage)
         self._study = optuna.create_study(
             storage=storage,
             study_name=self.study,
             directions=["minimize"] * self.n_objectives,
             sampler=sampler,
         )
+        self._study.set_user_attr(OWNER, self.owner)
         self._parameters = parameters(self.space)
         self._rng = np.random.default_rng(self.seed)
         self._fresh = Fresh(self.space)
@@ -134,6 +139,16 @@ class OptunaAgent:
                 break
             self._finish(trial, key)
         return genes
+
+    def _discard(self, storage: BaseStorage) -> None:
+        """Delete the study of an earlier agent of the same owner."""
+        there = optuna.load_study(study_name=self.study, storage=storage).user_attrs.get(OWNER)
+        if self.owner is None or there != self.owner:
+            raise UserError(
+                f"study {self.study} is in the storage already, of another search; "
+                "name another, as by agent.optuna.study=<name>, or delete that one"
+            )
+        optuna.delete_study(study_name=self.study, storage=storage)
 
     def _finish(self, trial: Trial, key: bytes) -> None:
         """Tell a trial the result of its network; one whose network is still being evaluated is given up."""

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from ofa.errors import UserError
 from ofa.files import read_json
 from scripts.parts import FIT, SEARCH
-from scripts.stage import command_line, next_command, note, open_stage
+from scripts.stage import command_line, next_command, note, open_stage, run_id
 
 
 @pytest.fixture
@@ -220,7 +220,10 @@ def test_child_of_a_dead_process_does_not_keep_its_stage(cfg: DictConfig) -> Non
 def test_notes_are_kept_together(cfg: DictConfig) -> None:
     note(cfg.run, data={"classes": 10})
     note(cfg.run, machine={"cpu": "x"})
-    assert read_json(Path(cfg.run, "command.json")) == {"data": {"classes": 10}, "machine": {"cpu": "x"}}
+    noted = read_json(Path(cfg.run, "command.json"))
+    assert noted == {"id": run_id(cfg.run), "data": {"classes": 10}, "machine": {"cpu": "x"}}
+    note(Path(cfg.run, "other"))
+    assert run_id(Path(cfg.run, "other")) != run_id(cfg.run)
 
 
 def test_next_command_repeats_the_options(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -226,16 +226,23 @@ def test_networks_beyond_the_limits_are_moved_before_they_are_measured(tmp_path:
     assert seen[0] == (0, 12) and seen[-1] == (12, 12) and seen == sorted(seen)
 
 
-def test_an_agent_keeps_its_study_in_a_journal_and_begins_it_anew(tmp_path: Path) -> None:
+def test_an_agent_keeps_its_study_in_a_journal_and_its_owner_begins_it_anew(tmp_path: Path) -> None:
     url = f"journal:{tmp_path}/study.journal"
     proposals = []
     for _ in range(2):
-        agent = OptunaAgent(SPACE, seed=0, sampler="random", storage=url)
+        agent = OptunaAgent(SPACE, seed=0, sampler="random", storage=url, owner="one")
         genes = agent.ask(3)
         agent.tell(genes, np.zeros((3, 1)), np.zeros(3))
         proposals.append(genes)
         assert len(agent._study.trials) == 3
     assert np.array_equal(*proposals)
+    for owner in ("another", None):
+        with pytest.raises(UserError, match=r"study search is in the storage already, of another search; name another"):
+            OptunaAgent(SPACE, storage=url, owner=owner)
+    assert len(optuna.load_study(study_name="search", storage=open_storage(url)).trials) == 3
+    OptunaAgent(SPACE, storage=url, study="nobody's")
+    with pytest.raises(UserError, match=r"study nobody's is in the storage already"):
+        OptunaAgent(SPACE, storage=url, study="nobody's")
     assert np.array_equal(proposals[0], OptunaAgent(SPACE, seed=0, sampler="random").ask(3))
 
 
