@@ -25,7 +25,7 @@ from scripts.stage import INFEASIBLE, open_stage, plain, run_id
 from scripts.together import LOGS, optuna_options, together
 from search.compare import curves, finals, summary
 from search.feasible import InfeasibleError
-from search.limits import refuse_measured
+from search.limits import refuse_measured, show
 from search.loop import run_search
 from search.problem import Problem
 from search.result import SearchResult, best_result
@@ -204,9 +204,9 @@ def _choose(device: dict[str, Any], results: Results) -> dict[str, Any]:
     """The best network that any agent found, and what the predictors say of it."""
     (agent, _), result = list(results.items())[best_result(list(results.values()))]
     found = result.describe([result.chosen])[0]
-    top1 = found["values"]["accuracy"]
-    word = "measured" if "accuracy" in result.measured else "predicted"
-    print(f"{device['name']}: {agent} found {found['arch']}, {word} accuracy {top1:.4f}")
+    name = "accuracy" if "accuracy" in found["values"] else next(iter(result.objectives))
+    word = "measured" if name in result.measured else "predicted"
+    print(f"{device['name']}: {agent} found {found['arch']}, {word} {name} {show(found['values'][name])}")
     limited = device | {"limits": result.limits}  # as numbers, in the units of their names
     chosen = {"device": limited, "agent": agent, "arch": found["arch"], "predicted": found["values"]}
     if "accuracy_int8" in found["values"]:
