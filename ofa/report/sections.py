@@ -129,7 +129,8 @@ SECTIONS = (
         "search",
         hypervolume,
         "The hypervolume, how much of the space of objectives an agent's front dominates, against the number of nets "
-        "it evaluated: higher is better, and rising early means that fewer evaluations suffice.",
+        "it evaluated: higher is better, and rising early means that fewer evaluations suffice. Nets beyond the budget "
+        "count among those evaluated and add none.",
     ),
     Section(
         "Supernet training",

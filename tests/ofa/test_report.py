@@ -179,6 +179,10 @@ def test_captions_carry_scores_and_sample_counts(page: str) -> None:
         assert fact in captions
 
 
+def test_what_nets_beyond_the_budget_add_to_a_hypervolume_is_said(page: str) -> None:
+    assert "Nets beyond the budget count among those evaluated and add none." in page
+
+
 def test_header_names_data_machine_versions_and_times(page: str) -> None:
     facts = " | ".join(texts(tree(page), "dd") + texts(tree(page), "li"))
     for fact in ("10 classes, 1,149 training, 288 validation, 360 test images", "Example CPU", "1a2b3c4",
