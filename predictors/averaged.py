@@ -33,9 +33,9 @@ class AveragedGP:
         return AveragedGP(())._keep([member.refit(x, y) for member in self.members])
 
     def _keep(self, fitted: Sequence[WarpedGP]) -> AveragedGP:
-        shares = _shares([member.evidence for member in fitted])
-        self.members = [member for member, share in zip(fitted, shares, strict=True) if share > 0]
-        self.weights = shares[shares > 0]
+        weights = shares([member.evidence for member in fitted])
+        self.members = [member for member, weight in zip(fitted, weights, strict=True) if weight > 0]
+        self.weights = weights[weights > 0]
         return self
 
     def predict(self, x: Float) -> tuple[Float, Float]:
@@ -45,7 +45,7 @@ class AveragedGP:
         return mean, np.sqrt(np.maximum(self.weights @ (means**2 + stds**2) - mean**2, 0))
 
 
-def _shares(evidence: Sequence[float]) -> Float:
+def shares(evidence: Sequence[float]) -> Float:
     """Posterior probabilities of models with these log evidences; those under LEAST_WEIGHT count as 0."""
     weights = np.exp(np.array(evidence) - max(evidence))
     weights = np.where(weights >= LEAST_WEIGHT * weights.sum(), weights, 0)

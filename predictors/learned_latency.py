@@ -34,9 +34,10 @@ class LearnedLatency:
     """Milliseconds of one batch on a device of which whole networks were measured: genes (N, G) to (N,) float64.
 
     The latency is a power mean (`predictors.power_mean`) of the network's operations, MACs and memory traffic and of
-    its latencies on other devices, the `donors`; a Gaussian process on the features of the stages learns the rest,
-    where its leave-one-out errors are smaller by two standard errors.  All in logarithms, and without measurements that
-    something disturbed.  Deterministic; the samples, and those of the donors, are the whole state (`to_dict`).
+    its latencies on other devices, the `donors`, as far as the samples prove that they tell something; a Gaussian
+    process on the features of the stages learns the rest, where its leave-one-out errors are smaller by two standard
+    errors.  All in logarithms, and without measurements that something disturbed.  Deterministic; the samples, and
+    those of the donors, are the whole state (`to_dict`).
     """
 
     name, unit = "latency_ms", "ms"
@@ -60,7 +61,7 @@ class LearnedLatency:
         self._genes, self._latency = distinct(self._genes, self._latency)
         self._enough()
         costs, target = self._costs(self._genes), np.log(self._latency)
-        self.mean = fit_power_mean(costs, target)
+        self.mean = fit_power_mean(costs, target, donors=len(self.donors))
         errors = target - self.mean(costs)
         self._shape = _shape(self._features, self._genes, errors)
         if self._shape is not None:

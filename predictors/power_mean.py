@@ -9,16 +9,19 @@ Breiman 1996), which is what makes a few samples enough.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import nnls
 
+from predictors.averaged import shares
+
 Float = NDArray[np.float64]
 POWERS = (0, 1, 2, 4, 8)
 TRIM = 2.5  # robust standard deviations beyond which a measurement was disturbed
 ROUNDS = 10
+PRICE = 3.0  # of a cost that may mislead, in those of one that does not
 
 
 @dataclass(frozen=True)
@@ -41,14 +44,36 @@ class PowerMean:
         return self.offset + np.log(np.exp(self.power * away) @ self.weights + 1e-300) / self.power
 
 
-def fit_power_mean(x: Float, y: Float, powers: Sequence[float] = POWERS) -> PowerMean:
-    """The power mean of log costs (N, T) that explains log latencies (N,) best, with as few costs as that takes.
+@dataclass(frozen=True)
+class AveragedMean:
+    """Power means, averaged by how probable each is; shares: (M,), of M members, 1 in all."""
+
+    members: Sequence[PowerMean]
+    shares: Float
+
+    def __call__(self, x: Float) -> Float:
+        """Log costs (N, T) to log latency (N,)."""
+        return np.asarray(self.shares @ np.stack([member(x) for member in self.members]))
+
+
+def fit_power_mean(x: Float, y: Float, *, donors: int = 0, powers: Sequence[float] = POWERS) -> AveragedMean:
+    """Power means of log costs (N, T) that explain log latencies (N,), each with as few costs as that takes.
 
     Disturbed measurements are left out: absolute errors first, then squared ones within `TRIM` robust deviations.  The
-    power and the costs minimise the Bayesian information criterion of the remaining error.
+    costs of each power minimise the Bayesian information criterion, by which the powers are averaged: few measurements
+    do not tell them apart (Hoeting et al. 1999).  donors: how many of the first costs are latencies of other devices;
+    whether these have anything to do with this one is not known, so each must explain as much as `PRICE` other costs,
+    and the fits without any count too.
     """
-    found = [_prune(x, y, power) for power in powers]
-    return min(found, key=lambda pair: pair[1])[0]
+    own = list(range(donors, x.shape[1]))
+    sets = [list(range(x.shape[1])), own] if donors else [own]
+    prices = np.where(np.arange(x.shape[1]) < donors, PRICE, 1.0)
+    most = TRIM * float(np.median([robust_scale(y - _robust(x, y, power, own)(x)) for power in powers]))
+    found = [_prune(x, y, power, kept, prices=prices, most=most) for power in powers for kept in sets]
+    weights = shares([-criterion / 2 for _, criterion in found])
+    return AveragedMean(
+        [model for (model, _), weight in zip(found, weights, strict=True) if weight], weights[weights > 0]
+    )
 
 
 def robust_scale(residuals: Float) -> float:
@@ -61,21 +86,31 @@ def undisturbed(residuals: Float) -> NDArray[np.bool_]:
     return np.abs(residuals - np.median(residuals)) <= TRIM * robust_scale(residuals)
 
 
-def _prune(x: Float, y: Float, power: float) -> tuple[PowerMean, float]:
-    """The fit without the costs that do not earn their place, and its criterion."""
-    kept = list(range(x.shape[1]))
-    best, least = _robust(x, y, power, kept)
+def _prune(
+    x: Float, y: Float, power: float, kept: Sequence[int], *, prices: Float, most: float
+) -> tuple[PowerMean, float]:
+    """The fit without those of the kept costs that do not earn their place, and its criterion.
+
+    prices: of each cost, (T,); most: the error beyond which none counts more.  It is the same for all fits: one that
+    took its own would win by meeting half of the measurements exactly.
+    """
+
+    def fit(kept: Sequence[int]) -> tuple[PowerMean, float]:
+        model = _robust(x, y, power, kept)
+        error = np.minimum(np.abs(y - model(x)), most).mean()
+        return model, float(2 * len(y) * np.log(error + 1e-6) + (prices[kept].sum() + 1) * np.log(len(y)))
+
+    best, least = fit(kept)
     while len(kept) > 1:
-        tried = [(_robust(x, y, power, [k for k in kept if k != drop]), drop) for drop in kept]
-        (model, value), drop = min(tried, key=lambda entry: entry[0][1])
+        tried = [[k for k in kept if k != drop] for drop in kept]
+        fewer, (model, value) = min(zip(tried, map(fit, tried), strict=True), key=lambda entry: entry[1][1])
         if value > least:
             break
-        best, least = model, value
-        kept.remove(drop)
+        kept, best, least = fewer, model, value
     return best, least
 
 
-def _robust(x: Float, y: Float, power: float, kept: Sequence[int]) -> tuple[PowerMean, float]:
+def _robust(x: Float, y: Float, power: float, kept: Sequence[int]) -> PowerMean:
     weight: Float = np.ones(len(y))
     for turn in range(ROUNDS):
         model = _weighted(x, y, power, kept, weight)
@@ -85,10 +120,7 @@ def _robust(x: Float, y: Float, power: float, kept: Sequence[int]) -> tuple[Powe
             weight = 1 / np.maximum(away, 0.3 * robust_scale(residuals))
         else:
             weight = undisturbed(residuals).astype(np.float64)
-    shift = float(residuals[undisturbed(residuals)].mean())
-    error = np.minimum(np.abs(residuals - shift), TRIM * robust_scale(residuals)).mean()
-    criterion = 2 * len(y) * np.log(error + 1e-6) + (len(kept) + 1) * np.log(len(y))
-    return PowerMean(power, model.weights, model.centre, model.offset + shift), float(criterion)
+    return replace(model, offset=model.offset + float(residuals[undisturbed(residuals)].mean()))
 
 
 def _weighted(x: Float, y: Float, power: float, kept: Sequence[int], weight: Float) -> PowerMean:
