@@ -23,7 +23,7 @@ from predictors.tables import distinct
 Float = NDArray[np.float64]
 FOLDS = 5
 FEWEST = 2 * FOLDS
-FLAT = 0.05  # spread of some samples, in that of all, below which errors of a fit on them calibrate nothing
+FLAT = 0.05  # spread of some samples, in that of all, below which deviations of a fit on them tell nothing
 AUTO = ("gp", "svr", "ridge", "boosting")
 MOST = {"svr": 1000}  # samples beyond which auto leaves a model out: its grid would take minutes
 
@@ -134,7 +134,7 @@ class Accuracy:
             model = _Scaled(self._make(name)).fit(features[train], self._accuracy[train], like=fitted)
             mean[test], std[test] = model.predict(features[test])
             if self._flat(train):
-                std[test] = np.inf
+                std[test] = self._accuracy.std()
         return mean, std
 
     def _flat(self, rows: NDArray[Any]) -> bool:

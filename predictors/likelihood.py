@@ -107,8 +107,10 @@ def negative_log_likelihood(p: Float, data: Scaled, y: Float, correlation: Corre
 def warped_likelihood(p: Float, data: Scaled, y: Float, best: float, correlation: Correlation) -> tuple[float, Float]:
     """`negative_log_likelihood` of the density of y where a warp of it is normal, and its gradient, (2 K + 3,).
 
-    The last of p is the logarithm of the room between `best` and the warp's top (Snelson et al. 2004, eq. 5).
+    The last of p is the logarithm of the room between `best` and the warp's top (Snelson et al. 2004, eq. 5).  Equal
+    values have no density; the slope of the warp counts once for them, or many equal to `best` would leave no room.
     """
+    levels = np.unique(y)
     room = float(np.exp(p[-1]))
     warp = Warp.below(best + room, y)
     z = warp(y)
@@ -116,8 +118,8 @@ def warped_likelihood(p: Float, data: Scaled, y: Float, best: float, correlation
     bend = -room / (warp.top - y)  # of -log(top - y) by the logarithm of the room
     bend = bend - bend.mean()
     stretch = float((z * bend).mean())
-    by_room = by_z @ (bend - z * stretch) / warp.std - ((-room / (warp.top - y)).sum() - len(y) * stretch / warp.std)
-    return value - warp.log_slope(y), np.append(gradient, by_room)
+    by_slope = (-room / (warp.top - levels)).sum() - len(levels) * stretch / warp.std
+    return value - warp.log_slope(levels), np.append(gradient, by_z @ (bend - z * stretch) / warp.std - by_slope)
 
 
 def _inverse(factor: Float) -> Float:
