@@ -15,7 +15,6 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +84,7 @@ def own(space: Space, tables: Mapping[str, tuple[Genes, Float]], args: argparse.
 
 def transfer(space: Space, tables: Mapping[str, tuple[Genes, Float]], args: argparse.Namespace) -> Rows:
     """Scores with a few networks of each column and each other column as donor, all of them, or none."""
-    donors = {column: _fixed(LearnedLatency(space).fit(*pair)) for column, pair in tables.items()}
+    donors: dict[str, Any] = {column: Fixed(LearnedLatency(space).fit(*pair)) for column, pair in tables.items()}
     rows: Rows = []
     for column, (genes, ms) in tables.items():
         others = {f"{args.few} + {_short(name)}": [donor] for name, donor in donors.items() if name != column}
@@ -128,14 +127,19 @@ def _makers(space: Space) -> dict[str, Fit]:
     }
 
 
-def _fixed(donor: LearnedLatency) -> Any:
+class Fixed:
     """A donor that answers each array of genes once: many fits ask for the same."""
 
-    @cache
-    def predict(raw: bytes, width: int) -> Float:
-        return donor(np.frombuffer(raw, dtype=np.int8).reshape(-1, width))
+    def __init__(self, donor: LearnedLatency) -> None:
+        self.space, self._donor = donor.space, donor
+        self._known: dict[bytes, Float] = {}
 
-    return lambda genes: predict(np.ascontiguousarray(genes).tobytes(), genes.shape[1])
+    def __call__(self, genes: Genes) -> Float:
+        """Milliseconds (N,) of genes (N, G)."""
+        raw = genes.tobytes()
+        if raw not in self._known:
+            self._known[raw] = self._donor(genes)
+        return self._known[raw]
 
 
 def _splits(rows: int, args: argparse.Namespace) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:

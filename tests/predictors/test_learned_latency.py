@@ -18,6 +18,7 @@ from predictors.learned_latency import learn_from_table
 from predictors.power_mean import fit_power_mean, undisturbed
 from predictors.scores import kendall_tau, within
 from predictors.tables import read_table
+from scripts.benchmarks.predictors_latency_learned import main
 
 TABLE = "tables/ofa_mbv3_w1.0_latency.csv"
 Float = NDArray[np.float64]
@@ -216,3 +217,20 @@ def test_mistakes_are_answered_with_rule_value_and_remedy(space: Space, tmp_path
     (tmp_path / "table.csv").write_text("r,d,ks,e,ms\n128,2,3,x,1\n")
     with pytest.raises(UserError, match="an entry that is no number"):
         read_table(tmp_path / "table.csv", space, "ms")
+
+
+def test_the_benchmark_of_donors_runs(
+    space: Space, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    genes = space.sample(50, np.random.default_rng(0))
+    ms = Macs(space)(genes) / 1e7
+    lines = ["ks,e,d,r,latency_ms_a,latency_ms_b"]
+    for arch, value in zip(space.decode(genes), ms, strict=True):
+        lists = ("-".join(map(str, values)) for values in (arch.kernel, arch.expand, arch.depth))
+        lines.append(f"{','.join(lists)},{arch.resolution},{value},{value + 2}")
+    table = tmp_path / "table.csv"
+    table.write_text("\n".join(lines))
+    given = ["transfer", "--table", str(table), "--samples", "30", "--few", "12", "--repeats", "2"]
+    monkeypatch.setattr("sys.argv", ["predictors_latency_learned.py", *given])
+    main()
+    assert "12 + all others" in capsys.readouterr().out
