@@ -13,7 +13,7 @@ from ofa.checkpoint import import_network
 from ofa.errors import UserError
 from ofa.files import read_json
 from ofa.settings import arch_of as arch_of
-from ofa.spec import ACTIVATIONS, NetSpec, Unit
+from ofa.spec import ACTIVATIONS, NetSpec, Unit, check_chain
 from ofa.static import StaticNet, build_spec
 
 Config = Mapping[str, Any]
@@ -58,7 +58,7 @@ def read_network(config: str | Path | Config, *, resolution: int | None = None) 
         raise
     except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
         raise UserError(f"not a block list ({type(error).__name__}: {error}); give a net.config") from None
-    _check_chain(named)
+    check_chain(named)
     units = tuple(unit for _, unit in named)
     return NetSpec(units, int(resolution), units[0].cin, units[-1].cout, eps), [name for name, _ in named]
 
@@ -74,25 +74,6 @@ def _mapping(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a {type(content).__name__} and no fields; give a net.config")
     return content
-
-
-def _check_chain(named: Named) -> None:
-    """Raise UserError for a unit that no network has, or one that cannot follow the unit before it."""
-    given = named[0][1].cin
-    for name, unit in named:
-        sizes = (unit.cin, unit.cout, unit.kernel, unit.stride, unit.mid if unit.kind == "mbconv" else 1)
-        if not all(isinstance(size, SupportsIndex) and size > 0 for size in sizes):
-            raise UserError(
-                f"{name} has {unit.cout} channels of {unit.cin}, {unit.mid} in the middle, kernel {unit.kernel}, "
-                f"stride {unit.stride}; give whole numbers of 1 or more"
-            )
-        if unit.cin != given:
-            raise UserError(f"{name} reads {unit.cin} channels, but gets {given}; correct the block list")
-        if unit.kind == "mbconv" and not unit.expand and unit.mid != unit.cin:
-            raise UserError(f"{name} has {unit.mid} middle channels, but no expansion; give {unit.cin}, its input's")
-        if unit.shortcut and (unit.stride != 1 or unit.cin != unit.cout):
-            raise UserError(f"{name} adds its input to another shape; leave its shortcut out")
-        given = unit.cout
 
 
 # -- net.config --------------------------------------------------------------------------------------------------------

@@ -57,8 +57,9 @@ class Arch:
     def from_dict(values: Mapping[str, Any]) -> Arch:
         """From `to_dict`; raises UserError for unknown fields or where the resolution is missing."""
         names = [field.name for field in fields(Arch)]
-        if set(values) - set(names) or "resolution" not in values:
-            raise UserError(f"an architecture has the fields {names}, resolution among them, not {sorted(values)}")
+        if not isinstance(values, Mapping) or set(values) - set(names) or "resolution" not in values:
+            given = sorted(values) if isinstance(values, Mapping) else values
+            raise UserError(f"an architecture has the fields {names}, resolution among them, not {given}")
         return Arch(**dict(values))
 
 

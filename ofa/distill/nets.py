@@ -44,7 +44,7 @@ def load_net(text: str, *, channels: int, classes: int) -> Named:
     """
     name, _, weights = text.partition("@")
     found = _unweighted(name, weights, channels, classes)
-    if weights and weights != "DEFAULT" and not found.learned:
+    if weights and not found.learned:
         load_weights(found.net, _tensors(weights, found.net), weights)
     return found._replace(net=found.net.eval(), learned=found.learned or bool(weights))
 
@@ -66,7 +66,8 @@ def _unweighted(name: str, weights: str, channels: int, classes: int) -> Named:
     space, _, choice = name.partition("/")
     if choice and space in _spaces():
         return _of_space(load_space(space).adapt(in_channels=channels, classes=classes), choice)
-    return Named(_torchvision(name.removeprefix("torchvision:"), weights, channels, classes), learned=False)
+    net = _torchvision(name.removeprefix("torchvision:"), weights, channels, classes)
+    return Named(net, learned=weights == "DEFAULT")
 
 
 def _of_file(path: Path, weights: str) -> Named:
@@ -75,6 +76,8 @@ def _of_file(path: Path, weights: str) -> Named:
 
     content: Any = read_json(path)
     if isinstance(content, dict) and "spec" in content:
+        if weights:
+            raise UserError(f"{path} is a card, which has weights of its own; leave out @{weights}")
         card = load_card(path)
         space = load_space(card.space) if card.space else None
         return Named(rebuild(path), True, card.arch if space else None, space)
@@ -86,7 +89,7 @@ def _of_space(space: Space, choice: str) -> Named:
         arch = space.decode(getattr(space, choice)())[0]
     else:
         content = read_json(choice)
-        arch = Arch.from_dict(content.get("arch", content))
+        arch = Arch.from_dict(content.get("arch", content) if isinstance(content, dict) else content)
     return Named(build(space, arch), False, arch, space)
 
 

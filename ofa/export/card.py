@@ -16,6 +16,8 @@ from ofa.spec import NetSpec
 from ofa.static import StaticNet, build_spec
 from ofa.weights import load_tensors, load_weights, save_tensors
 
+RECORDS = ("space", "data", "files", "training", "versions")
+
 
 @dataclass(frozen=True, slots=True)
 class Metric:
@@ -63,6 +65,8 @@ class Card:
         try:
             metrics = {name: Metric(**metric) for name, metric in values["metrics"].items()}
             spec, arch = NetSpec.from_dict(values["spec"]), Arch.from_dict(values["arch"])
+            if wrong := [name for name in RECORDS if not isinstance(values.get(name, {}), Mapping)]:
+                raise UserError(f"{wrong[0]} of a card is a record of names and values, not {values[wrong[0]]!r}")
             return Card(**{**values, "metrics": metrics, "spec": spec, "arch": arch})
         except (KeyError, TypeError, AttributeError) as error:
             names = [f.name for f in fields(Card)]

@@ -295,9 +295,46 @@ def test_a_card_without_weights_or_with_an_unknown_field_is_refused(card: Card, 
     assert Card.from_dict(card.to_dict()) == card != replace(card, seed=8)
 
 
+@pytest.mark.parametrize(
+    ("place", "value", "answer"),
+    [
+        (("spec", "resolution"), -16, "resolution -16 is no side of an image"),
+        (("spec", "resolution"), 16.5, "resolution 16.5 is no side of an image"),
+        (("spec", "resolution"), None, "resolution None is no side of an image"),
+        (("spec", "in_channels"), 3, "has 3 input channels and 10 classes, but its units read 1 and give 10"),
+        (("spec", "classes"), 7, "has 1 input channels and 7 classes, but its units read 1 and give 10"),
+        (("spec", "bn_eps"), "1e-5", "bn_eps '1e-5' must be a number above 0"),
+        (("spec", "bn_eps"), 0, "bn_eps 0 must be a number above 0"),
+        (("spec", "units"), [], "the network has no units"),
+        (("spec", "units", 2, "cout"), 24.0, "unit 2 has 24.0 channels of 16, .*; give whole numbers"),
+        (("spec", "units", 2, "stride"), 0, "unit 2 has .*, stride 0; give whole numbers"),
+        (("spec", "units", 2, "se"), -8, "unit 2 has .*, -8 of squeeze-excite, .*; give whole numbers"),
+        (("spec", "units", 2, "cout"), 32, "unit 3 reads 24 channels, but gets 32; make them equal"),
+        (("spec", "units", 2, "shortcut"), True, "unit 2 adds its input to another shape"),
+        (("files",), ["float.safetensors"], r"files of a card is a record of names and values, not \['float"),
+        (("files",), None, "files of a card is a record of names and values, not None"),
+        (("data",), 3, "data of a card is a record of names and values, not 3"),
+        (("arch",), 3, "an architecture has the fields .*, not 3"),
+    ],
+)
+def test_a_card_edited_by_hand_into_no_network_is_answered(
+    place: tuple[str | int, ...], value: object, answer: str, card: Card, tmp_path: Path
+) -> None:
+    save_net(tmp_path / "float.json", random_net(), card)
+    values = json.loads((tmp_path / "float.json").read_text())
+    *where, last = place
+    inner = values
+    for key in where:
+        inner = inner[key]
+    inner[last] = value
+    (tmp_path / "float.json").write_text(json.dumps(values))
+    with pytest.raises(UserError, match=rf"float\.json: .*{answer}"):
+        rebuild(tmp_path / "float.json")
+
+
 def test_a_file_of_another_network_is_not_loaded(card: Card, tmp_path: Path) -> None:
     save_net(tmp_path / "float.json", random_net(), card)
-    other = replace(load_card(tmp_path / "float.json"), spec=replace(SPEC, units=SPEC.units[:-1]))
+    other = replace(load_card(tmp_path / "float.json"), spec=replace(SPEC, units=(*SPEC.units[:3], *SPEC.units[4:])))
     save_card(tmp_path / "float.json", other, [tmp_path / "float.safetensors"])
     with pytest.raises(UserError, match=r"float\.safetensors does not fit"):
         rebuild(tmp_path / "float.json")

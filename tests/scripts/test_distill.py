@@ -80,11 +80,25 @@ def test_weights_follow_an_at_sign(suffix: str, tmp_path: Path) -> None:
         ("resnet18", "resnet18 takes images in colour, these have 1 channel"),
         ("digits_mbv3/none.json", "none.json does not exist"),
         ("digits_mbv3/smallest@none.pth", "none.pth does not exist"),
+        ("digits_mbv3/smallest@DEFAULT", "checkpoint DEFAULT does not exist; give a file or a URL"),
     ],
 )
 def test_wrong_names_are_answered(name: str, answer: str) -> None:
     with pytest.raises(UserError, match=answer):
         load_net(name, channels=1, classes=10)
+
+
+@pytest.mark.parametrize("weights", ["DEFAULT", "other.pth"])
+def test_weights_for_a_card_are_refused_since_it_has_its_own(teacher: Path, weights: str) -> None:
+    with pytest.raises(UserError, match=rf"net\.json is a card, which has weights of its own; leave out @{weights}"):
+        load_net(f"{teacher}@{weights}", channels=1, classes=10)
+
+
+@pytest.mark.parametrize("content", ["[1, 2]", "3", '{"arch": 3}', '{"arch": ["a", 1]}'])
+def test_a_file_that_is_no_architecture_is_answered(content: str, tmp_path: Path) -> None:
+    (tmp_path / "arch.json").write_text(content)
+    with pytest.raises(UserError, match="an architecture has the fields"):
+        load_net(f"digits_mbv3/{tmp_path}/arch.json", channels=1, classes=10)
 
 
 @pytest.mark.filterwarnings("ignore:The default weight initialization")
