@@ -117,6 +117,21 @@ def test_each_limit_is_shown_with_value_limit_and_answer(page: str) -> None:
     assert re.findall(r"budget (?:not )?met", page) == ["budget met", "budget not met"] * 2
 
 
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium")
+def test_bars_of_the_budget_are_seen_whole_where_the_table_is_wider_than_the_screen(page: str, tmp_path: Path) -> None:
+    ends = '[...document.querySelectorAll(".meter")].map(bar => bar.getBoundingClientRect().right)'
+    table = 'document.querySelector(".nets").getBoundingClientRect().right'
+    script = f"<script>document.title = [innerWidth, {table}, {ends}]</script>"
+    (tmp_path / "page.html").write_text(page.replace("</body>", script + "</body>"))
+    browser = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+    command = [*browser, "--window-size=390,900", "--dump-dom", f"file://{tmp_path}/page.html"]
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+    found = re.search("<title>(.*?)</title>", shown)
+    assert found
+    screen, table_end, *bars = map(float, found[1].split(","))
+    assert 0 < max(bars) < screen < table_end
+
+
 def test_page_follows_its_inputs(run: Path, page: str, tmp_path: Path) -> None:
     changed = Path(shutil.copytree(run, tmp_path / "digits"))
     result = read_json(changed / "export/phone/result.json")
