@@ -47,7 +47,7 @@ def _device_rows(device: Device) -> Html:
     """One device as a table body: its name and verdict, its models, its budget, its architecture."""
     title = join(el("h3", device.title, " ", badge(device)), el("span", device.description))
     if device.infeasible:
-        return el("tbody", _across("th", title), _across("td", device.infeasible))
+        return el("tbody", _across("th", title), _across("td", el("div", device.infeasible)))
     limits = [_meter(limit) for limit in device.export.get("budget", [])]
     return el(
         "tbody",
@@ -55,11 +55,12 @@ def _device_rows(device: Device) -> Html:
         *(_model_row(row, shipped=row["model"] == device.export.get("shipped")) for row in device_rows(device)),
         _across("td", el("div", *limits, class_="budget")) if limits else None,
         _across("td", el("code", arch_text(device.arch))),
-        _across("td", ranking_text(device.chosen["ranking"])) if "ranking" in device.chosen else None,
+        _across("td", el("div", ranking_text(device.chosen["ranking"]))) if "ranking" in device.chosen else None,
     )
 
 
-def _across(tag: str, content: Html | str) -> Html:
+def _across(tag: str, content: Html) -> Html:
+    """A row of one cell, whose elements, not bare text, stay in view where the table is scrolled."""
     return el("tr", el(tag, content, colspan=len(COLUMNS) + 2), class_="across")
 
 

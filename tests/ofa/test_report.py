@@ -290,6 +290,8 @@ def test_a_device_that_no_network_fits_is_told_and_nothing_of_it_is_missing(tmp_
     assert found["missing"] == [] and [device["infeasible"] for device in found["devices"]] == [None, reason]
     rows = texts(tree(page), "tbody")
     assert any("Phone <1> no network fits" in row and reason in row for row in rows)
+    across = [cell for row in tree(page).iter("tr") if row.get("class") == "across" for cell in row]
+    assert across and not any(cell.text for cell in across)  # only an element can follow a scrolled table
     assert "Phone <1>  no network fits" in terminal(folder) and reason in terminal(folder)
 
 
