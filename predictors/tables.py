@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,9 @@ from numpy.typing import NDArray
 from ofa.errors import UserError
 from ofa.settings import arch_of
 from ofa.space import Genes, Space
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 COLUMNS = {
     "resolution": ("r", "image_size"),
@@ -24,38 +28,61 @@ COLUMNS = {
 
 
 def read_table(path: str | Path, space: Space, column: str) -> tuple[Genes, NDArray[np.float64]]:
-    """Genes (N, G) and one column (N,) of a table; rows without a value are left out.
+    """Genes (N, G) and one column (N,) of a table, N >= 1; rows without a value are left out.
 
     A table has the settings that the space chooses, as `ofa.settings.arch_of` reads them: r: resolution in pixels; d:
     depth of each stage; ks, e: kernel and expand ratio of each block, as "3-5-7" or "[3, 5, 7]"; w: position of each
     width multiplier, or these, with a point; arch: a digit for the operation of each block.
-    Raises UserError for an absent file or column and for an architecture that is not of the space.
+    Raises UserError for an absent file or column, for a value that is no finite number and for an architecture that is
+    not of the space; rows are counted from 1, behind the names.
     """
-    import pandas as pd
-
-    every = [name for names in COLUMNS.values() for name in names]
-    try:
-        frame = pd.read_csv(path, dtype=dict.fromkeys(every, str))
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist; name a CSV file of measured networks") from None
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not a CSV file ({str(error).strip()})") from None
+    frame = read_frame(path)
     found = {dimension: next((c for c in COLUMNS[dimension] if c in frame), None) for dimension in COLUMNS}
     lacking = [COLUMNS[dimension][0] for dimension in _needed(space) if not found[dimension]]
     lacking += [column] * (column not in frame)
     if lacking:
         raise UserError(f"{path} lacks the column {lacking[0]}; it has {', '.join(map(str, frame.columns))}")
-    frame = frame[frame[column].notna()]
+    rows = np.flatnonzero(frame[column].notna())
+    if not len(rows):
+        raise UserError(f"{path} has no value in the column {column}; give one for each network that was measured")
     names = [name for dimension, name in found.items() if name and dimension in (*_needed(space), "resolution")]
+    genes, values = [], []
+    entries = frame[[column, *names]].iloc[rows].fillna("").itertuples(index=False, name=None)
+    for row, (value, *texts) in zip(rows, entries, strict=True):
+        try:
+            values.append(_finite(column, value))
+            pairs = zip(names, texts, strict=True)
+            setting = {("op" if name == "arch" else name): _numbers(name, text) for name, text in pairs}
+            genes.append(space.encode([arch_of(space, setting)]))
+        except UserError as error:
+            raise UserError(f"{path}, row {row + 1}: {error}") from None
+    return np.concatenate(genes), np.array(values)
+
+
+def resolutions(frame: pd.DataFrame) -> list[int]:
+    """Image sides that occur in a table of `read_frame`, ascending; none where it has no column of them."""
+    names = [name for name in COLUMNS["resolution"] if name in frame]
+    return sorted({int(_numbers(name, side)[0]) for name in names[:1] for side in frame[name].dropna()})
+
+
+def read_frame(path: str | Path) -> pd.DataFrame:
+    """All columns of a CSV file, settings as text; raises UserError for an absent file and for one that is no CSV file.
+
+    Commas, semicolons (numbers may then have a decimal comma) or tabs stand between the columns.
+    """
+    import pandas as pd
+
+    every = [name for names in COLUMNS.values() for name in names]
     try:
-        values = frame[column].to_numpy(dtype=np.float64)
-        settings = [
-            {("op" if name == "arch" else name): _numbers(name, text) for name, text in zip(names, row, strict=True)}
-            for row in frame[names].fillna("").to_numpy()
-        ]
-    except ValueError as error:
-        raise UserError(f"{path} has an entry that is no number: {error}") from None
-    return space.encode([arch_of(space, setting) for setting in settings]), values
+        with open(path, encoding="utf-8-sig") as file:
+            separator = max(",;\t", key=file.readline().count)
+        decimal = "," if separator == ";" else "."
+        kinds = dict.fromkeys(every, str)
+        return pd.read_csv(path, sep=separator, decimal=decimal, skipinitialspace=True, dtype=kinds)
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; name a CSV file of measured networks") from None
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError, OSError) as error:
+        raise UserError(f"{path} is not a CSV file ({str(error).strip()})") from None
 
 
 def distinct(genes: Genes, values: NDArray[np.float64]) -> tuple[Genes, NDArray[np.float64]]:
@@ -76,9 +103,22 @@ def _needed(space: Space) -> list[str]:
     return [name for name in COLUMNS if free.get(name, space.columns(name).stop > space.columns(name).start)]
 
 
+def _finite(column: str, value: Any) -> float:
+    try:
+        number = float(value)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise UserError(f"{column} {value!r} is no finite number; leave the entry empty where nothing was measured")
+    return number
+
+
 def _numbers(name: str, text: str) -> list[Any]:
     """Numbers of an entry; floats are those with a point."""
     if name == "arch" and text.isdecimal():
         return [int(digit) for digit in text]
-    parts = re.split(r"[-,]\s*", text.strip("[]() "))
-    return [float(part) if "." in part else int(part) for part in parts]
+    try:
+        parts = re.split(r"[-,]\s*", text.strip("[]() "))
+        return [float(part) if "." in part else int(part) for part in parts]
+    except ValueError:
+        raise UserError(f"{name} {text!r} is no number, nor several as 3-5-7 or [3, 5, 7]") from None

@@ -27,7 +27,6 @@ from time import process_time
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
@@ -38,7 +37,7 @@ from predictors.accuracy import Accuracy
 from predictors.costs import Macs, Params
 from predictors.models import MODELS
 from predictors.scores import Learned, first_split, held_out, later_split, random_split
-from predictors.tables import read_table
+from predictors.tables import read_frame, read_table, resolutions
 from scripts.benchmarks.accuracy_rivals import RIVALS
 
 Table = tuple[Space, Genes, NDArray[np.float64]]
@@ -47,9 +46,8 @@ SPLITS = {"random": random_split, "later": later_split, "first": first_split}
 
 def read_measured(path: Path, space: str, column: str) -> Table:
     """A space with the resolutions of a table, genes (N, G) and accuracy in percent (N,); counts are compared."""
-    frame, known = pd.read_csv(path), load_space(space)
-    if "r" in frame:
-        known = replace(known, resolution=tuple(sorted(set(frame.r.tolist()))))
+    frame, known = read_frame(path), load_space(space)
+    known = replace(known, resolution=tuple(resolutions(frame)) or known.resolution)
     genes, top1 = read_table(path, known, column)
     for name, count in (("macs", Macs), ("flops", Macs), ("params", Params)):
         if name in frame:

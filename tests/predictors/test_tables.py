@@ -17,6 +17,7 @@ from predictors.costs import Macs
 from predictors.learned_latency import LearnedLatency
 from predictors.scores import kendall_tau
 from predictors.tables import read_table
+from scripts.benchmarks.predictors_accuracy import read_measured
 from tests.predictors.test_costs import SPACES
 
 NAMES = {"depth": "d", "kernel": "ks", "expand": "e"}
@@ -105,5 +106,67 @@ def test_what_a_table_lacks_is_named(tmp_path: Path) -> None:
         read_table(tmp_path / "table.csv", space, "value")
     frame["r"] = [128, None, 128]
     frame.to_csv(tmp_path / "table.csv", index=False)
-    with pytest.raises(UserError, match=r"table.csv has an entry that is no number"):
+    with pytest.raises(UserError, match=r"table.csv, row 2: r '' is no number, nor several as 3-5-7"):
         read_table(tmp_path / "table.csv", space, "value")
+
+
+def _table(tmp_path: Path, space: Space, **columns: Any) -> tuple[Path, np.ndarray[Any, Any]]:
+    """A table of four networks in which some columns are others."""
+    genes = space.sample(4, np.random.default_rng(0))
+    pd.DataFrame(_rows(space, genes)).assign(**columns).to_csv(tmp_path / "table.csv", index=False)
+    return tmp_path / "table.csv", genes
+
+
+@pytest.mark.parametrize(
+    "form", [{"sep": ";", "decimal": ","}, {"sep": ";"}, {"sep": "\t"}, {"lineterminator": "\r\n"}]
+)
+def test_tables_of_other_programs_are_read(tmp_path: Path, form: dict[str, Any]) -> None:
+    """Excel writes semicolons and decimal commas in half of Europe, and a mark of the byte order everywhere."""
+    space = load_space("mcunet")
+    path, genes = _table(tmp_path, space)
+    pd.read_csv(path, dtype={"r": str}).to_csv(path, index=False, encoding="utf-8-sig", **form)
+    read, values = read_table(path, space, "value")
+    np.testing.assert_array_equal(read, genes)
+    np.testing.assert_array_equal(values, [0, 0.5, 1, 1.5])
+
+
+def test_spaces_behind_commas_are_no_part_of_names(tmp_path: Path) -> None:
+    space = load_space("mcunet")
+    path, genes = _table(tmp_path, space)
+    path.write_text(path.read_text().replace(",", ", "))
+    np.testing.assert_array_equal(read_table(path, space, "value")[0], genes)
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"value": [None, 1, np.inf, 2]}, r"row 3: value inf is no finite number; leave the entry empty"),
+        ({"value": [None, "70%", 1, 2]}, r"row 2: value '70%' is no finite number; leave the entry empty"),
+        ({"d": ["9", None, "2", "2"], "value": [None, 1, 2, 3]}, r"row 2: d '' is no number, nor several"),
+        ({"r": [128, 128, 128, 999], "value": 1}, r"row 1: resolution 128 \(resolution\) is not in space"),
+        ({"value": None}, r"has no value in the column value; give one for each network that was measured"),
+    ],
+)
+def test_the_row_of_a_mistake_is_named(tmp_path: Path, columns: dict[str, Any], message: str) -> None:
+    space = load_space("ofa_mbv3_w1.0").restrict(resolution=[224])
+    path, _ = _table(tmp_path, space, **columns)
+    with pytest.raises(UserError, match=rf"table\.csv.* {message}|table\.csv {message}"):
+        read_table(path, space, "value")
+
+
+def test_a_folder_is_no_table(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"is not a CSV file \(.*Is a directory"):
+        read_table(tmp_path, load_space("mcunet"), "value")
+
+
+@pytest.mark.parametrize("name", ["r", "image_size"])
+def test_a_benchmark_takes_its_resolutions_from_the_table(tmp_path: Path, name: str) -> None:
+    """Resolutions that the space lacks, written with a point, one of them missing where nothing was measured."""
+    space = load_space("ofa_mbv3_w1.0")
+    path, genes = _table(tmp_path, space, r=[226.0, 226.0, 130.0, None], value=[1, 2, 3, None])
+    pd.read_csv(path).rename(columns={"r": name}).to_csv(path, index=False)
+    known, read, top1 = read_measured(path, "ofa_mbv3_w1.0", "value")
+    assert known.resolution == (130, 226)
+    np.testing.assert_array_equal(known.values(read, "resolution")[:, 0], [226, 226, 130])
+    np.testing.assert_array_equal(read[:, 1:], genes[:3, 1:])
+    np.testing.assert_array_equal(top1, [1, 2, 3])
