@@ -64,13 +64,14 @@ def choose_on_front(accuracy: Accuracy, known: Genes, n: int, rng: np.random.Gen
 def measure_subnets(
     space: Space, measure: Measure, rule: str, n: int, *, batch: int = 10, seed: int = 0
 ) -> tuple[Genes, NDArray[np.float64]]:
-    """Choose n architectures by a rule and measure them: genes (n, G) and their accuracies (n,).
+    """Choose n architectures by a rule and measure them: genes (n, G), accuracies (n,); all where the space is smaller.
 
     rule: "random", "stratified" by MACs, or "front": half of them at random, then `batch` at a time where the predictor
     fitted on those before is least sure of its front.  Raises UserError for an unknown rule.
     """
     if rule not in RULES:
         raise UserError(f"measure.choose {rule!r} is not known; choose from {', '.join(RULES)}")
+    n = min(n, space.size)
     first = max(FEWEST, n // 2) if rule == "front" else n
     genes = choose_stratified(space, n, seed) if rule == "stratified" else choose_subnets(space, min(n, first), seed)
     values = measure(genes)

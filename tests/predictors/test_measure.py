@@ -61,6 +61,12 @@ def test_as_many_networks_as_the_space_holds_are_all_of_them(choose: Callable[[S
     assert len(choose(branched, branched.size, 0)) == branched.size  # some are drawn seldom
 
 
+@pytest.mark.parametrize("rule", RULES)
+def test_every_rule_measures_all_of_a_space_that_is_smaller_than_asked(rule: str) -> None:
+    few = SPACE.restrict(resolution=[12, 20], width=1, depth=1, kernel=1, expand=1)
+    assert len(measure_subnets(few, log_macs, rule, 24)[0]) == few.size == 2
+
+
 def test_strata_spread_the_macs_more_evenly_than_chance() -> None:
     def widest_gap(genes: Genes) -> float:
         return float(np.diff(np.sort(log_macs(genes))).max())
