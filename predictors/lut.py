@@ -142,7 +142,12 @@ def _plain_key(table: LayerTable, row: int, layer: int, *, first: bool) -> str:
 
 def _block_key(table: LayerTable, row: int, block: NDArray[np.int64], proxyless: bool) -> str:
     first, last = int(block[0]), int(block[-1])
-    depthwise = next(int(layer) for layer in block if table.names[layer].endswith(".depthwise"))
+    depthwise = next((int(layer) for layer in block if table.names[layer].endswith(".depthwise")), None)
+    if depthwise is None:
+        raise UserError(
+            f"{table.names[first]} is of no block that once-for-all's look-up tables know, mbconv alone; "
+            "use predictor=latency_table, which has every operation"
+        )
     middle = table.cin[row, last]
     parts = {
         "input": _shape(table, row, first, "in"),

@@ -12,8 +12,9 @@ import yaml
 from ofa.errors import UserError
 from ofa.published import read_network
 from ofa.space import Arch, Space, load_space
+from ofa.table import layer_table
 from ofa.units import space_spec
-from predictors.lut import BlockTables, LutLatency, spec_latency
+from predictors.lut import BlockTables, LutLatency, network_keys, spec_latency
 from tests.predictors.lut_tables import write_tables
 from tests.predictors.published import published_nets
 
@@ -153,6 +154,9 @@ def test_what_the_tables_lack_is_named_with_the_remedy(tmp_path: Path) -> None:
         LutLatency(load_space("ofa_mbv3_w1.2").restrict(resolution=[160, 164]), tmp_path)
     with pytest.raises(UserError, match=r"nowhere is no table and holds none \(\*.yaml\); name a folder"):
         BlockTables.load(tmp_path / "nowhere")
+    resnet = load_space("ofa_resnet50")
+    with pytest.raises(UserError, match=r"is of no block that once-for-all's look-up tables know, mbconv alone; use"):
+        list(network_keys(layer_table(resnet, resnet.largest()), 0))
     table = tmp_path / "164.yaml"
     table.write_text("Conv: {std: 1}")
     with pytest.raises(UserError, match=r"164.yaml is no look-up table .*each key needs a mean"):
