@@ -34,8 +34,11 @@ def fit_accuracy(
     """The predictor fitted on all networks (N, G), its scores, and its predictions for one held-out part.
 
     make: builds an unfitted predictor (`make(seed=...)`, and `make(model=..., seed=...)`).  share: of the networks held
-    out in each of `repeats` random splits; every split chooses its model anew.  Raises UserError for too few networks.
+    out in each of `repeats` random splits; every split chooses its model anew.  Raises UserError for too few networks,
+    no split, or a share that is none.
     """
+    if not 0 < share < 1:
+        raise UserError(f"share={share} must be above 0 and below 1, the part of the networks held out")
     genes, accuracy = distinct(genes, accuracy)
     if len(genes) < LEAST["subnets"]:
         raise UserError(

@@ -126,6 +126,8 @@ def held_out(
     regret of the top 10; of coverage_50, coverage_90 and log_loss too where the predictor gives a deviation.
     """
     genes, measured = distinct(genes, np.asarray(values, dtype=np.float64))
+    if repeats < 1:
+        raise UserError(f"repeats={repeats} must be at least 1, the splits that the scores are the mean of")
     if not 0 < fit_on <= len(measured) - 2:
         raise UserError(f"fit_on {fit_on} must leave at least 2 of {len(measured)} measured architectures to test on")
     rows = []
@@ -164,4 +166,6 @@ def _pair(predicted: ArrayLike, measured: ArrayLike) -> tuple[Float, Float]:
     a, b = np.asarray(predicted, dtype=np.float64), np.asarray(measured, dtype=np.float64)
     if a.shape != b.shape or a.ndim != 1 or not len(a):
         raise UserError(f"scores compare two arrays of one length, not {a.shape} with {b.shape}")
+    if np.isnan(a).any() or np.isnan(b).any():
+        raise UserError(f"scores compare numbers; {np.isnan(a + b).sum()} of {len(a)} pairs hold none (nan)")
     return a, b

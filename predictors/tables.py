@@ -88,8 +88,10 @@ def read_frame(path: str | Path) -> pd.DataFrame:
 def distinct(genes: Genes, values: NDArray[np.float64]) -> tuple[Genes, NDArray[np.float64]]:
     """Each network of canonical genes (N, G) once, with the mean of its values (N,), in the order of first sight.
 
-    A network on both sides of a fold would let a fit look better than it is.
+    A network on both sides of a fold would let a fit look better than it is.  Raises UserError for other lengths.
     """
+    if values.shape != (len(genes),):
+        raise UserError(f"each of {len(genes)} networks needs one value, not an array of {values.shape}")
     _, first, which = np.unique(genes, axis=0, return_index=True, return_inverse=True)
     if len(first) == len(genes):
         return genes, values

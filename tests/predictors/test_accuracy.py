@@ -304,6 +304,9 @@ def test_a_dozen_networks_are_enough_to_fit_and_to_score() -> None:
     for rows in (range(11), [*range(11), 0, 0]):
         with pytest.raises(UserError, match=r"11 measured subnets are too few .* at least 12 \(measure.subnets\)"):
             fit_accuracy(make, genes[rows], accuracy[rows])
+    for share in (0, 1, -0.5, 1.5):
+        with pytest.raises(UserError, match=rf"share={share} must be above 0 and below 1, the part of the networks"):
+            fit_accuracy(make, genes, accuracy, share=share)
 
 
 @pytest.mark.parametrize("wrong", [np.inf, np.nan])

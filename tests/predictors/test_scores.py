@@ -67,6 +67,24 @@ def test_a_constant_prediction_ranks_nothing() -> None:
 def test_arrays_of_two_lengths_are_an_error() -> None:
     with pytest.raises(UserError, match="two arrays of one length"):
         rmse([1, 2], [1, 2, 3])
+    genes = np.arange(6, dtype=np.int8)[:, None]
+    for values in (np.arange(5), np.arange(7), np.zeros((6, 1))):
+        with pytest.raises(UserError, match=r"each of 6 networks needs one value, not an array of \("):
+            held_out(lambda seed: Memory(), genes, values, fit_on=3)
+
+
+@pytest.mark.parametrize("name", ["kendall_tau", "rmse", "mape", "within", "regret"])
+def test_what_is_no_number_has_no_score(name: str) -> None:
+    """A regret and a tau of 0 would hide it."""
+    fn = {"kendall_tau": kendall_tau, "rmse": rmse, "mape": mape, "within": within, "regret": regret}[name]
+    for pair in (([1, np.nan, 2], [1, 2, 3]), ([1, 2, 3], [np.nan, 1, 2])):
+        with pytest.raises(UserError, match=r"scores compare numbers; 1 of 3 pairs hold none \(nan\)"):
+            fn(*pair)
+
+
+def test_scores_are_of_one_split_at_least() -> None:
+    with pytest.raises(UserError, match=r"repeats=0 must be at least 1"):
+        held_out(lambda seed: Memory(), np.arange(6, dtype=np.int8)[:, None], np.arange(6.0), fit_on=3, repeats=0)
 
 
 class Memory:
