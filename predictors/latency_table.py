@@ -49,6 +49,8 @@ class LatencyTable:
             shapes = frame[list(Shape._fields)].itertuples(index=False)
             timings = frame[list(TIMING)].to_dict("records")
             times = {Shape(*shape): timing for shape, timing in zip(shapes, timings, strict=True)}
+            if wrong := next((shape for shape, timing in times.items() if not 0 <= timing["median_ms"] < np.inf), None):
+                raise ValueError(f"{wrong} has {times[wrong]['median_ms']} ms")
             return LatencyTable(frame.attrs["device"], times)  # type: ignore[arg-type]
         except FileNotFoundError:
             raise UserError(f"{path} does not exist; measure the latency table first") from None

@@ -104,6 +104,15 @@ def test_another_device_or_number_of_threads_is_refused(space: Space, tmp_path: 
         measure_table(shapes, path)
 
 
+@pytest.mark.parametrize("ms", [np.nan, np.inf, -1.0])
+def test_a_table_with_a_time_that_is_none_is_refused(space: Space, tmp_path: Path, ms: float) -> None:
+    table, path = made_up_table(space), tmp_path / "table.parquet"
+    shape = next(iter(table.times))
+    replace(table, times=table.times | {shape: table.times[shape] | {"median_ms": ms}}).save(path)
+    with pytest.raises(UserError, match=rf"is no latency table \(Shape\(.*\) has {ms} ms\); delete it and measure"):
+        LatencyTable.load(path)
+
+
 def test_latency_is_the_sum_of_the_operations_of_a_network(space: Space) -> None:
     table = made_up_table(space)
     genes = space.sample(50, np.random.default_rng(0))
