@@ -19,18 +19,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+from ofa.errors import UserError
 from ofa.files import versions, write_json
 from ofa.space import Genes, Space, load_space
 from predictors.costs import Macs
 from predictors.features import Features
 from predictors.learned_latency import LearnedLatency
 from predictors.scores import kendall_tau, score
-from predictors.tables import read_table
+from predictors.tables import distinct, read_frame, read_table
 from scripts.benchmarks.accuracy_rivals import PlainGP
 
 Float = NDArray[np.float64]
@@ -54,9 +54,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="JSON file of the result")
     args = parser.parse_args()
     path = args.table or Path(os.environ.get("OFA_DATA", "../shared/data")) / TABLE
-    space, names = load_space(args.space), list(pd.read_csv(path, nrows=0).columns)
+    space, names = load_space(args.space), list(read_frame(path).columns)
     columns = args.columns or [name for name in names if name.startswith("latency_ms")]
-    tables = {column: read_table(path, space, column) for column in columns}
+    if not columns:
+        raise UserError(f"{path} has no column latency_ms...; name one of {', '.join(names)} by --columns")
+    tables = {column: distinct(*read_table(path, space, column)) for column in columns}
     print(f"{'column':24} {'model':26} {'tau':>14} {'error':>7} {'within 10 %':>12}   n = {args.repeats} splits")
     rows = (own if args.what == "own" else transfer)(space, tables, args)
     found = {"rows": rows, "table": path.name, "options": vars(args) | {"table": path.name}, "versions": versions()}
@@ -143,6 +145,8 @@ class Fixed:
 
 
 def _splits(rows: int, args: argparse.Namespace) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    if not 0 < args.samples <= rows - 2:
+        raise UserError(f"--samples {args.samples} must leave at least 2 of {rows} networks to test on")
     orders = [np.random.default_rng((args.seed, repeat)).permutation(rows) for repeat in range(args.repeats)]
     return [(order[: args.samples], order[args.samples :]) for order in orders]
 

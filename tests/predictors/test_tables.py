@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from predictors.costs import Macs
 from predictors.learned_latency import LearnedLatency
 from predictors.scores import kendall_tau
 from predictors.tables import read_table
+from scripts.benchmarks import predictors_latency_learned
 from scripts.benchmarks.predictors_accuracy import read_measured
 from tests.predictors.test_costs import SPACES
 
@@ -152,6 +154,25 @@ def test_the_row_of_a_mistake_is_named(tmp_path: Path, columns: dict[str, Any], 
     path, _ = _table(tmp_path, space, **columns)
     with pytest.raises(UserError, match=rf"table\.csv.* {message}|table\.csv {message}"):
         read_table(path, space, "value")
+
+
+def _latencies(path: Path, *options: str) -> None:
+    """The benchmark of learned latency on a table, one split."""
+    with pytest.MonkeyPatch.context() as patch:
+        given = ["own", "--table", str(path), "--space", "mcunet", "--repeats", "1", *options]
+        patch.setattr(sys, "argv", ["predictors_latency_learned.py", *given])
+        predictors_latency_learned.main()
+
+
+def test_a_benchmark_of_latency_says_what_a_table_lacks(tmp_path: Path) -> None:
+    """Networks measured twice count once: they would be on both sides of a split."""
+    space = load_space("mcunet")
+    path, _ = _table(tmp_path, space)
+    with pytest.raises(UserError, match=r"table.csv has no column latency_ms...; name one of value, .* by --columns"):
+        _latencies(path)
+    pd.concat([pd.read_csv(path, dtype=str)] * 4).to_csv(path, index=False)
+    with pytest.raises(UserError, match=r"--samples 14 must leave at least 2 of 4 networks to test on"):
+        _latencies(path, "--columns", "value", "--samples", "14")
 
 
 def test_a_folder_is_no_table(tmp_path: Path) -> None:
