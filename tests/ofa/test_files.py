@@ -49,6 +49,21 @@ def test_a_killed_writer_leaves_a_whole_file(tmp_path: Path) -> None:
         process.wait()
         content = path.read_bytes()
         assert content in (b"a" * 10**6, b"b" * 10**6)
+    atomic_write(path, b"c")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["big"], "what kills left must go with the next write"
+
+
+def test_writers_of_one_file_do_not_mix(tmp_path: Path) -> None:
+    path = tmp_path / "big"
+    code = "import sys; from ofa.files import atomic_write\n"
+    code += f"for _ in range(50): atomic_write({str(path)!r}, sys.argv[1].encode() * 10**5)"
+    writers = [subprocess.Popen([sys.executable, "-c", code, letter]) for letter in "abc"]
+    while any(writer.poll() is None for writer in writers):
+        if path.exists():
+            content = path.read_bytes()
+            assert len(content) == 10**5 and len(set(content)) == 1
+    assert [writer.returncode for writer in writers] == [0, 0, 0]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["big"]
 
 
 @pytest.mark.parametrize("content", [b"{", b"\xff\xfe"])
