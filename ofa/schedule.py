@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -26,6 +27,7 @@ CURVES = ("cosine", "triangular", "exponential")
 class Phase:
     """A part of training over a smaller space.
 
+    name: letters, digits, _ and -, as files are named after it.
     keep: choices kept of each dimension, as `Space.restrict` takes them (`{kernel: 1}`: only the largest kernel).
     rule: "largest" trains the largest net alone; "sandwich" the largest, the smallest and `random_nets` random ones
     (Yu et al. 2020, BigNAS, sec. 3.1); "random" `random_nets` random ones (Cai et al. 2020, sec. 3.3); "fixed"
@@ -55,6 +57,10 @@ class Phase:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if not (isinstance(self.name, str) and re.fullmatch(r"[\w-]+", self.name)):
+            raise UserError(f"phase name {self.name!r} is to name files; give a text of letters, digits, _ and -")
+        if not isinstance(self.keep, Mapping):
+            raise UserError(f"phase {self.name}: keep is {self.keep}; give choices, as {{kernel: 1}}, or {{}} for all")
         object.__setattr__(self, "couple", (self.couple,) if isinstance(self.couple, str) else tuple(self.couple))
         for name, known in {"rule": RULES, "teacher": TEACHERS, "prefer": PREFERENCES}.items():
             _one_of(f"phase {self.name}: {name}", getattr(self, name), known)
@@ -143,6 +149,9 @@ class Schedule:
         given = [name for name in optional if getattr(self, name) is not None]
         for name in (*given, "decay", "decay_epochs", "floor", "bias_lr"):
             positive(name, getattr(self, name))
+        for name in ("decay", "floor"):
+            if getattr(self, name) > 1:
+                raise UserError(f"{name} is {getattr(self, name)}, and the rate would rise; give a number up to 1")
         for name in ("warmup", "momentum", "label_smoothing", "dropout", "drop_path", "weight_decay", "muon"):
             share(name, getattr(self, name))
 

@@ -26,7 +26,8 @@ def taken(schedule: Schedule, index: int, folder: Path) -> list[Path]:
 
 
 def _file(folder: Path, phase: Phase) -> Path:
-    return folder / f"teacher-{phase.name if phase.teacher == 'previous' else 'full'}.safetensors"
+    own = f"-{phase.name}" if phase.teacher == "previous" else ""  # the full one is no phase's
+    return folder / f"teacher{own}.safetensors"
 
 
 Teacher = Callable[[Tensor], Outputs]

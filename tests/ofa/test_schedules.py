@@ -114,6 +114,13 @@ def test_what_has_no_off_is_not_null(name: str) -> None:
         replace(load("bignas"), **{name: None})
 
 
+@pytest.mark.parametrize("name", ["decay", "floor"])
+def test_a_rate_does_not_rise(name: str) -> None:
+    with pytest.raises(UserError, match=f"{name} is 1.5, and the rate would rise; give a number up to 1"):
+        replace(load("bignas"), **{name: 1.5})
+    replace(load("bignas"), **{name: 1.0})
+
+
 def test_once_for_alls_phases_are_the_papers() -> None:
     phases = load("once_for_all").phases
     assert [(p.epochs, p.lr, p.random_nets) for p in phases[1:]] == [
@@ -215,16 +222,17 @@ def test_every_later_phase_learns_from_the_full_net_as_the_first_left_it(
 ) -> None:
     small = {"kernel": 1, "depth": 1, "expand": 1, "width": 1}
     phases = (
-        Phase("full", 0.05, 0.05, rule="largest", keep=small),
+        Phase("first", 0.05, 0.05, rule="largest", keep=small),
         Phase("one", 0.05, 0.05, rule="random", teacher="full", keep=small),
+        Phase("full", 0.05, 0.05, rule="random", teacher="previous", keep=small),
         Phase("two", 0.05, 0.05, rule="random", teacher="full", sort_channels=True),
     )
     run = Trainer(space, data, Schedule(phases, batch_size=32), tmp_path, watch=WATCH, save_seconds=0.0)
     states: list[dict[str, torch.Tensor]] = []
 
     def note(values: dict[str, object]) -> None:
-        if "val" not in values and (tmp_path / "teacher-full.safetensors").exists():
-            states.append(load_tensors(tmp_path / "teacher-full.safetensors")[0])
+        if "val" not in values and (tmp_path / "teacher.safetensors").exists():
+            states.append(load_tensors(tmp_path / "teacher.safetensors")[0])
 
     run.report = note
     run.run()

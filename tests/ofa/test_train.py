@@ -214,6 +214,11 @@ def test_one_number_scales_every_phase() -> None:
     ("values", "words"),
     [
         ({"name": "a", "epochs": 1, "lr": 0.1, "keep": {"colour": 1}}, "colour"),
+        ({"name": "a", "epochs": 1, "lr": 0.1, "keep": None}, "phase a: keep is None; give choices, as {kernel: 1}"),
+        ({"name": "a", "epochs": 1, "lr": 0.1, "keep": ["kernel"]}, "keep is .'kernel'.; give choices"),
+        ({"name": "a/b", "epochs": 1, "lr": 0.1}, "phase name 'a/b' is to name files; give a text of letters"),
+        ({"name": "", "epochs": 1, "lr": 0.1}, "phase name '' is to name files"),
+        ({"name": 3, "epochs": 1, "lr": 0.1}, "phase name 3 is to name files; give a text"),
         ({"name": "a", "epochs": 1, "lr": 0.1, "rule": "all"}, "choose from largest"),
         ({"name": "a", "epochs": 0, "lr": 0.1}, "above 0"),
         ({"name": "a", "epochs": 1, "lr": -0.1}, "lr is -0.1; give a finite number above 0"),
