@@ -19,8 +19,9 @@ from ofa.distill import Distillation, Distiller
 from ofa.errors import UserError
 from ofa.evaluate import CALIBRATION_IMAGES
 from ofa.extraction import recalibrate
+from ofa.kinds import check_fields
 from ofa.precision import Precision, check_precision
-from ofa.schedule import share
+from ofa.schedule import positive, share
 from ofa.static import StaticNet
 from ofa.training.layers import fast_layers
 from ofa.training.muon import Muon, turnable
@@ -56,6 +57,7 @@ class Finetuning:
     muon: float = 0.0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not (0 <= self.epochs < math.inf and 0 < self.lr < math.inf and self.batch_size >= 2):
             given = f"epochs {self.epochs}, lr {self.lr}, batch_size {self.batch_size}"
             raise UserError(f"{given}: give at least 0 epochs, an lr above 0 and a batch_size of at least 2")
@@ -63,8 +65,8 @@ class Finetuning:
             raise UserError(f"soft_labels is {self.soft_labels}; give a number from 0 to 1")
         for name in ("momentum", "weight_decay", "label_smoothing", "muon"):
             share(name, getattr(self, name))
-        if self.clip_norm is not None and self.clip_norm <= 0:
-            raise UserError(f"clip_norm {self.clip_norm} must be above 0, or null; 1 is usual")
+        if self.clip_norm is not None:
+            positive("clip_norm", self.clip_norm)
         check_precision(self.precision)
 
     def steps(self, images: int) -> int:

@@ -25,6 +25,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ofa.errors import UserError
+from ofa.kinds import check_fields
 
 COMPRESSIONS = ("none", "fp16", "powersgd")
 PATIENCE = timedelta(hours=2)  # one process may unpack data while the others wait; torchrun notices a death at once
@@ -125,7 +126,7 @@ def processes(device: str | None) -> Iterator[tuple[World, str]]:
 
 def _require(device: str) -> None:
     """Raise UserError for a device that is not there."""
-    kind = device.split(":")[0]
+    kind = str(device).split(":")[0]
     if kind not in ("cpu", "cuda"):
         raise UserError(f"device {device!r} is not known; give cpu, cuda, or null for cuda where there is one")
     if kind == "cuda" and not torch.cuda.is_available():
@@ -179,6 +180,7 @@ class Parallel:
     start: int = 100
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.compression not in COMPRESSIONS:
             raise UserError(f"compression {self.compression!r} is not known; choose from {', '.join(COMPRESSIONS)}")
         if self.rank < 1 or self.start < 2:

@@ -20,6 +20,7 @@ from ofa.errors import UserError
 from ofa.evaluate import specialise
 from ofa.files import append_jsonl, read_jsonl
 from ofa.kernels import keep_memory
+from ofa.kinds import check_kinds
 from ofa.sampling import Score
 from ofa.schedule import Schedule
 from ofa.space import Space
@@ -73,6 +74,9 @@ class Trainer:
     ):
         if [layer.kind for layer in space.head[-1:]] != ["linear"]:
             raise UserError(f"space {space.name} has no classifier; end its head with {{kind: pool}}, {{kind: linear}}")
+        check_kinds(Trainer, {"save_seconds": save_seconds, "average": average})
+        if not save_seconds >= 0:
+            raise UserError(f"save_seconds is {save_seconds}; give seconds between checkpoints, 60 is usual, 0 for all")
         self.space, self.data, self.schedule, self.folder = space, data, schedule, folder
         self.seed, self.watch, self.save_seconds, self.report = seed, watch or Watch(), save_seconds, report
         self.safety, self.learn = safety or Safety(), learn

@@ -50,7 +50,8 @@ def main(cfg: DictConfig) -> None:
         with ExitStack() as stack:
             progress = stack.enter_context(Progress("train"))
             reports: list[Report] = [lambda values: _show(progress, values)]
-            reports += stack.enter_context(open_loggers(options["loggers"] * world.first, stage.folder, plain(cfg)))
+            loggers = options["loggers"] if world.first else []
+            reports += stack.enter_context(open_loggers(loggers, stage.folder, plain(cfg)))
             if options["profile"] and world.first:
                 reports.append(stack.enter_context(profiled(stage.folder)))
             supernet = Trainer(

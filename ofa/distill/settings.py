@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,6 +16,7 @@ from ofa.distill import features, logits, relations
 from ofa.distill.features import KERNELS
 from ofa.distill.taps import Outputs
 from ofa.errors import UserError
+from ofa.kinds import check_fields
 
 Loss = Callable[[Outputs, Outputs, "Distillation"], Tensor]
 
@@ -41,16 +43,21 @@ class Distillation:
     mutual: bool = False
 
     def __post_init__(self) -> None:
+        check_fields(self)
+        if not isinstance(self.losses, Mapping):
+            raise UserError(f"losses is {self.losses}; give weights by name, as {{kl: 0.5}}, or {{}} for labels alone")
         object.__setattr__(self, "losses", dict(self.losses))
         object.__setattr__(self, "layers", tuple(map(_pair, self.layers)))
         if unknown := set(self.losses) - set(LOSSES):
             raise UserError(f"loss {sorted(unknown)[0]!r} is not known; choose from {', '.join(LOSSES)}")
-        if self.labels < 0 or any(weight < 0 for weight in self.losses.values()):
-            raise UserError(f"weights {self.losses}, labels {self.labels}: a weight is at least 0; 0 leaves a loss out")
+        if not all(isinstance(w, (int, float)) and 0 <= w < math.inf for w in (self.labels, *self.losses.values())):
+            raise UserError(
+                f"weights {self.losses}, labels {self.labels}: a weight is a finite number, at least 0; 0 leaves it out"
+            )
         if self.labels + sum(self.losses.values()) <= 0:
             raise UserError(f"weights {self.losses}, labels {self.labels}: nothing is learned; give a weight above 0")
-        if self.temperature <= 0:
-            raise UserError(f"temperature {self.temperature} must be above 0; 4 is usual, 1 softens nothing")
+        if not 0 < self.temperature < math.inf:
+            raise UserError(f"temperature {self.temperature} must be finite and above 0; 4 is usual, 1 softens nothing")
         if self.kernel not in KERNELS:
             raise UserError(f"kernel {self.kernel!r} is not known; choose from {', '.join(KERNELS)}")
         if self.mutual and not self.used <= set(ON_LOGITS):

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from ofa.errors import UserError
+from ofa.kinds import check_fields
 from ofa.ondevice.memory import FLOAT, Layer, Memory, Plan, Update, layers, memory, parameters, passed, read
 from ofa.ondevice.modules import Updating
 from ofa.spec import NetSpec
@@ -44,6 +45,7 @@ class OnDevice:
     batches: int = 8
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.method not in METHODS:
             raise UserError(f"ondevice.method {self.method!r} is not known; choose from {', '.join(METHODS)}")
         if self.images < 1 or self.batches < 1:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ofa.blocks import BLOCKS
 from ofa.errors import UserError
+from ofa.kinds import check_fields
 from ofa.parallel import Averaging, Parallel, World
 from ofa.precision import Precision
 from ofa.supernet import Supernet
@@ -34,6 +35,9 @@ class Scale:
     precision: str = "float32"
     accumulate: int = 1
     compile: bool = False
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def check(self, batch_size: int) -> None:
         """Raise UserError where a part of a batch would be too small for batch norm."""

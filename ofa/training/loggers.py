@@ -14,17 +14,18 @@ Report = Callable[[Mapping[str, Any]], None]
 
 
 @contextmanager
-def open_loggers(names: Sequence[str], folder: Path, about: Mapping[str, Any]) -> Iterator[list[Report]]:
+def open_loggers(names: str | Sequence[str], folder: Path, about: Mapping[str, Any]) -> Iterator[list[Report]]:
     """Loggers of a run in `folder`, each a function of what the Trainer reports; leaving the block closes them.
 
-    names: "tensorboard", "wandb".  about: the run's configuration.  Raises UserError for an unknown name or a missing
-    package.  Weights & Biases follows its own environment: WANDB_MODE=offline needs no account.
+    names: "tensorboard", "wandb", or a list of these.  about: the run's configuration.  Raises UserError for an unknown
+    name or a missing package.  Weights & Biases follows its own environment: WANDB_MODE=offline needs no account.
     """
-    if unknown := set(names) - set(LOGGERS):
-        raise UserError(f"logger {sorted(unknown)} is not known; choose from {', '.join(LOGGERS)}")
+    wanted: list[Any] = list(names) if isinstance(names, list | tuple) else [names]
+    if unknown := [name for name in wanted if name not in LOGGERS]:
+        raise UserError(f"logger {unknown[0]} is not known; choose from {', '.join(LOGGERS)}, or [] for none")
     opened = []
     try:
-        for name in names:
+        for name in wanted:
             opened.append(LOGGERS[name](folder, about))
         yield [log for log, _ in opened]
     finally:

@@ -57,5 +57,5 @@ def rank_correlation(
 
 def require_nets(nets: int) -> None:
     """Raise UserError for fewer nets than have a rank correlation."""
-    if nets < FEWEST:
-        raise UserError(f"{nets} nets have no rank correlation to speak of; give at least {FEWEST}")
+    if not isinstance(nets, int) or nets < FEWEST:
+        raise UserError(f"{nets} nets have no rank correlation to speak of; give a whole number, at least {FEWEST}")

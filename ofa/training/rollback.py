@@ -13,6 +13,7 @@ from torch import nn
 
 from ofa.errors import UserError
 from ofa.files import append_jsonl
+from ofa.kinds import check_fields
 from ofa.precision import Precision
 
 
@@ -28,6 +29,7 @@ class Safety:
     factor: float = 0.5
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.attempts < 0 or not 0 < self.factor < 1:
             raise UserError(
                 f"rollback attempts {self.attempts}, factor {self.factor}: give at least 0 and a factor between 0 and 1"

@@ -14,6 +14,7 @@ import torch
 
 from ofa.errors import UserError
 from ofa.evaluate import accuracy, specialise
+from ofa.kinds import check_fields
 from ofa.parallel import World
 from ofa.space import Arch, Space
 
@@ -37,6 +38,7 @@ class Watch:
     calibration: int = 1024
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.calibration < 2:
             raise UserError(f"watch.calibration is {self.calibration}; give at least 2 images, 1024 is usual")
         if self.random_nets < 0 or (self.images is not None and self.images < 1):

@@ -325,7 +325,7 @@ def test_tensorboard_holds_the_curves(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    with open_loggers(["tensorboard"], tmp_path, {}) as (log,):
+    with open_loggers("tensorboard", tmp_path, {}) as (log,):
         log(EPOCH)
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()

@@ -106,8 +106,14 @@ def test_a_tap_gives_what_the_layers_compute_and_lets_go() -> None:
     [
         ({"losses": {"hint": 1}}, "loss 'hint' is not known; choose from soft_labels, kl, .*angles"),
         ({"losses": {"kl": -1}}, "kl.*-1.*at least 0"),
+        ({"losses": {"kl": float("nan")}}, "kl.*nan.*a weight is a finite number"),
+        ({"losses": {"kl": None}}, "kl.*None.*a weight is a finite number"),
+        ({"losses": None}, "losses is None; give weights by name, as {kl: 0.5}"),
+        ({"labels": float("inf")}, "labels inf: a weight is a finite number"),
+        ({"clip": None}, "Distillation has clip=None; give a number"),
+        ({"temperature": float("nan")}, "temperature nan must be finite"),
         ({"losses": {"kl": 0}, "labels": 0}, "nothing is learned; give a weight above 0"),
-        ({"temperature": 0}, "temperature 0 must be above 0"),
+        ({"temperature": 0}, "temperature 0 must be finite and above 0"),
         ({"kernel": "cubic"}, "kernel 'cubic' is not known"),
         ({"layers": ["units.1"]}, r"layers has 'units.1'.*\[student's layer, teacher's layer\]"),
         ({"losses": {"hints": 1}, "mutual": True}, "mutual learning is on logits, not hints; use soft_labels"),
@@ -127,6 +133,8 @@ def test_wrong_settings_are_refused(wrong: dict[str, object], answer: str) -> No
         ({"label_smoothing": 1.0}, "label_smoothing is 1.0; give"),
         ({"momentum": -1.0}, "momentum is -1.0; give a number of at least 0 and below 1"),
         ({"weight_decay": -1.0}, "weight_decay is -1.0; give"),
+        ({"clip_norm": float("nan")}, "clip_norm is nan; give a finite number above 0"),
+        ({"batch_size": 2.5}, "Finetuning has batch_size=2.5; give a whole number"),
     ],
 )
 def test_wrong_fine_tuning_is_refused(wrong: dict[str, float], answer: str) -> None:

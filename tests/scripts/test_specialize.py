@@ -61,6 +61,8 @@ def specialize(run: Path, *options: str) -> None:
         ("ondevice.memory=plenty", "limit ondevice.memory_bytes=plenty is not understood"),
         ("ondevice.memory=0.1KB", r"no update fits 100 bytes; .* needs 120 bytes: raise ondevice\.memory"),
         ("ondevice={memory: 16KB, method: all}", "ondevice.method 'all' is not known"),
+        ("ondevice={memory: 16KB, images: 1.5}", "OnDevice has images=1.5; give a whole number"),
+        ("ondevice={memory: 16KB, finetuning: {lr: null}}", "Finetuning has lr=None; give a number"),
     ],
 )
 def test_a_mistake_is_answered_before_any_training_and_leaves_nothing(run: Path, option: str, answer: str) -> None:

@@ -14,10 +14,21 @@ from scripts.train import main
 @pytest.mark.parametrize(
     ("option", "answer"),
     [
-        ("train.rank.nets=2", "2 nets have no rank correlation to speak of; give at least 3"),
+        ("train.rank.nets=2", "2 nets have no rank correlation to speak of; give a whole number, at least 3"),
+        ("train.rank.nets=3.5", "3.5 nets have no rank correlation to speak of; give a whole number, at least 3"),
         ("train.rank={nets: 3, lr: 0}", "lr 0, batch_size 64: give"),
         ("train.watch.images=0", "watch.images 0; give .* 1 image or null for all"),
         ("train.watch.random_nets=-1", "watch.random_nets is -1, .* at least 0 nets"),
+        ("train.watch.calibration=null", "Watch has calibration=None; give a whole number"),
+        ("train.accumulate=1.5", "Scale has accumulate=1.5; give a whole number"),
+        ("train.parallel.start=null", "Parallel has start=None; give a whole number"),
+        ("train.rollback.attempts=1.5", "Safety has attempts=1.5; give a whole number"),
+        ("train.save_seconds=null", "Trainer has save_seconds=None; give a number"),
+        ("train.save_seconds=nan", "save_seconds is nan; give seconds between checkpoints"),
+        ("train.save_seconds=-1", "save_seconds is -1; give seconds"),
+        ("train.average=often", "Trainer has average=often; give a number or null"),
+        ("train.loggers=[board]", "logger board is not known; choose from tensorboard, wandb, or .. for none"),
+        ("train.loggers=null", "logger None is not known"),
     ],
 )
 def test_a_mistake_is_answered_before_any_training(tmp_path: Path, option: str, answer: str) -> None:
