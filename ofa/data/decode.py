@@ -23,6 +23,11 @@ from ofa.errors import UserError
 
 MODES = {1: "L", 3: "RGB"}
 CHUNK = 256
+# Of image files.  One that Pillow cannot read, such as HEIC without a plugin, is named and not passed over.
+ENDINGS = (
+    *(".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".avif"),
+    *(".heic", ".heif", ".tif", ".tiff", ".bmp", ".ppm", ".pgm"),
+)
 SET_CHANNELS = "set data.channels=1 (grey) or 3 (RGB) to convert all"
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from ofa.data.decode import ENDINGS
 from ofa.data.images import ImageData
 from ofa.data.sources import Files, Labelled, Options, assemble, existing, image_folder, training_folder
 from ofa.errors import UserError
@@ -53,9 +54,7 @@ def _label_file(root: Path, name: str | None) -> Path:
 
 def _flat(where: Path, file: Path, classes: tuple[str, ...]) -> Labelled:
     """Images of one folder, labelled by a file; raises UserError where the two do not fit."""
-    from torchvision.datasets.folder import IMG_EXTENSIONS
-
-    images = sorted(entry.name for entry in os.scandir(where) if entry.name.lower().endswith(IMG_EXTENSIONS))
+    images = sorted(entry.name for entry in os.scandir(where) if entry.name.lower().endswith(ENDINGS))
     lines = [re.split(r"[,\s]+", line.strip()) for line in file.read_text().splitlines() if line.strip()]
     if all(len(line) == 1 for line in lines):
         if len(lines) != len(images):

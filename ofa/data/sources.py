@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ofa.data.decode import MODES, Encoded, Source, decode_all, form_of
+from ofa.data.decode import ENDINGS, MODES, Encoded, Source, decode_all, form_of
 from ofa.data.images import SPLITS, ImageData, Split, statistics
 from ofa.data.rows import read_table
 from ofa.errors import UserError
@@ -258,12 +258,10 @@ def _numbered(labels: NDArray[np.int64], values: NDArray[np.int64], files: list[
 
 def training_folder(where: Path) -> tuple[tuple[str, ...], Labelled]:
     """The classes that a folder has, each the name of a folder in it, and its images; none may lack images."""
-    from torchvision.datasets.folder import IMG_EXTENSIONS
-
     classes = tuple(sorted(entry.name for entry in where.iterdir() if entry.is_dir()))
     found = image_folder(where, classes)
     if (empty := np.flatnonzero(np.bincount(found.labels, minlength=len(classes)) == 0)).size:
-        some = f"add some ({', '.join(IMG_EXTENSIONS)}) or remove the folder"
+        some = f"add some ({', '.join(ENDINGS)}) or remove the folder"
         raise UserError(f"{where / classes[empty[0]]} holds no images; {some} ({LAYOUT})")
     return classes, found
 
@@ -273,7 +271,7 @@ def image_folder(where: Path, classes: tuple[str, ...]) -> Labelled:
     from torchvision.datasets import ImageFolder
 
     try:
-        found = ImageFolder(where, allow_empty=True)
+        found = ImageFolder(where, is_valid_file=lambda name: name.lower().endswith(ENDINGS), allow_empty=True)
     except FileNotFoundError:
         raise UserError(f"{where} has no folders; put the images of each class in a folder of its name") from None
     if unknown := sorted(set(found.classes) - set(classes)):

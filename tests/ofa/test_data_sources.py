@@ -147,6 +147,19 @@ def test_a_folder_is_read_as_it_is(pictures: Path) -> None:
     assert (data.name, data.classes, data.size("val"), data.side) == ("pictures", tuple("0123456789"), 30, 8)
 
 
+@pytest.mark.parametrize("ending", ["GIF", "avif", "jfif", "webp", "bmp", "tiff"])
+def test_every_kind_of_image_counts(pictures: Path, ending: str) -> None:
+    kind = {"jfif": "jpeg"}.get(ending, ending)
+    Image.new("L", (8, 8), 200).save(pictures / f"train/0/200.{ending}", format=kind)
+    assert folder(pictures, val_size=30, channels=1).size("train") == 201 - 30
+
+
+def test_an_image_that_pillow_cannot_read_is_named_and_not_passed_over(pictures: Path) -> None:
+    (pictures / "train/0/photo.HEIC").write_bytes(b"\0\0\0\x18ftypheic")
+    with pytest.raises(UserError, match=r"photo\.HEIC cannot be read as an image .*; mend or remove it"):
+        folder(pictures, val_size=30)
+
+
 def test_missing_splits_are_cut_from_train(pictures: Path) -> None:
     (pictures / "test").rename(pictures / "val")
     data = folder(pictures)
