@@ -67,6 +67,8 @@ class Finetuning:
             share(name, getattr(self, name))
         if self.clip_norm is not None:
             positive("clip_norm", self.clip_norm)
+        if not isinstance(self.distill, Distillation | None):
+            raise UserError(f"finetune.distill is {self.distill}, no way to distil; choose one as in distill=kl")
         check_precision(self.precision)
 
     def steps(self, images: int) -> int:

@@ -15,6 +15,8 @@ SOFT_LABELS = Distillation({"soft_labels": 1.0}, labels=0.0)  # Yu et al. 2020, 
 def teaching(schedule: Schedule, *, compiled: bool) -> Distillation:
     """How the nets of a schedule learn from their teachers; raises UserError for what a supernet cannot do."""
     found = schedule.distill or SOFT_LABELS
+    if not isinstance(found, Distillation):
+        raise UserError(f"schedule.distill is {found}, no way to distil; choose one as in distill@schedule.distill=kl")
     if found.mutual or found.layers:
         raise UserError("distill: nets of a supernet share their weights and stages; leave mutual and layers out")
     if compiled and reads_features(found):

@@ -134,10 +134,11 @@ def test_wrong_settings_are_refused(wrong: dict[str, object], answer: str) -> No
         ({"momentum": -1.0}, "momentum is -1.0; give a number of at least 0 and below 1"),
         ({"weight_decay": -1.0}, "weight_decay is -1.0; give"),
         ({"clip_norm": float("nan")}, "clip_norm is nan; give a finite number above 0"),
+        ({"distill": "kl"}, "finetune.distill is kl, no way to distil; choose one as in distill=kl"),
         ({"batch_size": 2.5}, "Finetuning has batch_size=2.5; give a whole number"),
     ],
 )
-def test_wrong_fine_tuning_is_refused(wrong: dict[str, float], answer: str) -> None:
+def test_wrong_fine_tuning_is_refused(wrong: dict[str, object], answer: str) -> None:
     with pytest.raises(UserError, match=answer):
         Finetuning(**wrong)  # type: ignore[arg-type]
 

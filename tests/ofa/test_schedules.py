@@ -88,6 +88,8 @@ def test_what_a_supernet_cannot_learn_from_is_named(tmp_path: Path, data: ImageD
     for distill in (Distillation({"kl": 1.0}, mutual=True), Distillation({"hints": 1.0}, layers=[("a", "b")])):
         with pytest.raises(UserError, match="leave mutual and layers out"):
             Trainer(space, data, Schedule(phases, distill=distill), tmp_path, watch=WATCH)
+    with pytest.raises(UserError, match=r"schedule.distill is kl, no way .* as in distill@schedule.distill=kl"):
+        Trainer(space, data, load("shrinking", "schedule.distill=kl"), tmp_path, watch=WATCH)
     with pytest.raises(UserError, match="attention reads what compiled blocks hide; use a loss on logits"):
         schedule = Schedule(phases, distill=Distillation({"attention": 1.0}))
         Trainer(space, data, schedule, tmp_path, watch=WATCH, scale=Scale(compile=True))

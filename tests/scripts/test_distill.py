@@ -192,6 +192,8 @@ def test_googlenet_learns_from_googlenet_and_images_too_small_for_it_are_answere
         (["finetune.epochs=0"], "finetune.epochs=0 trains nothing"),
         (["teacher=digits_mbv3/largest"], "teacher digits_mbv3/largest has no weights; give .*distill=mutual"),
         (["student=unknown"], "network 'unknown' is not known"),
+        (["student=3"], "network .3. is not known"),
+        (["teacher=[3]"], "network .3. is not known"),
     ],
 )
 def test_a_mistake_leaves_no_folder(options: list[str], answer: str, teacher: Path, tmp_path: Path) -> None:
