@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import fcntl
 import importlib.metadata
 import json
 import os
 import platform
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
+import tempfile
+import time
+from contextlib import suppress
+from glob import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 from ofa.errors import UserError
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 PACKAGES = ("torch", "torchvision", "numpy", "scikit-learn", "optuna", "onnx", "onnxruntime", "ofa-nas")
+ABANDONED = 3600.0  # seconds after which nobody still writes a file
 
 
 def atomic_write(path: str | Path, data: bytes | str) -> None:
@@ -26,16 +28,18 @@ def atomic_write(path: str | Path, data: bytes | str) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     content = data.encode() if isinstance(data, str) else data
-    temporary = path.with_name(f".{path.name}.part")
-    with _alone(temporary) as file:
-        try:
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    _sweep(path)
 
 
 def write_json(path: str | Path, value: Any) -> None:
@@ -105,27 +109,12 @@ def commit() -> str:
         return "unknown"
 
 
-@contextmanager
-def _alone(path: Path) -> Iterator[BinaryIO]:
-    """An empty file of one name for all its writers, who wait for one another; what a kill left there is written over.
-
-    A lock ends with its process.  Whoever got it for a file that took another name meanwhile opens the next one.
-    """
-    while True:
-        with open(path, "ab") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            if _named(path, file):
-                file.truncate(0)
-                yield file
-                return
-
-
-def _named(path: Path, file: BinaryIO) -> bool:
-    """Whether an open file has this name."""
-    try:
-        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
-    except FileNotFoundError:
-        return False
+def _sweep(path: Path) -> None:
+    """Remove what processes that were killed while they wrote this file have left."""
+    for left in path.parent.glob(f".{escape(path.name)}.????????"):
+        with suppress(OSError):  # another process sweeps too
+            if time.time() - left.stat().st_mtime > ABANDONED:
+                left.unlink()
 
 
 def _cut_torn_line(file: Any) -> None:

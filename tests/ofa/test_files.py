@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -49,8 +50,16 @@ def test_a_killed_writer_leaves_a_whole_file(tmp_path: Path) -> None:
         process.wait()
         content = path.read_bytes()
         assert content in (b"a" * 10**6, b"b" * 10**6)
-    atomic_write(path, b"c")
-    assert [entry.name for entry in tmp_path.iterdir()] == ["big"], "what kills left must go with the next write"
+
+
+def test_what_a_killed_writer_left_is_swept_when_it_is_old(tmp_path: Path) -> None:
+    left, fresh, other = (tmp_path / name for name in (".big.0aZ_9xyz", ".big.1aZ_9xyz", ".bigger.0aZ_9xyz"))
+    for path in (left, fresh, other):
+        path.write_bytes(b"half")
+    for path in (left, other):
+        os.utime(path, (0, 0))
+    atomic_write(tmp_path / "big", b"whole")
+    assert {entry.name for entry in tmp_path.iterdir()} == {"big", fresh.name, other.name}
 
 
 def test_writers_of_one_file_do_not_mix(tmp_path: Path) -> None:
