@@ -57,9 +57,16 @@ def test_a_shared_search_needs_optuna(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", ["shared", "iterate"])
-def test_a_measured_accuracy_is_no_limit(tmp_path: Path, mode: str) -> None:
-    options = (f"mode={mode}", "+device.stm32l073.limits.accuracy=0.9")
-    with pytest.raises(UserError, match=r"limit accuracy is of a measured value; leave it out"):
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ("+device.stm32l073.limits.accuracy=0.9", r"limit accuracy is of a measured value; leave it out"),
+        ("objectives=[macs,params]", r"mode=MODE measures accuracy, which objectives=\[macs,params\] leaves out"),
+    ],
+)
+def test_a_measured_accuracy_is_sought_and_no_limit(tmp_path: Path, mode: str, option: str, words: str) -> None:
+    options = (f"mode={mode}", option)
+    with pytest.raises(UserError, match=words.replace("MODE", mode)):
         check(configuration(tmp_path, *options))
     check(configuration(tmp_path, *options, "mode=predict"))
 
@@ -70,14 +77,6 @@ def test_one_objective_needs_no_list_and_a_wrong_one_is_refused_before_any_work(
         check(configuration(tmp_path, "search.objectives.macs=2"))
     with pytest.raises(UserError, match=r"a search needs an objective"):
         check(configuration(tmp_path, "objectives=[]"))
-
-
-@pytest.mark.parametrize("mode", ["shared", "iterate"])
-def test_a_search_that_measures_accuracy_seeks_it(tmp_path: Path, mode: str) -> None:
-    options = (f"mode={mode}", "objectives=[macs,params]")
-    with pytest.raises(UserError, match=rf"mode={mode} measures accuracy, which objectives=\[macs,params\] leaves out"):
-        check(configuration(tmp_path, *options))
-    check(configuration(tmp_path, *options, "mode=predict"))
 
 
 def test_limits_out_of_reach_are_answered_before_anything_is_made(
