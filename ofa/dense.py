@@ -1,6 +1,6 @@
 """Convolution whose weights learn by a compiled kernel, where a processor with AMX multiplies bfloat16.
 
-oneDNN's gradient of these weights takes two to five times as long on maps of 8 x 8 pixels and less.
+oneDNN's gradient of these weights takes two to four times as long on maps of 8 x 8 pixels and less.
 N images, C channels in, D out, H x W pixels, K kernel size.
 """
 
