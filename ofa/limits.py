@@ -24,9 +24,12 @@ NUMBER = re.compile(r"\s*([-+]?[\d.]+(?:[eE][-+]?\d+)?)\s*([a-zA-Z%]*)\s*")
 MICRO = str.maketrans("µμ", "uu")  # the micro sign and the Greek letter
 
 
-def parse_limit(name: str, value: float | str) -> float:
-    """A limit in the unit of its name; raises UserError for another unit, what is not positive, and shares above 1."""
-    units = SHARES if sought(name) < 0 else UNITS.get(name.rsplit("_", 1)[-1], COUNTS)
+def parse_limit(name: str, value: float | str, *, unit: str | None = None) -> float:
+    """A limit in the unit of its name; raises UserError for another unit, what is not positive, and shares above 1.
+
+    unit: "bytes", "ms" or "uj" where the name does not tell.
+    """
+    units = SHARES if sought(name) < 0 else UNITS.get(unit or name.rsplit("_", 1)[-1], COUNTS)
     match = NUMBER.fullmatch(str(value).translate(MICRO))
     try:
         if match is None or match[2] not in units:

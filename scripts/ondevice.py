@@ -48,5 +48,5 @@ def _settings(options: dict[str, Any]) -> tuple[OnDevice, Finetuning]:
     from ofa.ondevice.plan import OnDevice
 
     tuning = Finetuning(**options["finetuning"], soft_labels=0.0)
-    limit = parse_limit("ondevice.memory_bytes", options["memory"])
+    limit = parse_limit("ondevice.memory", options["memory"], unit="bytes")
     return OnDevice(limit, options["method"], options["images"], tuning.momentum > 0, options["batches"]), tuning

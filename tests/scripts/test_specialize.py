@@ -58,7 +58,7 @@ def specialize(run: Path, *options: str) -> None:
 @pytest.mark.parametrize(
     ("option", "answer"),
     [
-        ("ondevice.memory=plenty", "limit ondevice.memory_bytes=plenty is not understood"),
+        ("ondevice.memory=plenty", "limit ondevice.memory=plenty is not understood"),
         ("ondevice.memory=0.1KB", r"no update fits 100 bytes; .* needs 120 bytes: raise ondevice\.memory"),
         ("ondevice={memory: 16KB, method: all}", "ondevice.method 'all' is not known"),
         ("ondevice={memory: 16KB, images: 1.5}", "OnDevice has images=1.5; give a whole number"),
