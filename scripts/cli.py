@@ -45,7 +45,7 @@ from omegaconf import DictConfig, OmegaConf
 from ofa.errors import UserError
 from ofa.kinds import check_kinds
 from scripts.mistakes import UsageError, chain, explain, faulty_argument
-from scripts.options import check_type, groups, help_text
+from scripts.options import check_type, groups, help_text, sections
 from scripts.stage import next_command, plain
 
 Function = Callable[[DictConfig], None]
@@ -155,6 +155,7 @@ def prepare(cfg: DictConfig) -> None:
     for name in (override.partition("=")[0] for override in given):
         if OmegaConf.select(cfg, name) is not None:
             check_type(name, OmegaConf.select(cfg, name))
+    _check_sections(cfg)
     _check_parts(cfg)
     if cfg.step:
         _check_steps([*hydra.overrides.hydra, *hydra.overrides.task])
@@ -176,6 +177,14 @@ def _check_steps(overrides: list[str]) -> None:
             f"step names {name} twice; name each step once, and "
             f"add +step@step.{name}_again={name} to run it again at the end"
         )
+
+
+def _check_sections(cfg: DictConfig) -> None:
+    """Raise UserError for a section of the main file that is null, or something else without options."""
+    for name, option in sections().items():
+        if not isinstance(value := OmegaConf.select(cfg, name), DictConfig):
+            given = "null" if value is None else value
+            raise UserError(f"{name}={given} has no options, and some are needed; leave it out, or give {option}=")
 
 
 def _check_parts(cfg: DictConfig) -> None:

@@ -19,7 +19,7 @@ def require_room(spec: NetSpec, options: dict[str, Any]) -> None:
     """Raise UserError where `options` are not understood, or leave no memory for any plan of the network."""
     from ofa.ondevice.plan import smallest
 
-    smallest(spec, _settings(options)[0])
+    smallest(spec, read_options(options)[0])
 
 
 def adapt(net: StaticNet, data: ImageData, options: dict[str, Any], *, seed: int) -> tuple[StaticNet, dict[str, Any]]:
@@ -32,7 +32,7 @@ def adapt(net: StaticNet, data: ImageData, options: dict[str, Any], *, seed: int
     from ofa.ondevice.modules import Updating
     from ofa.ondevice.plan import choose
 
-    settings, tuning = _settings(options)
+    settings, tuning = read_options(options)
     plan = choose(net, data, settings, seed=seed)
     needed = settings.needed(net.spec, plan)
     with Progress("fine-tune on the device") as progress:
@@ -42,8 +42,8 @@ def adapt(net: StaticNet, data: ImageData, options: dict[str, Any], *, seed: int
     return tuned.write_to(net), {"limit": settings.limit, "memory": needed.to_dict(), "plan": as_json(plan)}
 
 
-def _settings(options: dict[str, Any]) -> tuple[OnDevice, Finetuning]:
-    """What the device can spend, and how it fine-tunes."""
+def read_options(options: dict[str, Any]) -> tuple[OnDevice, Finetuning]:
+    """What the device can spend, and how it fine-tunes; raises UserError for options that are not understood."""
     from ofa.finetune import Finetuning
     from ofa.ondevice.plan import OnDevice
 

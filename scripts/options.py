@@ -84,6 +84,12 @@ def explanation(name: str, chosen: Sequence[Any] = ()) -> str:
     return found[0].comments[name] if found else ""
 
 
+def sections() -> dict[str, str]:
+    """The main file's sections as dotted names, each with its first option."""
+    keys = reversed(list(_source("", "config").values))  # the first one stays
+    return {key[:at]: key for key in keys for at, sign in enumerate(key) if sign == "."}
+
+
 def check_type(name: str, value: Any) -> None:
     """Refuse a value of another kind than every default of this option, for numbers and switches.
 

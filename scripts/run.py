@@ -26,6 +26,7 @@ def main(cfg: DictConfig) -> None:
 
     measure.require_enough(cfg)
     search.check(cfg)
+    specialize.check(cfg)
     for name, device in plain(cfg.device).items():
         limits_of(name, device["limits"], learned=True)
     for stage in (train, measure, fit):

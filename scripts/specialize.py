@@ -13,7 +13,7 @@ from ofa.errors import UserError
 from ofa.space import Arch
 from scripts.cli import make, stage_command
 from scripts.distill import load_teachers
-from scripts.ondevice import adapt, require_room
+from scripts.ondevice import adapt, read_options, require_room
 from scripts.parts import SEARCH, load_parts, reachable, trained
 from scripts.progress import Progress
 from scripts.stage import open_stage, plain
@@ -35,6 +35,7 @@ def main(cfg: DictConfig) -> None:
     """Extract each device's network, fine-tune it (finetune.epochs=10), prune it.  Writes <run>/specialize/<device>."""
     from ofa.units import space_spec
 
+    check(cfg)
     data, space = load_parts(cfg)
     chosen = {device: Path(cfg.run, "search", device, "chosen.json") for device in reachable(cfg)}
     for path in chosen.values():
@@ -51,6 +52,14 @@ def main(cfg: DictConfig) -> None:
                 state.unlink()
             if cfg.ondevice.memory is not None:
                 _adapt(cfg, space, arch, data, stage.folder)
+
+
+def check(cfg: DictConfig) -> None:
+    """Raise UserError for settings that would fail only after a search, when its networks are fine-tuned and pruned."""
+    make(cfg.finetune)
+    make(cfg.compress)
+    if cfg.ondevice.memory is not None:
+        read_options(plain(cfg.ondevice))
 
 
 def _arch(chosen: Path) -> Arch:

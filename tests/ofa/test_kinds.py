@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from ofa.errors import UserError
@@ -10,12 +12,15 @@ from ofa.kinds import check_kinds
 
 def target(
     n: int,
+    part: UserError,
     x: float | None = None,
     on: bool = False,
     either: int | str = 0,
     many: tuple[int, ...] = (),
     some: float | tuple[float, ...] | None = None,
     pairs: tuple[tuple[int, ...], ...] = (),
+    free: Any = 0,
+    perhaps: UserError | None = None,
     *rest: int,
 ) -> None:
     """Takes an option of each kind."""
@@ -27,6 +32,7 @@ def target(
         *({"n": 1, "x": 2, "on": True}, {"x": None}, {"x": 0.5}, {"either": 2.5}, {"y": "a"}),
         *({"many": [1, 2]}, {"many": (1,)}, {"many": 1}, {"many": []}),
         *({"some": [1, 0.5]}, {"some": 0.5}, {"some": None}, {"pairs": [[1.5]]}),
+        *({"free": None}, {"perhaps": None}, {"part": 3}),
     ],
 )
 def test_what_fits_is_taken_and_other_types_are_left_to_the_target(options: dict[str, object]) -> None:
@@ -45,6 +51,7 @@ def test_what_fits_is_taken_and_other_types_are_left_to_the_target(options: dict
         ({"on": 1}, "give true or false"),
         ({"many": [1, 2.5]}, r"target has many=\[1, 2.5\]; give a whole number or a list of them"),
         ({"many": "ab"}, "give a whole number or a list of them"),
+        ({"part": None}, "target has part=None; leave that out, or give its options"),
         ({"some": [1, "a"]}, "give a number or null or a list of them"),
     ],
 )

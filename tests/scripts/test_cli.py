@@ -132,6 +132,9 @@ def test_help_explains_the_options_of_the_stage(command: Command) -> None:
         (["--config-dir", "absent"], 2, ["absent", "not found"]),
         (["seed=abc"], 1, ["seed=abc is not a number", "seed=0"]),
         (["seed=-1"], 1, ["seed=-1 must be"]),
+        (["train.watch=null"], 1, ["train.watch=null has no options", "leave it out, or give train.watch."]),
+        (["ondevice.finetuning=null"], 1, ["ondevice.finetuning=null has no options"]),
+        (["fit=3"], 1, ["fit=3 has no options"]),
         (["restart=3"], 1, ["restart=3 is not true or false"]),
         (["device=[]"], 1, ["device has no value; choose from device=phone, server, stm32f746"]),
         (["threads=0"], 1, ["threads=0", "at least 1"]),
@@ -239,6 +242,7 @@ def test_mistake_in_a_file_of_ones_own_is_one_line(
         ("schedule", "phases=[{name: a, epochs: 1, lr: 0.1, measured: 9.5}]", "Phase has measured=9.5; give a whole"),
         ("schedule", "phases=[3]", "phase 3 is no record"),
         ("finetune", "batch_size=1.5", "Finetuning has batch_size=1.5; give a whole number"),
+        ("compress", "pruning=null", "Compression has pruning=None; leave that out, or give its options"),
         ("compress", "finetuning.batch_size=1.5", "Finetuning has batch_size=1.5; give a whole number"),
     ],
 )

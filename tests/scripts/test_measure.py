@@ -56,9 +56,11 @@ def test_accuracy_after_int8_without_quantized_subnets_is_refused_before_any_wor
         ("mode=iterat", "mode=iterat is not known"),
         ("agent.evolution.population=-1", "population -1 cannot breed; take at least 2"),
         ("+agent.evolution.colour=5", "colour"),
+        ("compress.pruning=null", "Compression has pruning=None; leave that out"),
+        ("ondevice.memory=plenty", "limit ondevice.memory=plenty is not understood"),
     ],
 )
-def test_ofa_run_refuses_what_the_search_cannot_do_before_any_work(tmp_path: Path, option: str, rule: str) -> None:
+def test_ofa_run_refuses_what_a_later_stage_cannot_do_before_any_work(tmp_path: Path, option: str, rule: str) -> None:
     with pytest.raises(UserError, match=rule):
         run.main(composed(tmp_path, option))
     assert not (tmp_path / "run").exists()
