@@ -15,7 +15,7 @@ from ofa.space import Genes
 from predictors import transfer
 from predictors.accuracy import FEWEST, Accuracy
 from predictors.latency import Latency
-from predictors.scores import held_out, sample_curve, score
+from predictors.scores import held_out, require_splits, sample_curve, score
 from predictors.tables import distinct
 
 Float = NDArray[np.float64]
@@ -37,8 +37,7 @@ def fit_accuracy(
     out in each of `repeats` random splits; every split chooses its model anew.  Raises UserError for too few networks,
     no split, or a share that is none.
     """
-    if not 0 < share < 1:
-        raise UserError(f"share={share} must be above 0 and below 1, the part of the networks held out")
+    require_scored(share=share, repeats=repeats)
     genes, accuracy = distinct(genes, accuracy)
     if len(genes) < LEAST["subnets"]:
         raise UserError(
@@ -67,6 +66,13 @@ def fit_accuracy(
     train, test = order[:fit_on], order[fit_on:]
     tested = again(seed=0).fit(genes[train], accuracy[train])
     return predictor, report, _frame("accuracy", tested, genes[test], accuracy[test])
+
+
+def require_scored(*, share: float, repeats: int) -> None:
+    """Raise UserError for a share to hold out that is none, or no split."""
+    if not isinstance(share, (int, float)) or not 0 < share < 1:
+        raise UserError(f"fit.share={share} must be above 0 and below 1, the part of the networks held out")
+    require_splits(repeats)
 
 
 def _curve_row(row: dict[str, Any]) -> dict[str, Any]:

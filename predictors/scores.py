@@ -126,8 +126,7 @@ def held_out(
     regret of the top 10; of coverage_50, coverage_90 and log_loss too where the predictor gives a deviation.
     """
     genes, measured = distinct(genes, np.asarray(values, dtype=np.float64))
-    if repeats < 1:
-        raise UserError(f"repeats={repeats} must be at least 1, the splits that the scores are the mean of")
+    require_splits(repeats)
     if not 0 < fit_on <= len(measured) - 2:
         raise UserError(f"fit_on {fit_on} must leave at least 2 of {len(measured)} measured architectures to test on")
     rows = []
@@ -135,6 +134,12 @@ def held_out(
         train, test = split(measured, fit_on, np.random.default_rng((seed, repeat)))
         rows.append(_test_scores(make(repeat).fit(genes[train], measured[train]), genes[test], measured[test]))
     return {"fit_on": fit_on, "held_out": len(test), "repeats": repeats} | _spread(rows)
+
+
+def require_splits(repeats: int) -> None:
+    """Raise UserError where there is no split, or a part of one."""
+    if not isinstance(repeats, int) or repeats < 1:
+        raise UserError(f"repeats={repeats} must be a whole number, 1 or more, of splits to take the scores of")
 
 
 def _test_scores(predictor: Learned, genes: Genes, measured: Float) -> dict[str, float]:

@@ -9,6 +9,7 @@ from functools import partial
 from omegaconf import DictConfig
 
 from ofa.errors import UserError
+from ofa.space import load_space
 from scripts.cli import stage_command
 from scripts.parts import MEASURE, load_parts, load_trained
 from scripts.progress import Progress
@@ -57,9 +58,16 @@ def main(cfg: DictConfig) -> None:
 
 
 def require_enough(cfg: DictConfig) -> None:
-    """Raise UserError where fewer networks are to be measured than ofa-fit learns from."""
-    from predictors.fitting import LEAST
+    """Raise UserError where fewer networks are to be measured, or to be had, than ofa-fit learns from and tests on."""
+    from predictors.fitting import LEAST, require_scored
 
+    require_scored(**plain(cfg.fit))
+    space = load_space(plain(cfg.space))
+    if space.size < LEAST["subnets"]:
+        raise UserError(
+            f"space {space.name} holds {space.size} networks, too few for ofa-fit to learn from; "
+            f"give choices that make at least {LEAST['subnets']}"
+        )
     for name, least in LEAST.items():
         given, none = cfg.measure[name], name == "int8_subnets"
         if given < least and not (none and given == 0):

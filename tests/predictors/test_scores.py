@@ -83,7 +83,7 @@ def test_what_is_no_number_has_no_score(name: str) -> None:
 
 
 def test_scores_are_of_one_split_at_least() -> None:
-    with pytest.raises(UserError, match=r"repeats=0 must be at least 1"):
+    with pytest.raises(UserError, match=r"repeats=0 must be a whole number, 1 or more"):
         held_out(lambda seed: Memory(), np.arange(6, dtype=np.int8)[:, None], np.arange(6.0), fit_on=3, repeats=0)
 
 

@@ -26,9 +26,15 @@ def composed(folder: Path, *options: str) -> DictConfig:
         ("measure.subnets=11", "measure.subnets=11 is too few for ofa-fit to learn from; give at least 12"),
         ("measure.int8_subnets=4", "measure.int8_subnets=4 is .* give at least 5, or 0 for none"),
         ("measure.latency_nets=2", "measure.latency_nets=2 is .* give at least 3"),
+        (
+            "space={resolution: [12], width: [1.0], stages: [{channels: 8, kernel: [3, 5], expand: [2, 3]}]}",
+            "space digits_mbv3 holds 4 networks, too few for ofa-fit to learn from; give choices that make at least 12",
+        ),
+        ("fit.share=1.5", "share=1.5 must be above 0 and below 1"),
+        ("fit.repeats=0", "repeats=0 must be a whole number, 1 or more"),
     ],
 )
-def test_too_few_networks_to_learn_from_are_refused_before_any_work(
+def test_what_ofa_fit_cannot_learn_from_is_refused_before_any_work(
     tmp_path: Path, stage: Callable[..., None], option: str, rule: str
 ) -> None:
     with pytest.raises(UserError, match=rule):
