@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from ofa.errors import UserError
 from ofa.export.latency import device_card, interleaved, open_session, runner, summary
 from ofa.files import write_parquet
-from predictors.shapes import Shape
+from predictors.shapes import Shape, code_of
 
 GROUP = 16  # shapes measured in turns
 REPEATS = 15  # times of each shape
@@ -51,10 +51,12 @@ class LatencyTable:
             times = {Shape(*shape): timing for shape, timing in zip(shapes, timings, strict=True)}
             if wrong := next((shape for shape, timing in times.items() if not 0 <= timing["median_ms"] < np.inf), None):
                 raise ValueError(f"{wrong} has {times[wrong]['median_ms']} ms")
+            for shape in times:
+                code_of(shape)
             return LatencyTable(frame.attrs["device"], times)  # type: ignore[arg-type]
         except FileNotFoundError:
             raise UserError(f"{path} does not exist; measure the latency table first") from None
-        except (KeyError, OSError, ValueError) as error:
+        except (KeyError, OSError, TypeError, ValueError) as error:
             raise UserError(f"{path} is no latency table ({error}); delete it and measure again") from None
 
     def require(self, device: Mapping[str, Any]) -> None:

@@ -58,7 +58,10 @@ def shape_of(code: int) -> Shape:
 
 
 def code_of(shape: Shape) -> int:
-    """The code of a shape."""
+    """The code of a shape; raises UserError for an operation or activation that no layer has."""
+    for value, known in ((shape.op, OPS), (shape.act, ACTS)):
+        if value not in known:
+            raise UserError(f"{shape} has {value}; choose from {', '.join(known)}")
     return int(_pack(np.array([OPS.index(shape.op), ACTS.index(shape.act), *shape[2:]])))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -16,6 +17,7 @@ from ofa.table import layer_table
 from predictors import Latency, LatencyTable, latency_table
 from predictors.costs import layer_macs
 from predictors.graphs import graphs
+from predictors.latency import latency_from_table
 from predictors.latency_table import measure_table
 from predictors.shapes import Shape, code_of, shape_codes, shape_of, space_shapes
 
@@ -111,6 +113,24 @@ def test_a_table_with_a_time_that_is_none_is_refused(space: Space, tmp_path: Pat
     replace(table, times=table.times | {shape: table.times[shape] | {"median_ms": ms}}).save(path)
     with pytest.raises(UserError, match=rf"is no latency table \(Shape\(.*\) has {ms} ms\); delete it and measure"):
         LatencyTable.load(path)
+
+
+@pytest.mark.parametrize(
+    ("odd", "why"),
+    [
+        ({"op": "pool"}, r".* has pool; choose from none, conv, .*"),
+        ({"act": "gelu"}, ".* has gelu; .*"),
+        ({"cin": -3}, ".*"),
+    ],
+)
+def test_a_table_with_an_operation_that_no_layer_has_is_refused(
+    space: Space, tmp_path: Path, odd: dict[str, Any], why: str
+) -> None:
+    table, path = made_up_table(space), tmp_path / "table.parquet"
+    shape = next(iter(table.times))
+    replace(table, times=table.times | {shape._replace(**odd): table.times[shape]}).save(path)
+    with pytest.raises(UserError, match=rf"is no latency table \({why}\); delete it and measure"):
+        latency_from_table(space, str(path))
 
 
 def test_latency_is_the_sum_of_the_operations_of_a_network(space: Space) -> None:
