@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 
 from ofa.errors import UserError
 
+FILES = ("run", "checkpoint", "model", "initial", "path", "folder", "table", "remote", "storage")
 WIDTH = 34  # characters of an option and its value, before its explanation
 KEY = re.compile(r"^(?P<indent> *)(?P<key>[\w.-]+):(?P<value>.*?)(?: # (?P<comment>.*))?$")
 
@@ -103,6 +104,13 @@ def check_type(name: str, value: Any) -> None:
         return
     hint = f" ({explanation(name)})" if explanation(name) else ""
     raise UserError(f"{name}={value} is not {_kind(defaults[0])}, like {name}={_show(defaults[0])}{hint}")
+
+
+def check_file(name: str, value: Any) -> None:
+    """Refuse a number or a list where an option names a file, a folder or a place."""
+    if name.rpartition(".")[2] in FILES and not isinstance(value, str | None):
+        example = value[0] if isinstance(value, list) and value else value
+        raise UserError(f"{name}={value} is no path; write {name}=./{example} for what is called {example}")
 
 
 def help_text(

@@ -135,6 +135,8 @@ def test_help_explains_the_options_of_the_stage(command: Command) -> None:
         (["train.watch=null"], 1, ["train.watch=null has no options", "leave it out, or give train.watch."]),
         (["ondevice.finetuning=null"], 1, ["ondevice.finetuning=null has no options"]),
         (["fit=3"], 1, ["fit=3 has no options"]),
+        (["train.initial=3"], 1, ["train.initial=3 is no path; write train.initial=./3"]),
+        (["run=3"], 1, ["run=3 is no path"]),
         (["restart=3"], 1, ["restart=3 is not true or false"]),
         (["device=[]"], 1, ["device has no value; choose from device=phone, server, stm32f746"]),
         (["threads=0"], 1, ["threads=0", "at least 1"]),
