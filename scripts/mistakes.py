@@ -111,7 +111,10 @@ def _composition(error: HydraException, causes: list[BaseException]) -> str:
     unknown = re.match(r"Could not override '([^']+)'", str(error))
     if not unknown:
         return "; ".join(dict.fromkeys(_first_line(cause) for cause in causes if isinstance(cause, _SAYING)))
-    name = unknown[1].removeprefix("/").partition("@")[0]
+    place = unknown[1].removeprefix("/")
+    if "@" in place and owners(place):
+        return f"{place} is not an option here, it belongs to {', '.join(owners(place))}; {ALL}"
+    name = place.partition("@")[0]
     inner = next(
         (found[1] for cause in causes if (found := re.match(r"Key '(.+?)' is not in struct", str(cause)))), None
     )

@@ -70,7 +70,11 @@ def similar(name: str) -> list[str]:
 
 
 def owners(name: str) -> list[str]:
-    """The choices that have an option, such as "data=parquet"."""
+    """The choices that have an option, such as "data=parquet", or a place for a group: distill@schedule.distill."""
+    group, _, place = name.partition("@")
+    if place:
+        section, _, key = place.partition(".")
+        return [f"{section}={s.name}" for s in sources(mentioning=f"- /{group}@{key}:") if s.group == section]
     return [f"{source.group}={source.name}" for source in sources() if source.group and name in source.values]
 
 

@@ -124,6 +124,11 @@ def test_help_explains_the_options_of_the_stage(command: Command) -> None:
         (["data=digitz"], 2, ["data=digitz is not known", "cifar10, digits, folder, imagenet, parquet"]),
         (["device=[phone,none]"], 2, ["device=none is not known", "phone, server, stm32f746"]),
         (["experiment=none_such"], 2, ["experiment=none_such is not known", "digits"]),
+        (
+            ["schedule=digits", "distill@schedule.distill=kl"],
+            2,
+            ["distill@schedule.distill is not an option here", "belongs to schedule=alphanet", "schedule=shrinking"],
+        ),
         (["data=3"], 2, ["name of one of its choices"]),
         (["seed"], 2, ["cannot read 'seed'", "name=value"]),
         (["data.seed=(1"], 2, ["cannot read 'data.seed=(1'"]),
