@@ -90,7 +90,11 @@ def _specialize(cfg: DictConfig, space: Space, arch: Arch, data: ImageData, fold
         for name, model, steps in (("float", net, training), ("pruned", pruned, then))
     }
     write_json(folder / RESULT, result)
-    top1 = ", ".join(f"{name} {100 * values['accuracy_val']:.1f} %" for name, values in result.items())
+    reached = {name: values["accuracy_val"] for name, values in result.items()}
+    if training:
+        _warn("float", training[0]["accuracy_val_before"], reached["float"], data, "lower finetune.lr")
+    _warn("pruned", reached["float"], reached["pruned"], data, "lower compress.finetuning.lr, or prune less")
+    top1 = ", ".join(f"{name} {100 * share:.1f} %" for name, share in reached.items())
     print(f"{device}: validation top-1 {top1}")
 
 
@@ -107,6 +111,8 @@ def _adapt(cfg: DictConfig, space: Space, arch: Arch, data: ImageData, folder: P
     tuned, plan = adapt(rebuild(pruned), data, options, seed=cfg.seed)
     steps = [*load_card(pruned).training["finetuning"], {"ondevice": plan["memory"]}]
     costs = _save(folder / "ondevice.json", tuned, arch, space, data, cfg.seed, steps)
+    before = load_card(pruned).metrics["accuracy_val"].value
+    _warn("on-device", before, costs["accuracy_val"], data, "lower ondevice.finetuning.lr")
     write_json(path, plan | {"accuracy_val": costs["accuracy_val"], "options": options})
 
 
@@ -136,6 +142,14 @@ def _float(
         **asdict(settings),
     }
     return net, [step]
+
+
+def _warn(name: str, before: float, after: float, data: ImageData, remedy: str) -> None:
+    """Say where a network had learned and fine-tuning left it near chance."""
+    from ofa.training.watch import collapsed
+
+    if collapsed({name: after}, [{"val": {name: before}}], len(data.classes)):
+        print(f"warning: the {name} network fell from {100 * before:.1f} to {100 * after:.1f} %; {remedy}")
 
 
 def _require(arch: Arch, folder: Path) -> None:

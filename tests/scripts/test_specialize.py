@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,20 @@ def test_no_state_of_a_fine_tuning_is_left_behind(run: Path, monkeypatch: pytest
     monkeypatch.setattr("ofa.finetune.SAVE_SECONDS", 0.0)
     specialize(run, "finetune.epochs=0.1")
     assert not list(run.rglob("*-state.safetensors"))
+
+
+def test_a_fine_tuning_that_ruins_a_network_is_told_with_its_setting(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    learn, device = ("finetune.epochs=6", "compress.pruning.macs_ratio=1"), "ondevice.memory=16KB"
+    for options, warning in (
+        ([device], ""),
+        ([device, "ondevice.finetuning.lr=1e9"], r"on-device network fell .*; lower ondevice.finetuning.lr"),
+        (["restart=true", "compress.finetuning.lr=1e9"], r"pruned network fell .*; lower compress.finetuning.lr, or"),
+    ):
+        specialize(run, *learn, *options)
+        out = capsys.readouterr().out
+        assert re.search(f"warning: the {warning}", out) if warning else "warning" not in out
 
 
 def test_a_latency_searched_in_float_and_judged_in_int8_is_told_so(
