@@ -87,7 +87,7 @@ def open_stage(cfg: DictConfig, name: str, reads: Sequence[str], *, needs: Seque
 def note(run: str | Path, /, **values: Any) -> None:
     """Add values to <run>/command.json, which the report reads; of several processes the first one alone does.
 
-    It also holds the run's `id`, the same wherever the folder is moved.
+    It also holds the `id` that `run_id` tells runs apart by.
     """
     if os.environ.get("RANK", "0") != "0":
         return
@@ -96,8 +96,8 @@ def note(run: str | Path, /, **values: Any) -> None:
 
 
 def run_id(run: str | Path) -> str:
-    """The id of a run folder in which a stage has begun."""
-    return str(read_json(Path(run, COMMAND))["id"])
+    """The id of a run folder in which a stage has begun: the same when it is renamed, another for a copy of it."""
+    return f"{read_json(Path(run, COMMAND))['id']}-{Path(run).stat().st_ino}"
 
 
 def next_command(stage: str) -> str | None:

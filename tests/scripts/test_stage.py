@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -221,9 +222,17 @@ def test_notes_are_kept_together(cfg: DictConfig) -> None:
     note(cfg.run, data={"classes": 10})
     note(cfg.run, machine={"cpu": "x"})
     noted = read_json(Path(cfg.run, "command.json"))
-    assert noted == {"id": run_id(cfg.run), "data": {"classes": 10}, "machine": {"cpu": "x"}}
-    note(Path(cfg.run, "other"))
-    assert run_id(Path(cfg.run, "other")) != run_id(cfg.run)
+    assert noted == {"id": noted["id"], "data": {"classes": 10}, "machine": {"cpu": "x"}}
+
+
+def test_a_run_keeps_its_id_when_it_is_renamed_and_a_copy_has_another(tmp_path: Path) -> None:
+    run, copy, other = (tmp_path / name for name in ("run", "copy", "other"))
+    for folder in (run, other):
+        note(folder)
+    shutil.copytree(run, copy)
+    own = run_id(run)
+    assert len({own, run_id(copy), run_id(other)}) == 3
+    assert run_id(run.rename(tmp_path / "moved")) == own
 
 
 def test_next_command_repeats_the_options(monkeypatch: pytest.MonkeyPatch) -> None:
