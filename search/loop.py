@@ -20,7 +20,7 @@ from ofa.files import append_jsonl, read_jsonl
 from ofa.space import Genes
 from search.agents import Agent, keys
 from search.feasible import feasible_network
-from search.pareto import hypervolume, worst
+from search.pareto import hypervolume, with_room, worst
 from search.problem import Evaluation, Problem, Values
 from search.result import RESULT, SearchResult, evaluation_frame, load_result
 
@@ -174,7 +174,8 @@ def _reference(agent: Agent, problem: Problem, genes: Genes) -> list[float]:
     """The reference point (M,): that of the problem, or, where an objective is measured, the worst costs found."""
     if not _measured(agent):
         return problem.reference(agent.space).tolist()
-    return worst(problem.evaluate(genes).cost).tolist()
+    cost = problem.evaluate(genes).cost
+    return with_room(worst(cost), cost).tolist()
 
 
 def _finished(folder: Path, agent: Agent, problem: Problem, evaluations: int) -> SearchResult | None:

@@ -67,3 +67,13 @@ def hypervolume(cost: Floats, reference: Floats) -> float:
 def worst(cost: Floats) -> Floats:
     """The worst costs (M,) of networks (N, M), without the infinite ones of what a frugal problem did not measure."""
     return np.max(cost, axis=0, where=np.isfinite(cost), initial=-np.inf)
+
+
+def with_room(reference: Floats, cost: Floats) -> Floats:
+    """The reference point (M,), moved in an objective where no cost (N, M) is better: to the next worse one, else by 1.
+
+    As it is, a limit that a single value reaches leaves every network a volume of 0.
+    """
+    worse = np.min(cost, axis=0, where=cost > reference, initial=np.inf)
+    moved = np.where(np.isfinite(worse), worse, reference + 1)
+    return np.where((cost < reference).any(axis=0), reference, moved)

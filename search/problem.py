@@ -17,6 +17,7 @@ from ofa.limits import sought
 from ofa.space import Genes, Space
 from search.agents import keys
 from search.limits import known_name, parse_limits, show
+from search.pareto import with_room
 
 Floats = NDArray[np.float64]
 Values = dict[str, Floats]
@@ -129,12 +130,11 @@ class Problem:
         """The reference point (M,) for hypervolumes, the same for every agent and seed.
 
         For each objective it is the worst value among 1,000 random networks (seed 0), the smallest and the largest, or
-        its limit where that is stricter.
+        its limit where that is stricter; a limit that none is better than leaves room up to the next worse value.
         """
-        values = self.predict(probes(space), self.objectives)
-        worst = self.cost(values).max(axis=0)
+        cost = self.cost(self.predict(probes(space), self.objectives))
         limit = [sign * self.bounds.get(name, np.nan) for name, sign in self.objectives.items()]
-        return np.fmin(worst, limit)
+        return with_room(np.fmin(cost.max(axis=0), limit), cost)
 
     def _predict(self, name: str, genes: Genes) -> Floats:
         values = np.asarray(self.predictors[name](genes), dtype=np.float64)

@@ -24,7 +24,7 @@ from ofa.space import Genes, Space
 from search.agents import keys
 from search.feasible import feasible_network
 from search.optuna_agent import make_sampler, parameters
-from search.pareto import worst
+from search.pareto import with_room, worst
 from search.problem import Problem
 from search.repair import Violation, repair
 from search.result import SearchResult, evaluation_frame
@@ -98,7 +98,8 @@ def shared_result(
     genes = np.concatenate([_genes(space, trial) for trial in found.values()])
     values = [trial.user_attrs[VALUES] for trial in found.values()]
     problem.remember(genes, {name: np.array([value[name] for value in values]) for name in problem.predictors})
-    if (problem.evaluate(genes).violation > 0).all():
+    evaluation = problem.evaluate(genes)
+    if (evaluation.violation > 0).all():
         raise UserError(f"none of {len(genes)} networks of study {name} meets the limits; let the workers measure more")
     seconds = sum(trial.duration.total_seconds() for trial in found.values() if trial.duration)
     return SearchResult(
@@ -107,8 +108,8 @@ def shared_result(
         seed=0,
         objectives=dict(problem.objectives),
         limits=problem.bounds,
-        evaluations=evaluation_frame(space, problem.evaluate(genes)),
-        reference=tuple(worst(problem.evaluate(genes).cost).tolist()),
+        evaluations=evaluation_frame(space, evaluation),
+        reference=tuple(with_room(worst(evaluation.cost), evaluation.cost).tolist()),
         seconds=seconds,
         measured=measured,
     )

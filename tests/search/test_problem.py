@@ -11,10 +11,12 @@ from numpy.typing import NDArray
 
 from ofa.errors import UserError
 from ofa.space import Genes, load_space
+from search.agents import RandomSearch
 from search.feasible import InfeasibleError, feasible_network
+from search.loop import run_search
 from search.pareto import best_first
 from search.problem import Problem
-from tests.search.toy import SMALL, SPACE, all_networks, problem, separable
+from tests.search.toy import SMALL, SPACE, all_networks, model_based, problem, separable
 
 GENES = SPACE.sample(20, np.random.default_rng(0))
 
@@ -86,6 +88,17 @@ def test_the_reference_point_is_the_worst_of_many_networks_or_a_stricter_limit()
     assert problem(macs=50).reference(SPACE)[1] == problem().reference(SPACE)[1]
     assert worst_gain == pytest.approx(-problem().predictors["gain"](SPACE.smallest())[0])
     assert problem().reference(SPACE)[1] == pytest.approx(problem().predictors["macs"](SPACE.largest())[0])
+
+
+@pytest.mark.parametrize("measured", [False, True])
+def test_a_limit_that_one_value_reaches_leaves_a_hypervolume(measured: bool) -> None:
+    gain = separable(SMALL, 1)
+    p = Problem({"gain": gain, "size": lambda genes: 3.0 + genes[:, 2]}, {"gain": -1, "size": 1}, {"size": 3})
+    agent = model_based(SMALL, n_objectives=2, p=p) if measured else RandomSearch(SMALL, n_objectives=2)
+    found = run_search(agent, p, 30, 10)
+    feasible = found.genes[found.evaluations["violation"] <= 0]
+    above = gain(feasible).max() + found.reference[0]
+    assert found.hypervolume() == pytest.approx(above * 1) and above > 0
 
 
 # -- whether any network fits -----------------------------------------------------------------------------------------
