@@ -234,17 +234,22 @@ class Trainer:
             "seconds": self.seconds,
             "images_per_s": self.loss_steps * self.schedule.batch_size / self.seconds,
             **memory(self.device),
-            "val": self.watch.validate(self.supernet, self.data, self.world),
+            "val": self._validated(self.supernet),
             "val_images": min(self.watch.images or self.data.size("val"), self.data.size("val")),
         }
         if self.average is not None:
-            values["val_average"] = self.watch.validate(self.average.supernet, self.data, self.world)
+            values["val_average"] = self._validated(self.average.supernet)
         log = self.folder / "log.jsonl"
         values["collapsed"] = self.world.told(collapsed(values["val"], read_jsonl(log), self.space.classes))
         if self.world.first:
             append_jsonl(log, values)
         self.report(values | {"step": self.step, "steps": int(self.ends[-1])})
         return not values["collapsed"] or self.rollbacks.count >= self.safety.attempts
+
+    def _validated(self, supernet: Supernet) -> dict[str, float]:
+        """What the log says of the watched nets, in the precision of training, in which they are the faster."""
+        with self.gradients.precision.cast():
+            return self.watch.validate(supernet, self.data, self.world)
 
     # -- state -------------------------------------------------------------------------------------------------------
 

@@ -351,3 +351,19 @@ def test_memory_is_this_process_and_not_its_parent_s() -> None:
     before, after = map(int, subprocess.check_output([sys.executable, "-c", line], text=True).split())
     assert before < len(filled) < before + len(filled), "the parent holds more than the child ever did"
     assert after >= before + 250_000_000
+
+
+def test_the_epochs_nets_are_measured_in_the_precision_of_training(
+    tmp_path: Path, data: ImageData, space: Space, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    schedule, seen = Schedule((Phase("all", 1, 0.1, rule="largest"),), batch_size=512), []
+
+    def validate(self: Watch, *others: Any) -> dict[str, float]:
+        seen.append(torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu"))
+        return {"largest": 1.0}
+
+    monkeypatch.setattr(Watch, "validate", validate)
+    small = space.restrict(**ONE)  # type: ignore[arg-type]
+    for precision in ("float32", "bfloat16"):
+        Trainer(small, data, schedule, tmp_path / precision, watch=WATCH, scale=Scale(precision=precision)).run()
+    assert seen == [False, torch.bfloat16]
