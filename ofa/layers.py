@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ofa.dense import dense, usable
 from ofa.depthwise import depthwise
 from ofa.kernels import plain
 from ofa.modules import ConvBN, SqueezeExcite, activation
@@ -76,8 +75,6 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None = None, cout: int | 
     A matrix product on small maps, where a convolution on a CPU spends more on reordering its weights than on them.
     """
     (_, c, h, w), cout, k = x.shape, len(weight) if cout is None else cout, weight.shape[-1]
-    if k > 1 and stride == 1 and bias is None and usable(x, weight, cout):
-        return dense(x, leading(weight, cout, c))
     if x.device.type == "cpu" and _side(h, stride) * _side(w, stride) <= SMALL:
         if plain(x, weight):
             return _Product.apply(x, weight, bias, cout, stride)
