@@ -223,8 +223,6 @@ def make(cfg: Mapping[str, Any] | DictConfig, *arguments: Any, **options: Any) -
     from hydra.utils import instantiate
 
     section = plain(cfg)  # raises for an option that has no value, which Hydra would leave out
-    if section is None:
-        raise UserError("a section that is needed is null, as by finetune=null; leave that out, or give its options")
     if "_target_" not in section:
         raise UserError(f"a section with {', '.join(map(str, cfg))} has no _target_; name its class or function there")
     _check_section(section)

@@ -109,9 +109,10 @@ def _adapt(cfg: DictConfig, space: Space, arch: Arch, data: ImageData, folder: P
     path.unlink(missing_ok=True)  # it is to speak for what is written now
     pruned = folder / "pruned.json"
     tuned, plan = adapt(rebuild(pruned), data, options, seed=cfg.seed)
-    steps = [*load_card(pruned).training["finetuning"], {"ondevice": plan["memory"]}]
+    card = load_card(pruned)
+    steps = [*card.training["finetuning"], {"ondevice": plan["memory"]}]
     costs = _save(folder / "ondevice.json", tuned, arch, space, data, cfg.seed, steps)
-    before = load_card(pruned).metrics["accuracy_val"].value
+    before = card.metrics["accuracy_val"].value
     _warn("on-device", before, costs["accuracy_val"], data, "lower ondevice.finetuning.lr")
     write_json(path, plan | {"accuracy_val": costs["accuracy_val"], "options": options})
 

@@ -137,6 +137,7 @@ def test_help_explains_the_options_of_the_stage(command: Command) -> None:
         (["--config-dir", "absent"], 2, ["absent", "not found"]),
         (["seed=abc"], 1, ["seed=abc is not a number", "seed=0"]),
         (["seed=-1"], 1, ["seed=-1 must be"]),
+        (["finetune=null"], 1, ["finetune=null has no options", "leave it out, or give finetune."]),
         (["train.watch=null"], 1, ["train.watch=null has no options", "leave it out, or give train.watch."]),
         (["ondevice.finetuning=null"], 1, ["ondevice.finetuning=null has no options"]),
         (["fit=3"], 1, ["fit=3 has no options"]),

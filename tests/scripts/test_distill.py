@@ -192,7 +192,6 @@ def test_googlenet_learns_from_googlenet_and_images_too_small_for_it_are_answere
         (["finetune.epochs=0"], "finetune.epochs=0 trains nothing"),
         (["teacher=digits_mbv3/largest"], "teacher digits_mbv3/largest has no weights; give .*distill=mutual"),
         (["student=unknown"], "network 'unknown' is not known"),
-        (["finetune=null"], "a section that is needed is null, as by finetune=null; leave that out"),
         (["student=3"], "network .3. is not known"),
         (["teacher=[3]"], "network .3. is not known"),
     ],
