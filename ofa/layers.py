@@ -183,6 +183,14 @@ def give(layer: nn.Module, weight: Tensor, bias: Tensor | None = None) -> None:
         own["bias"] = nn.Parameter(torch.narrow_copy(bias, 0, 0, size[0]))
 
 
+def copy_parts(elastic: nn.Module, plain: nn.Module) -> None:
+    """Each part of an elastic module gives its weights to the part of that name of a plain one."""
+    mine: dict[str, Any] = elastic._modules  # attributes of a module are looked up slowly
+    for name, part in mine.items():
+        if hasattr(part, "copy_to"):
+            part.copy_to(plain._modules[name])
+
+
 class ElasticBatchNorm(nn.Module):
     """Batch norm over the first C of its channels, with the activation that follows it.
 
@@ -216,7 +224,7 @@ class ElasticBatchNorm(nn.Module):
             given[name] = nn.Parameter(torch.narrow_copy(own[name], 0, 0, c))
         for name in ("running_mean", "running_var"):
             kept[name] = torch.narrow_copy(own[name], 0, 0, c)
-        kept["num_batches_tracked"] = torch.zeros((), dtype=torch.long, device=self.weight.device)
+        kept["num_batches_tracked"] = torch.zeros((), dtype=torch.long, device=own["weight"].device)
 
 
 class ElasticConv(nn.Module):
@@ -235,9 +243,7 @@ class ElasticConv(nn.Module):
     def copy_to(self, plain: ConvBN) -> None:
         """Give a plain convolution copies of the leading channels."""
         give(plain.conv, self.conv.weight)
-        if isinstance(self.bn, ElasticBatchNorm):
-            assert isinstance(plain.bn, nn.BatchNorm2d)
-            self.bn.copy_to(plain.bn)
+        copy_parts(self, plain)
 
 
 class ElasticDepthwise(nn.Module):

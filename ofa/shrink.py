@@ -39,7 +39,8 @@ def shrink(weight: Tensor, channels: int, taps: int, matrices: Sequence[Tensor] 
     if weight.shape == (channels, 1, taps, taps) and not matrices:
         return weight
     if _usable(weight, matrices):
-        return _Shrink.apply(weight, channels, taps, *matrices)
+        run = _Shrink.apply if torch.is_grad_enabled() else _shrink
+        return run(weight, channels, taps, *matrices)
     return stock(weight, channels, taps, matrices)
 
 
@@ -73,14 +74,18 @@ def _pointers(tensors: Sequence[Tensor]) -> Any:
     return (ctypes.c_void_p * len(tensors))(*(tensor.data_ptr() for tensor in tensors))
 
 
+def _shrink(weight: Tensor, channels: int, taps: int, *matrices: Tensor) -> Tensor:
+    weight, matrices = weight.contiguous(), tuple(matrix.contiguous() for matrix in matrices)
+    y = weight.new_empty(channels, 1, taps, taps)
+    _kernels().shrink(weight.data_ptr(), y.data_ptr(), channels, taps, *_chain(weight, matrices))
+    return y
+
+
 class _Shrink(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weight: Tensor, channels: int, taps: int, *matrices: Tensor) -> Tensor:
         ctx.save_for_backward(weight, *matrices)
-        weight, matrices = weight.contiguous(), tuple(matrix.contiguous() for matrix in matrices)
-        y = weight.new_empty(channels, 1, taps, taps)
-        _kernels().shrink(weight.data_ptr(), y.data_ptr(), channels, taps, *_chain(weight, matrices))
-        return y
+        return _shrink(weight, channels, taps, *matrices)
 
     @staticmethod
     def backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:

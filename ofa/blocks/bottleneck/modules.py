@@ -7,7 +7,7 @@ from dataclasses import replace
 from torch import Tensor, nn
 
 from ofa.drop import joined
-from ofa.layers import ElasticConv, importance, permute, permute_norm
+from ofa.layers import ElasticConv, copy_parts, importance, permute, permute_norm
 from ofa.modules import ConvBN, activation
 from ofa.spec import Unit
 
@@ -54,9 +54,7 @@ class Elastic(nn.Module):
 
     def copy_to(self, plain: Plain) -> None:
         """Copy the weights that `plain` needs."""
-        for name in ("conv1", "conv2", "conv3", "downsample"):
-            if getattr(self, name) is not None:
-                getattr(self, name).copy_to(getattr(plain, name))
+        copy_parts(self, plain)
 
     def sort_channels(self) -> None:
         """Order both middle channels by the weights that read them, in place."""

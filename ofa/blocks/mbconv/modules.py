@@ -7,7 +7,7 @@ from dataclasses import replace
 from torch import Tensor, nn
 
 from ofa.drop import joined
-from ofa.layers import ElasticConv, ElasticDepthwise, ElasticSE, importance, permute, permute_norm
+from ofa.layers import ElasticConv, ElasticDepthwise, ElasticSE, copy_parts, importance, permute, permute_norm
 from ofa.modules import ConvBN, SqueezeExcite
 from ofa.spec import Unit
 
@@ -54,9 +54,7 @@ class Elastic(nn.Module):
 
     def copy_to(self, plain: Plain) -> None:
         """Copy the weights that `plain` needs."""
-        for name in ("expand", "depthwise", "se", "project"):
-            if getattr(self, name) is not None:
-                getattr(self, name).copy_to(getattr(plain, name))
+        copy_parts(self, plain)
 
     def sort_channels(self) -> None:
         """Order the middle channels by the weights that read them, in place."""
