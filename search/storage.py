@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -51,9 +52,24 @@ def opened(url: str) -> Iterator[BaseStorage]:
 def _journal(path: Path) -> BaseStorage:
     from optuna.storages.journal import JournalFileBackend
 
-    path = path.resolve()  # Optuna's lock is a link to it, and one that leads nowhere is never released after a kill
     path.parent.mkdir(parents=True, exist_ok=True)
-    return optuna.storages.JournalStorage(JournalFileBackend(str(path)))
+    backend = JournalFileBackend(str(path), _Lock(path))  # type: ignore[arg-type]  # the class it names is private
+    return optuna.storages.JournalStorage(backend)
+
+
+class _Lock:
+    """One process at a time writes a file; a killed one's lock goes at once, where Optuna's stays for 30 s."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def acquire(self) -> bool:
+        self._file = self._path.open("rb")
+        fcntl.flock(self._file, fcntl.LOCK_EX)
+        return True
+
+    def release(self) -> None:
+        self._file.close()
 
 
 def _proxy(url: str) -> BaseStorage:

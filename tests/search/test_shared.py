@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib.util
 import os
 import socket
@@ -29,10 +30,17 @@ from search.problem import Problem
 from search.shared import WORKER, _Leases, _me, _take_over, create_shared, shared_result, work
 from search.storage import open_storage
 from tests.search.shared_worker import NAME, told
-from tests.search.toy import SPACE, all_networks, problem
+from tests.search.toy import SPACE, problem
 
 ROOT = Path(__file__).parents[2]
 EVALUATIONS = 16
+HOLD = """
+import sys, time
+from search.storage import open_storage
+lock = open_storage(sys.argv[1])._backend._lock
+print(lock.acquire(), flush=True)
+time.sleep(float(sys.argv[2]))
+"""
 
 
 def start(storage: str, seed: int, file: Path) -> subprocess.Popen[bytes]:
@@ -212,7 +220,8 @@ def test_what_a_frugal_problem_does_not_measure_leaves_the_hypervolume_finite(tm
 
 def test_networks_beyond_the_limits_are_moved_before_they_are_measured(tmp_path: Path) -> None:
     storage, seen = f"journal:{tmp_path}/study.journal", list[tuple[int, int]]()
-    told = problem(SPACE, macs=float(np.quantile(problem(SPACE).predictors["macs"](all_networks(SPACE)), 0.1)))
+    some = SPACE.sample(1000, np.random.default_rng(0))
+    told = problem(SPACE, macs=float(np.quantile(problem(SPACE).predictors["macs"](some), 0.1)))
     create_shared(storage, NAME, told)
     work(
         *(storage, NAME, SPACE, told, 12),
@@ -246,13 +255,17 @@ def test_an_agent_keeps_its_study_in_a_journal_and_its_owner_begins_it_anew(tmp_
     assert np.array_equal(proposals[0], OptunaAgent(SPACE, seed=0, sampler="random").ask(3))
 
 
-def test_a_lock_that_a_killed_worker_left_is_released(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    for _ in range(2):  # the first one is killed while it holds the lock
-        storage: Any = open_storage("journal:runs/study.journal")
-        lock = storage._backend._lock
-        lock.grace_period = 0.1
-        assert lock.acquire()
+def test_a_lock_goes_with_a_killed_worker_at_once(tmp_path: Path) -> None:
+    line = [sys.executable, "-c", HOLD]
+    url = f"journal:{tmp_path}/runs/study.journal"
+    with subprocess.Popen([*line, url, "600"], cwd=ROOT, stdout=subprocess.PIPE, text=True) as holder:
+        try:
+            assert holder.stdout is not None and holder.stdout.readline() == "True\n"
+            with Path(url.partition(":")[2]).open("rb") as file, pytest.raises(BlockingIOError):
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        finally:
+            holder.kill()
+    subprocess.run([*line, url, "0"], cwd=ROOT, check=True, stdout=subprocess.DEVNULL, timeout=25)
 
 
 def test_a_storage_that_cannot_be_opened_says_how_one_is_written() -> None:
