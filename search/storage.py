@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -64,12 +65,12 @@ class _Lock:
         self._path = path
 
     def acquire(self) -> bool:
-        self._file = self._path.open("rb")
+        self._file = os.open(self._path, os.O_RDONLY)
         fcntl.flock(self._file, fcntl.LOCK_EX)
         return True
 
     def release(self) -> None:
-        self._file.close()
+        os.close(self._file)
 
 
 def _proxy(url: str) -> BaseStorage:
