@@ -65,7 +65,7 @@ class _Lock:
         self._path = path
 
     def acquire(self) -> bool:
-        self._file = os.open(self._path, os.O_RDONLY)
+        self._file = os.open(self._path, os.O_RDWR)  # an exclusive lock on NFS needs it
         fcntl.flock(self._file, fcntl.LOCK_EX)
         return True
 
