@@ -5,6 +5,7 @@ Public names load when first used (PEP 562), so that `ofa.space` needs no torch.
 
 import os
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 # else ONNX Runtime, once imported, keeps an identifier of this machine and reports what it does to its makers
@@ -34,7 +35,9 @@ __all__ = list(_HOMES)
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name from its home."""
-    if name not in _HOMES:
+    """Import a public name from its home, or a module."""
+    if name in _HOMES:
+        return getattr(import_module(f"ofa.{_HOMES[name]}"), name)
+    if find_spec(f"ofa.{name}") is None:
         raise AttributeError(f"module 'ofa' has no attribute {name!r}")
-    return getattr(import_module(f"ofa.{_HOMES[name]}"), name)
+    return import_module(f"ofa.{name}")

@@ -37,11 +37,12 @@ def import_supernet(space: Space, checkpoint: str | Path, *, sha256: str | None 
     state, digest = read_checkpoint(checkpoint, sha256=sha256)
     supernet = Supernet(space)
     units = [unit for unit, _ in largest_units(space)]
-    tensors = {_elastic(name): tensor for name, tensor in _rename(state, places(units), checkpoint).items()}
+    source = f"{checkpoint}, read as space {space.name},"
+    tensors = {_elastic(name): tensor for name, tensor in _rename(state, places(units), source).items()}
     for i in [i for i, unit in enumerate(units) if unit.kind == "conv"]:  # MCUNet's block of a projection alone
         tensors = {name.replace(f"units.{i}.project.", f"units.{i}."): tensor for name, tensor in tensors.items()}
     tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith("num_batches_tracked")}
-    load_weights(supernet, tensors, f"{checkpoint}, read as space {space.name},")
+    load_weights(supernet, tensors, source)
     return supernet.eval(), digest
 
 
@@ -50,8 +51,8 @@ def import_network(net: nn.Module, names: Sequence[str | None], weights: str | P
 
     Raises UserError unless every key of the file is used and every weight of the network is in it.
     """
-    state = dict(weights) if isinstance(weights, Mapping) else read_checkpoint(weights)[0]
-    source = "the given weights" if isinstance(weights, Mapping) else weights
+    source = weights if isinstance(weights, str | Path) else "what is given as weights"
+    state = read_checkpoint(weights)[0] if isinstance(weights, str | Path) else _state(weights, source)
     tensors = _rename(state, names, source)
     counters = [name for name in net.state_dict() if name.endswith("num_batches_tracked")]
     tensors = {name: torch.tensor(0) for name in counters} | tensors  # older files have none
@@ -72,11 +73,16 @@ def read_checkpoint(source: str | Path, *, sha256: str | None = None) -> tuple[d
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception:  # of pickle, zip and torch, which share no narrower class; torch's advice is to run what is in it
         raise UserError(f"{path} is damaged, or holds more than tensors, which is not read; {again}") from None
+    return _state(content, path), digest
+
+
+def _state(content: Any, source: str | Path) -> dict[str, Tensor]:
+    """The state_dict in what a checkpoint holds."""
     for key in 2 * ("state_dict", "model"):  # some lie in one another
-        content = content.get(key, content) if isinstance(content, dict) else content
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise UserError(f"{path} holds no state_dict; give the file that torch.save(net.state_dict()) wrote")
-    return content, digest
+        content = content.get(key, content) if isinstance(content, Mapping) else content
+    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise UserError(f"{source} holds no state_dict; give net.state_dict(), or the file that torch.save wrote of it")
+    return dict(content)
 
 
 def _fetch(url: str) -> Path:
@@ -132,8 +138,13 @@ def _rename(state: Mapping[str, Tensor], names: Sequence[str | None], source: st
         match = PLACE.fullmatch(str(key))
         if match is None or match[1] not in units or not (layer := _layer(match[2])):
             known = ", ".join(list(units)[:3])
-            raise UserError(f"{source} has {key!r}, which this network has no place for; its places are {known}, ...")
-        found[f"{units[match[1]]}.{layer}"] = tensor
+            raise UserError(
+                f"{source} has {key!r}, which this network has no place for; its places are {known}, ...: "
+                "give weights of the same network or space"
+            )
+        if (name := f"{units[match[1]]}.{layer}") in found:
+            raise UserError(f"{source} has {key!r} a second time under another name; leave one of them out")
+        found[name] = tensor
     return found
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, SupportsIndex
+from typing import Any
 
 from torch import Tensor
 
-from ofa.arrays import make_divisible
+from ofa.arrays import make_divisible, python
 from ofa.checkpoint import import_network
 from ofa.errors import UserError
 from ofa.files import read_json
@@ -42,31 +42,36 @@ def load_network(
 
 def read_network(config: str | Path | Config, *, resolution: int | None = None) -> tuple[NetSpec, list[str | None]]:
     """The spec of a block list, and the publisher's name for each unit; arguments as of `load_network`."""
+    if not isinstance(config, Mapping | str | Path):
+        raise UserError(f"a {type(config).__name__} is no block list with its head; give a net.config, whole")
     given = config if isinstance(config, Mapping) else _read(Path(config))
-    resolution = resolution or given.get("resolution") or given.get("image_size")
-    if resolution is None:
+    sides = [resolution, given.get("resolution"), given.get("image_size")]
+    side = python(next((value for value in sides if value is not None), None))
+    if side is None:
         raise UserError("the block list does not say its image size; give resolution=<pixels>")
-    if not isinstance(resolution, float | SupportsIndex) or resolution < 1:
-        raise UserError(f"the block list has the image size {resolution!r}; give resolution=<pixels>, one number")
+    if isinstance(side, bool) or not isinstance(side, int | float) or not side >= 1 or side % 1:
+        raise UserError(f"the block list has the image size {side!r}; give resolution=<pixels>, one whole number")
     try:
         named = _table_units(given) if "head" in given else _config_units(given)
         bn = {"name": "bn"} | (given.get("bn") or {})
         _only(bn, ws_eps=None, gn_channel_per_group=None)
         default = 1e-5 if any(unit.act == "h_swish" or unit.kind == "bottleneck" for _, unit in named) else 1e-3
-        eps = float(bn.get("eps") or default)  # what their builders use where the list is silent
+        eps = default if bn.get("eps") is None else float(bn["eps"])  # the builders' own where the list is silent
+        if not eps > 0:
+            raise UserError(f"the block list's batch norm has eps={eps}; give a number above 0")
     except UserError:
         raise
     except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
         raise UserError(f"not a block list ({type(error).__name__}: {error}); give a net.config") from None
     check_chain(named)
     units = tuple(unit for _, unit in named)
-    return NetSpec(units, int(resolution), units[0].cin, units[-1].cout, eps), [name for name, _ in named]
+    return NetSpec(units, int(side), units[0].cin, units[-1].cout, eps), [name for name, _ in named]
 
 
 def _read(path: Path) -> dict[str, Any]:
     """A net.config, with the image size of the run.config beside it."""
-    run = path.with_name("run.config")
-    return ({"image_size": _mapping(run).get("image_size")} if run.exists() else {}) | _mapping(path)
+    own, run = _mapping(path), path.with_name("run.config")
+    return ({"image_size": _mapping(run).get("image_size")} if run.exists() else {}) | own
 
 
 def _mapping(path: Path) -> dict[str, Any]:
@@ -170,7 +175,10 @@ def _one(size: Any) -> int:
     """A number given once, or twice for height and width; raises UserError where these differ."""
     if isinstance(size, Sequence) and len(set(size)) > 1:
         raise UserError(f"size {size} differs between height and width; only equal ones are supported here")
-    return int(size[0]) if isinstance(size, Sequence) else int(size)
+    number = size[0] if isinstance(size, Sequence) else size
+    if number % 1:
+        raise UserError(f"size {size} is no whole number; give a kernel and stride of whole pixels")
+    return int(number)
 
 
 def _act(name: str | None) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -127,6 +128,12 @@ class Stage:
         """Whether the stage has genes of this dimension."""
         value = getattr(self, dimension)
         return isinstance(value, tuple) and bool(value)
+
+    def nearest_depth(self, value: float) -> float:
+        """The smaller of two depths that `value` is between, where the larger keeps one block more; else `value`."""
+        pairs = pairwise(zip(self.choices("depth"), self.blocks, strict=True))
+        within = (least for (least, n), (most, more) in pairs if least < value < most and more == n + 1)
+        return next(within, value) if isinstance(value, int | float) else value
 
     def choices(self, dimension: str) -> tuple[float, ...]:
         """What a dimension can be: its choices, or its fixed value alone; nothing for `op` where there are none."""

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from math import isfinite
 from typing import Any
 
 from ofa.arrays import python
 from ofa.errors import UserError
-from ofa.space import Arch, Space, Stage
+from ofa.space import Arch, Space
 
 NAMES = {"r": "resolution", "image_size": "resolution", "w": "width", "wid": "width", "d": "depth"}
 NAMES |= {"ks": "kernel", "e": "expand", "op": "op"}
@@ -21,35 +20,16 @@ def arch_of(space: Space, config: Mapping[str, Any], *, resolution: int | None =
     d, ks, e, op: one for each stage or block, or one for all; skipped blocks have theirs, which is not used.  Where ks
     or e lack the last block (DyNAS-T's do for ProxylessNAS), it keeps its largest choice, as in once-for-all's code.
     w: positions among the space's width multipliers, or, as floats, these themselves.  `space.encode` takes the result,
-    and checks it.  A depth that means the same network as a smaller one becomes that.  None is as not given.  Raises
-    UserError.
+    and checks it.  None is as not given.  Raises UserError.
     """
     if unknown := set(config) - set(NAMES):
         raise UserError(f"setting {sorted(unknown)} is not known; choose from {', '.join(sorted(NAMES))}")
     given = {NAMES[name]: _list(name, value) for name, value in config.items() if value is not None}
     side = resolution or given.get("resolution", [space.resolution[-1]])[0]
-    depth = _depths(space, given.get("depth", []))
+    depth = _long(given.get("depth", []), sum(stage.chooses("depth") for stage in space.stages))
     widths = given.get("width", [len(space.width) - 1])
     lists = {name: _blocks(space, name, given[name]) for name in ("kernel", "expand", "op") if name in given}
-    side = int(side) if side == int(side) else side
-    return Arch(side, depth, width=tuple(_width(space, value) for value in widths), **lists)
-
-
-def _depths(space: Space, values: list[Any]) -> tuple[Any, ...]:
-    """Values of each stage that chooses its depth, from one for each of these, for each stage, or for all."""
-    own = [stage for stage in space.stages if stage.chooses("depth")]
-    if len(values) == len(space.stages):
-        values = [value for value, stage in zip(values, space.stages, strict=True) if stage.chooses("depth")]
-    values = _long(values, len(own))
-    if len(values) != len(own):
-        return tuple(values)  # `encode` tells
-    return tuple(_depth(stage, value) for stage, value in zip(own, values, strict=True))
-
-
-def _depth(stage: Stage, value: float) -> float:
-    """A depth between two choices is the smaller one where the larger keeps one block more; others stay."""
-    pairs = pairwise(zip(stage.choices("depth"), stage.blocks, strict=True))
-    return next((least for (least, n), (most, more) in pairs if least < value < most and more == n + 1), value)
+    return Arch(side, tuple(depth), width=tuple(_width(space, value) for value in widths), **lists)
 
 
 def _blocks(space: Space, name: str, values: list[Any]) -> tuple[Any, ...]:

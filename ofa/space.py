@@ -33,7 +33,8 @@ class Arch:
 
     `kernel`, `expand` and `op` hold either the active blocks alone (as `Space.decode` writes them) or one entry for
     every block of the supernet (as once-for-all does; those of skipped blocks are ignored); what a space does not let
-    one choose stays empty.  `width`: one multiplier, or one for each width that the space can choose.
+    one choose stays empty.  `depth`: one for each stage that chooses it, or for every stage (those of others are
+    ignored).  `width`: one multiplier, or one for each width that the space can choose.
     """
 
     resolution: int
@@ -44,7 +45,8 @@ class Arch:
     op: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "resolution", python(self.resolution))
+        side = python(self.resolution)
+        object.__setattr__(self, "resolution", _number(side) if isinstance(side, float) else side)
         for name in ("depth", "width", *OF_BLOCKS):
             value = python(getattr(self, name))
             object.__setattr__(self, name, tuple(map(python, value)) if isinstance(value, (list, tuple)) else (value,))
@@ -312,14 +314,16 @@ class Space:
     # -- values ------------------------------------------------------------------------------------------------------
 
     def encode(self, archs: Sequence[Arch]) -> Genes:
-        """Genes of architectures, (N, G) canonical; raises UserError for a value that is not in this space."""
+        """Genes of architectures, (N, G) canonical; raises UserError for a value that is not in this space.
+
+        A depth that means the same network as a smaller one is taken as that, as in once-for-all's ResNet.
+        """
         if not np.iterable(archs) or not all(isinstance(arch, Arch) for arch in archs):
             raise UserError(f"{archs} is no list of architectures; give [Arch(...)], or [Arch.from_dict(...)]")
         genes = np.zeros((len(archs), len(self.genes)), dtype=np.int8)
         for row, arch in zip(genes, archs, strict=True):
-            depth = self._as_long("depth", arch.depth, len(self._choosing))
             width = self._as_long("width", arch.width * (self.widths if len(arch.width) == 1 else 1), self.widths)
-            for column, value in enumerate((arch.resolution, *width, *depth)):
+            for column, value in enumerate((arch.resolution, *width, *self._chosen_depths(arch.depth))):
                 row[column] = self._index(column, value)
             used = self.used(row[None])[0]
             for column, value in (pair for name in OF_BLOCKS for pair in self._block_pairs(name, arch, used)):
@@ -335,6 +339,13 @@ class Space:
         values = [numbers[choice] for numbers, choice in zip(self._numbers, choices, strict=True)]
         picked: dict[str, Any] = {name: tuple(compress(values[own], used[own])) for name, own in self._columns.items()}
         return Arch(**picked | {"resolution": values[0]})
+
+    def _chosen_depths(self, given: tuple[float, ...]) -> list[float]:
+        """Depths of the stages that choose them, from one for each of these or for every stage."""
+        if len(given) == len(self.stages):
+            given = tuple(given[s] for s, _ in self._choosing)
+        given = self._as_long("depth", given, len(self._choosing))
+        return [stage.nearest_depth(value) for value, (_, stage) in zip(given, self._choosing, strict=True)]
 
     def _as_long(self, name: str, given: tuple[float, ...], length: int) -> tuple[float, ...]:
         if len(given) != length:
@@ -420,9 +431,10 @@ def _known(name: str) -> Path:
 
 def _read_yaml(path: Path) -> Any:
     import yaml
+    from omegaconf import OmegaConf  # Hydra's reader, to which 1e-3 is a number
 
     try:
-        return yaml.safe_load(path.read_text())
+        return OmegaConf.to_container(OmegaConf.load(path))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{path} cannot be read as a space ({reason}); give a YAML file of conf/space's form") from None
@@ -438,4 +450,5 @@ def _within(genes: NDArray[Any], counts: NDArray[np.int64]) -> bool:
 
 
 def _number(value: float) -> float:
+    """Whole numbers as int."""
     return int(value) if float(value).is_integer() else float(value)

@@ -39,6 +39,8 @@ def main(cfg: DictConfig) -> None:
         save_tensors(stage.folder / "supernet.safetensors", supernet.state_dict(), metadata)
         count = sum(parameter.numel() for parameter in supernet.parameters())
         print(f"{space.name}: {count / 1e6:.2f} M parameters from {cfg.checkpoint}, SHA-256 {digest}")
+        images = f"{space.in_channels} channels in {space.classes} classes"
+        print(f"it is for images of {images}: give their data to every stage after, as in data=imagenet data.path=...")
 
 
 def _check_origin(folder: Path, cfg: DictConfig) -> None:

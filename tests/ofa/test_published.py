@@ -25,7 +25,7 @@ from ofa.finetune import Finetuning, finetune
 from ofa.layers import ElasticDepthwise
 from ofa.liveness import peak_elements
 from ofa.published import arch_of, load_network, read_network
-from ofa.space import load_space
+from ofa.space import Arch, load_space
 from ofa.spec import Unit
 from ofa.supernet import Supernet
 from predictors.spec import spec_costs
@@ -187,7 +187,11 @@ def _with(path: tuple[str | int, ...], value: Any) -> dict[str, Any]:
         (_with(("bn", "ws_eps"), 1e-5), "bn has ws_eps=1e-05; only ws_eps=None"),
         (_with(("bn", "gn_channel_per_group"), 8), "only gn_channel_per_group=None"),
         (_with(("bn",), "none"), "not a block list"),
-        (_with(("image_size",), [16, 20]), r"image size \[16, 20\]; give resolution=<pixels>, one number"),
+        (_with(("image_size",), [16, 20]), r"image size \[16, 20\]; give resolution=<pixels>, one whole number"),
+        (_with(("image_size",), 16.5), "image size 16.5; give resolution"),
+        (_with(("image_size",), 0), "image size 0; give resolution"),
+        (_with(("first_conv", "stride"), 1.5), "size 1.5 is no whole number"),
+        (_with(("bn",), {"eps": 0}), r"batch norm has eps=0.0; give a number above 0"),
         (_with(("blocks", 2, "conv", "in_channels"), 20), "blocks.2 reads 20 channels, but gets 16"),
         (_with(("blocks", 2, "conv", "out_channels"), -24), "blocks.2 has -24 channels of 16, .*; give whole"),
         (_with(("blocks", 2, "conv", "out_channels"), 24.5), "blocks.2 has 24.5 channels of 16, .*; give whole"),
@@ -203,6 +207,20 @@ def _with(path: tuple[str | int, ...], value: Any) -> dict[str, Any]:
 def test_a_wrong_block_list_is_explained(config: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):
         read_network(config)
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ([MBV3["blocks"]], "a list is no block list with its head; give a net.config"),
+        (None, "a NoneType is no block list"),
+        ("", r"\. cannot be read \(Is a directory\); give the path of a JSON file"),
+        (json.dumps(MBV3) * 9, "cannot be read .File name too long"),
+    ],
+)
+def test_what_is_neither_a_block_list_nor_its_file_is_explained(config: Any, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        load_network(config)
 
 
 def test_a_block_list_may_leave_what_batch_norm_adds_open() -> None:
@@ -288,8 +306,11 @@ def test_a_file_that_is_no_checkpoint_of_the_space_is_explained(tmp_path: Path) 
     torch.save({"state_dict": state}, file)
     with pytest.raises(UserError, match=r"read as space small, does not fit.*other shape"):
         import_supernet(replace(space, classes=7), file)
-    with pytest.raises(UserError, match=r"'first_conv.conv.conv.weight', which this network has no place for"):
+    with pytest.raises(UserError, match=r"space small, has 'first_conv.*no place for.*give weights of the same"):
         import_supernet(small("ofa_resnet50"), file)
+    torch.save(state | {"module.classifier.linear.bias": torch.ones(1)}, file)
+    with pytest.raises(UserError, match=r"'module.classifier.linear.bias' a second time under another name"):
+        import_supernet(space, file)
     with pytest.raises(UserError, match=r"SHA-256 .*, not abc; fetch it again"):
         import_supernet(space, file, sha256="abc")
     with pytest.raises(UserError, match="have no such space; give one of MBConv blocks or bottlenecks"):
@@ -318,6 +339,12 @@ def test_a_state_dict_is_found_in_what_lies_around_it(around: tuple[str, ...], t
         content = {key: content, "epoch": 3}
     torch.save(content, tmp_path / "net.pth")
     assert list(read_checkpoint(tmp_path / "net.pth")[0]) == ["a"]
+
+
+@pytest.mark.parametrize("weights", [{"first_conv.conv.weight": np.ones(1)}, {"first_conv.conv.weight": None}, [1]])
+def test_weights_that_are_no_state_dict_are_explained(weights: Any) -> None:
+    with pytest.raises(UserError, match=r"what is given as weights holds no state_dict; give net.state_dict\(\)"):
+        load_network(MBV3, weights)
 
 
 @pytest.mark.parametrize(
@@ -375,16 +402,27 @@ def test_their_settings_become_architectures() -> None:
     space = load_space("ofa_resnet50")
     config = {"d": [1, 0, 1, 2, 0], "e": [0.2, 0.25, 0.35] * 6, "w": [0, 1, 2, 0, 1, 2], "image_size": 128}
     arch = arch_of(space, config)
-    assert arch.depth == (0, 0, 1, 2, 0), "their stem skips its block at depth 1 as at 0"
     assert arch.width == (0.65, 0.8, 1.0, 0.65, 0.8, 1.0)
     assert arch.resolution == 128
-    space.encode([arch])
+    genes = space.encode([arch])
+    assert space.decode(genes)[0].depth == (0, 0, 1, 2, 0), "their stem skips its block at depth 1 as at 0"
     mcunet = load_space("mcunet")
     full = {"d": [0, 1, 2, 0, 1, 1], "ks": [3] * 20, "e": [4] * 20, "wid": 1, "image_size": 96}
     assert arch_of(mcunet, full).width == (0.75,)
     np.testing.assert_array_equal(mcunet.depths(mcunet.encode([arch_of(mcunet, full)]))[0], [1, 3, 4, 2, 3, 1])
     with pytest.raises(UserError, match=r"setting .*'k'.* not known; choose from"):
         arch_of(space, {"k": 3})
+
+
+def test_lists_of_once_for_all_as_it_draws_them_are_taken() -> None:
+    """What `sample_active_subnet` gives: a depth of every stage, in ResNet also of its stem."""
+    proxyless, resnet, mcunet = map(load_space, ("ofa_proxyless_w1.3", "ofa_resnet50", "mcunet"))
+    genes = proxyless.encode([Arch(224, (4, 4, 3, 2, 3, 1), (3,) * 21, (6,) * 21)])
+    assert proxyless.decode(genes) == [Arch(224, (4, 4, 3, 2, 3), (3,) * 17, (6,) * 17)]
+    genes = resnet.encode([Arch(224, (1, 1, 0, 2, 0), expand=(0.2,) * 18)])
+    assert resnet.decode(genes)[0].depth == (0, 1, 0, 2, 0)
+    kept = mcunet.depths(mcunet.encode([Arch(160, (0, 1, 2, 0, 1, 1), (3,) * 20, (6,) * 20)]))
+    np.testing.assert_array_equal(kept, [[1, 3, 4, 2, 3, 1]])
 
 
 MBV3_SETTING: dict[str, Any] = {"d": [2, 3, 4, 2, 3], "ks": [3, 5, 7, 3] * 5, "e": [3, 4, 6, 6] * 5, "r": 160}
@@ -434,4 +472,5 @@ def test_depths_of_all_stages_go_to_those_that_choose_theirs() -> None:
     space = load_space("digits_mbv3")
     space = replace(space, stages=(replace(space.stages[0], depth=2, blocks=()), *space.stages[1:]))
     for depths in ([2, 1, 2], [1, 2]):
-        assert arch_of(space, {"d": depths}).depth == (1, 2)
+        genes = space.encode([arch_of(space, {"d": depths, "ks": 3, "e": 3})])
+        assert space.decode(genes)[0].depth == (1, 2)

@@ -132,6 +132,12 @@ def test_arrays_make_the_same_architecture() -> None:
     assert hash(arch) == hash(ARCH)
 
 
+def test_a_whole_side_of_a_table_is_one_of_pixels() -> None:
+    arch = Arch(np.float64(224.0))
+    assert isinstance(arch.resolution, int)
+    assert Arch(224.5).resolution == 224.5, "for encode to refuse"
+
+
 def test_numbers_drawn_with_numpy_can_be_written_as_json() -> None:
     one, three, half = np.int64(1), np.int64(3), np.float32(0.5)
     arch = Arch(np.int64(8), (one, one), [three, three], (one, one), half)  # type: ignore[arg-type]
@@ -188,6 +194,8 @@ def test_a_space_is_read_from_a_file_of_ones_own(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text(yaml.safe_dump({"_target_": "ofa.space.Space"} | load_space("digits_mbv3").to_dict()))
     assert load_space(path) == load_space("digits_mbv3")
+    path.write_text(path.read_text().replace("bn_eps: 1.0e-05", "bn_eps: 1e-3"))
+    assert load_space(path).bn_eps == 0.001, "as Hydra reads it"
     path.write_text("name: [")
     with pytest.raises(UserError, match=r"mine.yaml cannot be read as a space \(while parsing"):
         load_space(path)
