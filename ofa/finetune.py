@@ -178,6 +178,10 @@ class _Run:
         for step in range(first, steps):
             x, y = next(batches)
             with _drawing(self.device, self.seed, step):
+                x, y = x.to(self.device), y.to(self.device)
+                if data.augment.mixes:
+                    rng = np.random.default_rng((self.seed, 6, step))
+                    x, y = data.augment.mixed(x, y, len(data.classes), rng)
                 values = self._step(x, y, step, steps)
             after_step(self.net)
             if time.monotonic() - saved > SAVE_SECONDS:
@@ -190,7 +194,7 @@ class _Run:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         with self.precision.cast():
-            loss = self.distiller(x.to(self.device), y.to(self.device))
+            loss = self.distiller(x, y)
         if not torch.isfinite(loss):
             raise UserError(f"the loss is {loss.item()} at step {step} with learning rate {rate:.3g}; lower lr")
         self.optimizer.zero_grad()

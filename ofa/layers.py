@@ -315,9 +315,14 @@ class ElasticLinear(nn.Module):
         give(plain, self.linear.weight, self.linear.bias)
 
 
-def importance(weight: Tensor) -> Tensor:
-    """The channels (C,) that a convolution (K, C, H, W) reads, those of the largest L1 norm first."""
-    return weight.abs().sum((0, 2, 3)).argsort(descending=True, stable=True)
+def importance(weight: Tensor, widths: Sequence[int] = ()) -> Tensor:
+    """The channels (C,) that a convolution (K, C, H, W) reads, those of the largest L1 norm first.
+
+    widths: for each, the first so many channels stay the first so many.
+    """
+    order = weight.abs().sum((0, 2, 3)).argsort(descending=True, stable=True)
+    part = torch.bucketize(order, torch.tensor(widths, dtype=order.dtype, device=order.device), right=True)
+    return order[part.argsort(stable=True)]
 
 
 def permute(tensor: Tensor, order: Tensor, dimension: int) -> None:

@@ -15,7 +15,7 @@ from ofa.modules import initialise, set_bn_eps
 from ofa.space import Arch, Space
 from ofa.spec import Unit
 from ofa.static import FIXED_UNITS
-from ofa.units import arch_units, largest_units
+from ofa.units import arch_units, largest_units, middle_widths
 
 
 class Supernet(nn.Module):
@@ -48,15 +48,18 @@ class Supernet(nn.Module):
             x = module(x, unit, kept) if unit.kind in BLOCKS else module(x)
         return x
 
-    def sort_channels(self) -> None:
+    def sort_channels(self, trained: Space | None = None) -> None:
         """Order the middle channels of every block by the L1 norm of the weights that read them, in place.
 
-        The largest net computes the same function afterwards (Cai et al. 2020, sec. 3.3, elastic width).
+        The largest net computes the same function afterwards (Cai et al. 2020, sec. 3.3, elastic width), and so does
+        every net of `trained`, a part of the space: the channels that such a net has stay the first ones, and are
+        sorted among themselves, as once-for-all's code does from its second expand phase on.
         """
+        widths = middle_widths(self.space, trained or self.space.restrict(width=1, expand=1))
         with torch.no_grad():
-            for module in self.units:
+            for module, (mid, se) in zip(self.units, widths, strict=True):
                 if hasattr(module, "sort_channels"):
-                    module.sort_channels()  # type: ignore[operator]
+                    module.sort_channels(mid, se)  # type: ignore[operator]
 
 
 def _place(units: Sequence[Unit | None], i: int) -> float:

@@ -35,7 +35,7 @@ from ofa.training.state import restore, state_tensors, trim_log
 from ofa.training.step import Step
 from ofa.training.teacher import Teacher, load_teacher, taken
 from ofa.training.trained import AVERAGE, SUPERNET, start_from
-from ofa.training.watch import Watch, collapsed, memory
+from ofa.training.watch import Watch, collapsed, diverged, memory
 from ofa.training.whiten import whiten
 from ofa.weights import save_tensors
 
@@ -85,6 +85,12 @@ class Trainer:
             keep_memory()
         torch.manual_seed(seed)
         self.supernet = Supernet(space)
+        first = schedule.phases[0]
+        if initial is None and first.teacher in ("full", "previous"):
+            raise UserError(
+                f"phase {first.name} is the first, its teacher={first.teacher} would have learned nothing; give a "
+                "phase before it, train.initial=<file>, or teacher=none"
+            )
         if initial is not None:
             start_from(self.supernet, initial)
         elif schedule.whiten:
@@ -187,7 +193,7 @@ class Trainer:
         """What happens once, before the first step of a phase."""
         phase = self.schedule.phases[index]
         if phase.sort_channels:
-            self.supernet.sort_channels()
+            self.supernet.sort_channels(self.spaces[index - 1] if index else None)
             reset_momentum(self.optimizer)
             self.gradients.average.forget()
             if self.average is not None:
@@ -240,6 +246,7 @@ class Trainer:
         if self.average is not None:
             values["val_average"] = self._validated(self.average.supernet)
         log = self.folder / "log.jsonl"
+        values["diverged"] = diverged(values["val"], values["loss"], self.space.classes)
         values["collapsed"] = self.world.told(collapsed(values["val"], read_jsonl(log), self.space.classes))
         if self.world.first:
             append_jsonl(log, values)

@@ -84,11 +84,7 @@ def spec_units(spec: NetSpec) -> UnitTable:
 
 def largest_units(space: Space) -> list[tuple[Unit, tuple[int, ...]]]:
     """The largest form of the unit at each place of the supernet, and the kernels that it can have, ascending."""
-    varied = [space.columns(name) for name in ("op", "expand")]  # 4 channels times 0.5 are 8, times 1 they are 4
-    choices = np.indices([space.counts[columns].max(initial=1) for columns in varied]).reshape(2, -1)
-    genes = np.repeat(space.largest(), choices.shape[1], axis=0)
-    for columns, choice in zip(varied, choices, strict=True):
-        genes[:, columns] = np.minimum(choice[:, None], space.counts[columns] - 1)
+    genes = _forms(space, "op", "expand")  # 4 channels times 0.5 are 8, times 1 they are 4
     table = unit_table(space, genes)
     rows = zip(*map(table.row, range(len(genes))), strict=True)
     units = [max((unit for unit in forms if unit is not None), key=lambda unit: unit.mid) for forms in rows]
@@ -98,6 +94,24 @@ def largest_units(space: Space) -> list[tuple[Unit, tuple[int, ...]]]:
         (unit, tuple(map(int, stage.choices("kernel"))) if stage and chosen else (unit.kernel,))
         for unit, stage, chosen in zip(units, stages, elastic, strict=True)
     ]
+
+
+def middle_widths(space: Space, part: Space) -> list[tuple[list[int], list[int]]]:
+    """Numbers of middle and of squeezed channels that nets of a part of the space have at each place, ascending."""
+    archs = part.decode(_forms(part, "op", "width", "expand"))
+    table = unit_table(space, space.encode(archs))
+    found = [[sorted({*column.tolist()} - {0}) for column in values.T] for values in (table.mid, table.se)]
+    return list(zip(*found, strict=True))
+
+
+def _forms(space: Space, *dimensions: str) -> Genes:
+    """The largest architecture with every choice of some dimensions, alike at all places: (N, G)."""
+    varied = [space.columns(name) for name in dimensions]
+    choices = np.indices([space.counts[columns].max(initial=1) for columns in varied]).reshape(len(varied), -1)
+    genes = np.repeat(space.largest(), choices.shape[1], axis=0)
+    for columns, choice in zip(varied, choices, strict=True):
+        genes[:, columns] = np.minimum(choice[:, None], space.counts[columns] - 1)
+    return genes
 
 
 @lru_cache(maxsize=4096)

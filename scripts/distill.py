@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ofa.distill.nets import Named
     from ofa.finetune import Finetuning
 
-READS = ("data", "seed", "student", "teacher", "finetune")
+READS = ("data", "augment", "seed", "student", "teacher", "finetune")
 UNITS = {"accuracy_val": "share of right first classes", "macs": "MACs", "params": "parameters"}
 
 
@@ -35,7 +35,7 @@ def main(cfg: DictConfig) -> None:
     """
     if not cfg.student or not cfg.teacher:
         raise UserError("ofa-distill needs both; give student=digits_mbv3/smallest teacher=<card>, or others")
-    data = load_data(cfg)
+    data = replace(load_data(cfg), augment=make(cfg.augment))
     settings, student, teachers = _parts(cfg, data)  # a mistake is answered before there is a folder
     with open_stage(cfg, "distill", READS) as stage:
         if not stage.done:

@@ -126,6 +126,11 @@ def _show(progress: Progress, values: dict[str, Any]) -> None:
     progress.values["accuracy"] = values["val"]["largest"]
     scores = "  ".join(f"{name} {100 * top1:.1f}" for name, top1 in values["val"].items())
     progress.print(f"epoch {values['epoch']}/{values['epochs']} {values['phase']}: validation top-1 (%) {scores}")
+    if values["diverged"]:
+        progress.print(
+            f"warning: no net is above chance, at a loss of {values['loss']:.4g} where guessing has "
+            "ln(classes); lower lr or set schedule.clip_norm"
+        )
     for name in values["collapsed"]:
         progress.print(f"warning: the {name} net collapsed; lower lr or set schedule.clip_norm")
 

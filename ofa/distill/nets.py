@@ -101,7 +101,10 @@ def _torchvision(name: str, weights: str, channels: int, classes: int) -> nn.Mod
     if channels != 3:
         raise UserError(f"{name} takes images in colour, these have {channels} channel; give a network of a space")
     own = {"weights": weights} if weights == "DEFAULT" else {"weights": None, "num_classes": classes}
-    return _single(models.get_model(name, **own))
+    try:
+        return _single(models.get_model(name, **own))
+    except OSError as error:  # URLError is one
+        raise UserError(f"weights of {name} cannot be downloaded ({error}); give {name}@<file>") from None
 
 
 def _single(net: nn.Module) -> nn.Module:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ofa.errors import UserError
 
 Size = tuple[int, int]  # height and width of a map
+SWIN = "torchvision.models.swin_transformer"
 
 
 class Outputs(NamedTuple):
@@ -161,6 +162,8 @@ def _blocks(net: nn.Module, x: Tensor) -> list[_Call]:
 def _calls(net: nn.Module, x: Tensor) -> list[_Call]:
     """Every module's call from a map to a map, in the order in which they end; the network is left as it is."""
     calls: list[_Call] = []
+    if any(type(module).__module__ == SWIN for module in net.modules()):
+        raise UserError(f"maps of {type(net).__name__} are (N, H, W, C), not (N, C, H, W); choose a loss on logits")
 
     def keeper(name: str) -> Callable[[nn.Module, Any, Any], None]:
         def keep(module: nn.Module, inputs: Any, output: Any) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
+from torch.distributed.checkpoint import CheckpointException
 
 from ofa.errors import UserError
 from ofa.files import read_json, write_json
@@ -35,8 +36,14 @@ def write_checkpoint(folder: Path, tensors: Mapping[str, Tensor], values: Mappin
         save_tensors(single, tensors, values)
         shutil.rmtree(many, ignore_errors=True)
         return
-    name = f"step-{values['step']}"
-    dcp.save({key: tensor.detach() for key, tensor in tensors.items()}, checkpoint_id=many / name)
+    name = world.told(_free_name(many, values["step"]))
+    try:
+        dcp.save({key: tensor.detach() for key, tensor in tensors.items()}, checkpoint_id=many / name)
+    except CheckpointException as error:
+        raise UserError(
+            f"{many / name} cannot be written ({_cause(error)}); see to it and run the stage again, which goes on from "
+            "the checkpoint before"
+        ) from None
     if world.first:
         write_json(many / LATEST, {"folder": name, "values": dict(values)})
         single.unlink(missing_ok=True)
@@ -59,6 +66,19 @@ def read_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | 
     return _read(latest.with_name(pointer["folder"])), pointer["values"]
 
 
+def _free_name(many: Path, step: int) -> str:
+    """A folder that is not the newest checkpoint's, which stays whole until the new one is: after a rollback to it."""
+    newest = read_json(many / LATEST)["folder"] if (many / LATEST).exists() else None
+    return f"step-{step}" if newest != f"step-{step}" else f"step-{step}-again"
+
+
+def _cause(error: BaseException) -> str:
+    """The first line of an error, or of the first of those that the processes had."""
+    if isinstance(error, CheckpointException):
+        error = next(iter(error.failures.values()))[0]
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
 def _read(path: Path) -> dict[str, Tensor]:
     try:
         about = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
@@ -66,7 +86,6 @@ def _read(path: Path) -> dict[str, Tensor]:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "torch.distributed is (disabled|unavailable)", UserWarning)
             dcp.load(tensors, checkpoint_id=path, no_dist=True)
-    except Exception as error:  # of any type, as the reader's are
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path} is corrupt ({reason}); delete {path.parent} and run the stage again") from None
+    except (Exception, CheckpointException) as error:  # of any type, as the reader's are
+        raise UserError(f"{path} is corrupt ({_cause(error)}); delete {path.parent} and run the stage again") from None
     return tensors

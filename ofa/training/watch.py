@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import resource
 import sys
 from collections.abc import Iterable, Mapping
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from ofa.supernet import Supernet
 
 
-LEARNED = 0.3
+LEARNED, ABOVE = 0.3, 0.05  # of the images that chance would miss: what a net was right for that had learned, and begun
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +75,15 @@ def collapsed(val: Mapping[str, float], log: Iterable[Mapping[str, Any]], classe
     best = {name: max((line["val"].get(name, 0.0) for line in lines), default=0.0) for name in val}
     learned = {name: top for name, top in best.items() if top - chance > LEARNED * (1 - chance)}
     return [name for name, top in learned.items() if val[name] - chance < (top - chance) / 2]
+
+
+def diverged(val: Mapping[str, float], loss: float, classes: int) -> bool:
+    """Whether an epoch's mean loss is more than twice that of guessing, ln(classes), and no net is above chance.
+
+    So a rate that is too high often ends where batch norm keeps every number finite.  val: accuracies of nets, 0 to 1.
+    """
+    chance = 1 / classes
+    return loss > 2 * math.log(classes) and max(val.values()) - chance < ABOVE * (1 - chance)
 
 
 def memory(device: torch.device) -> dict[str, int]:

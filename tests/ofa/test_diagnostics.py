@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from dataclasses import replace
@@ -36,7 +37,7 @@ from ofa.training.ranking import rank_correlation
 from ofa.training.rollback import Safety
 from ofa.training.step import Step
 from ofa.training.trained import load_supernet
-from ofa.training.watch import Watch
+from ofa.training.watch import Watch, diverged
 
 WATCH = Watch(random_nets=0, images=100, calibration=100)
 ONE = {"resolution": [12], "width": [0.5], "depth": 1, "expand": 1, "kernel": 1}
@@ -105,6 +106,17 @@ def test_a_loss_that_stays_infinite_ends_the_run_after_as_many_rollbacks_as_allo
     assert (tmp_path / "good/checkpoint.safetensors").exists()
     with pytest.raises(UserError, match="attempts -1"):
         Safety(-1)
+
+
+def test_a_rate_under_which_nothing_is_learned_is_a_warning(tmp_path: Path, data: ImageData, space: Space) -> None:
+    """Batch norm keeps every number finite."""
+    wild = Schedule((Phase("wild", 1, 1e3, rule="largest"),), batch_size=32, warmup=0.0, clip_norm=5.0)
+    small = space.restrict(**ONE)  # type: ignore[arg-type]
+    Trainer(small, data, wild, tmp_path, watch=WATCH).run()
+    (line,) = read_jsonl(tmp_path / "log.jsonl")
+    assert line["diverged"] and not line["collapsed"] and line["loss"] > 2 * math.log(10)
+    assert diverged({"a": 0.1, "b": 0.05}, 5.0, 10) and not diverged({"a": 0.2}, 5.0, 10)
+    assert not diverged({"a": 0.1}, 2.4, 10), "as before any training"
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from torchvision.models import get_model
 from torchvision.ops import StochasticDepth
 
 from ofa import distill
-from ofa.data import ImageData
+from ofa.data import Augment, ImageData
 from ofa.distill import Distillation, Distiller, Outputs, observe, stage_ends
 from ofa.distill.elastic import widened
 from ofa.distill.settings import LOSSES, ON_LOGITS
@@ -79,6 +80,12 @@ def test_stages_of_torchvisions_networks_are_the_ones_of_their_papers(name: str,
     before = {key: value.clone() for key, value in net.state_dict().items()}
     assert stage_ends(net, torch.randn(2, 3, 64, 64)) == {key: (side, side) for key, side in ends.items()}
     assert net.training and all(torch.equal(before[key], value) for key, value in net.state_dict().items())
+
+
+def test_maps_with_channels_last_are_refused() -> None:
+    net = get_model("swin_t", num_classes=10)
+    with pytest.raises(UserError, match=r"maps of SwinTransformer are \(N, H, W, C\), not .*; choose a loss on logits"):
+        stage_ends(net, torch.zeros(1, 3, 64, 64))
 
 
 def test_layers_pair_by_the_size_of_their_maps_and_nets_without_a_common_size_are_told_apart() -> None:
@@ -299,6 +306,7 @@ def test_a_killed_finetuning_goes_on_and_ends_with_the_same_weights(
     monkeypatch.setattr("ofa.finetune.SAVE_SECONDS", 0.0)
     losses = {"kl": 1.0} if mutual else {"hints": 1.0}
     settings = replace(SHORT, distill=Distillation(losses, 0.5, mutual=mutual))
+    data = replace(data, augment=Augment(mixup=0.5, cutmix=0.5))
     teacher, file = random_net(RESNET), tmp_path / "state.safetensors"
     whole = finetune(random_net(), data, settings, teacher=teacher)
     steps = []
@@ -315,6 +323,15 @@ def test_a_killed_finetuning_goes_on_and_ends_with_the_same_weights(
     assert all(torch.equal(value, again.state_dict()[key]) for key, value in whole.state_dict().items())
     other = finetune(random_net(), data, settings, teacher=teacher, seed=1)
     assert not torch.equal(other.units[0].conv.weight, whole.units[0].conv.weight)
+
+
+def test_fine_tuning_mixes_images_as_training_does(data: ImageData) -> None:
+    losses: list[float] = []
+    for augment in (Augment(), Augment(mixup=0.5), Augment(cutmix=0.5)):
+        steps: list[dict[str, Any]] = []
+        finetune(random_net(), replace(data, augment=augment), SHORT, report=steps.append)
+        losses.append(steps[0]["loss"])
+    assert len(set(losses)) == 3
 
 
 def test_a_killed_finetuning_draws_the_dropout_of_an_uninterrupted_one(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -129,6 +130,35 @@ def test_the_newer_of_two_checkpoints_counts_and_a_torn_one_is_named(tmp_path: P
     latest.write_text(json.dumps({"folder": "step-2", "values": {"step": 4}}))
     with pytest.raises(UserError, match="step-2 is corrupt"):
         read_checkpoint(tmp_path)
+
+
+class Alone(World):
+    """The first of two processes, where the other has nothing to say."""
+
+    def told(self, value: Any) -> Any:
+        return value
+
+    def wait(self) -> None:
+        """Not."""
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+def test_a_checkpoint_stays_whole_until_the_next_one_of_the_same_step_is(tmp_path: Path) -> None:
+    """After a rollback to the newest checkpoint its step is written again."""
+    world, many = Alone(size=2), tmp_path / "checkpoint"
+    for value, name in ((1.0, "step-2"), (2.0, "step-2-again"), (3.0, "step-2")):
+        write_checkpoint(tmp_path, {"a": torch.full((2,), value)}, {"step": 2}, world)
+        assert [path.name for path in many.glob("step-*")] == [name]
+        got = read_checkpoint(tmp_path)
+        assert got is not None and got[0]["a"].tolist() == [value, value]
+    part = next((many / "step-2").glob("*.distcp"))
+    part.write_bytes(part.read_bytes()[:100])
+    with pytest.raises(UserError, match=r"step-2 is corrupt .*; delete .*checkpoint and run the stage again"):
+        read_checkpoint(tmp_path)
+    shutil.rmtree(many)
+    many.write_text("a file where the folder should be")
+    with pytest.raises(UserError, match=r"step-3 cannot be written \(.*; see to it and run the stage again"):
+        write_checkpoint(tmp_path, {"a": torch.ones(2)}, {"step": 3}, world)
 
 
 def gradient(scale: Scale, net: Supernet | None = None) -> Tensor:

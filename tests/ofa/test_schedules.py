@@ -165,6 +165,18 @@ def test_coupled_nets_are_compofas_pairs(space: Space) -> None:
     assert len(published.decode(free)[0].expand) and any(len(set(arch.expand)) > 1 for arch in published.decode(free))
 
 
+def test_compofas_phases_train_its_pairs_from_the_first_on() -> None:
+    published = load_space("ofa_mbv3_w1.0")
+    schedule = load("compofa")
+    for phase in schedule.phases[1:]:
+        own, pairs = phase.space(published), set()
+        for step in range(30):
+            for arch in draw(phase, own, np.random.default_rng(step), resolution=224):
+                expand = iter(arch.expand)
+                pairs |= {(depth, next(expand)) for depth in arch.depth for _ in range(depth)}
+        assert pairs == {(2, 3), (3, 4), (4, 6)}, phase.name
+
+
 def test_alike_nets_have_the_nearest_macs_of_the_pool(space: Space) -> None:
     pool = space.sample(300, np.random.default_rng(0))
     macs = layer_macs(layer_table(space, pool)).sum(1)

@@ -215,6 +215,22 @@ def test_sorting_the_channels_of_bottlenecks_keeps_the_largest_net_and_changes_a
 
 
 @torch.no_grad()
+@pytest.mark.parametrize(("name", "trained"), [("ofa_mbv3_w1.0", [4, 6]), ("ofa_resnet50", [0.25, 0.35])])
+def test_sorting_channels_keeps_the_nets_that_were_trained(name: str, trained: list[float]) -> None:
+    supernet = shaken(small(name), steps=2)
+    space = supernet.space
+    large = space.decode(space.largest())[0]
+    x = images(space, large)
+    values = (*trained, space.stages[-1].choices("expand")[0])
+    nets = [replace(large, expand=(value,) * len(large.expand)) for value in values]
+    before = [supernet(x, arch) for arch in nets]
+    supernet.sort_channels(space.restrict(expand=trained, width=1))
+    for arch, logits in list(zip(nets, before, strict=True))[:2]:
+        assert relative(supernet(x, arch), logits) < 1e-4
+    assert relative(supernet(x, nets[2]), before[2]) > 1e-3, "the smallest gets the best of them"
+
+
+@torch.no_grad()
 def test_recalibration_sets_the_statistics_of_the_given_images(digits: Supernet) -> None:
     arch = digits.space.decode(digits.space.smallest())[0]
     net, other = extract(digits, arch), extract(digits, arch)

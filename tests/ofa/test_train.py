@@ -175,6 +175,15 @@ def test_a_diverging_rate_is_an_error_and_keeps_the_checkpoint(tmp_path: Path, d
     assert load_tensors(tmp_path / "checkpoint.safetensors")[1]["step"] >= 1
 
 
+@pytest.mark.parametrize("teacher", ["full", "previous"])
+def test_a_first_phase_has_no_teacher_that_learned(teacher: str, tmp_path: Path, data: ImageData, space: Space) -> None:
+    schedule = Schedule((Phase("kernel", 1, 0.1, rule="random", teacher=teacher),), batch_size=32)
+    with pytest.raises(
+        UserError, match=rf"kernel is the first, its teacher={teacher} would have learned nothing; give a"
+    ):
+        Trainer(space, data, schedule, tmp_path)
+
+
 def test_a_corrupt_checkpoint_is_named(tmp_path: Path, data: ImageData, space: Space) -> None:
     trainer(tmp_path, data, space, phases=(FULL,)).run()
     for name in ("checkpoint.safetensors", "supernet.safetensors"):

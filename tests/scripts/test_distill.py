@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from urllib.error import URLError
 
 import numpy as np
 import pytest
@@ -86,6 +87,19 @@ def test_weights_follow_an_at_sign(suffix: str, tmp_path: Path) -> None:
 def test_wrong_names_are_answered(name: str, answer: str) -> None:
     with pytest.raises(UserError, match=answer):
         load_net(name, channels=1, classes=10)
+
+
+def test_weights_that_cannot_be_downloaded_are_answered(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+
+    def refused(*_: object, **__: object) -> None:
+        raise URLError("refused")
+
+    monkeypatch.setattr("torch.hub.download_url_to_file", refused)
+    with pytest.raises(
+        UserError, match=r"weights of resnet18 cannot be downloaded \(<urlopen error refused>\); give resnet18@<file>"
+    ):
+        load_net("resnet18@DEFAULT", channels=3, classes=10)
 
 
 @pytest.mark.parametrize("weights", ["DEFAULT", "other.pth"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from torch import Tensor, nn
@@ -56,10 +57,10 @@ class Elastic(nn.Module):
         """Copy the weights that `plain` needs."""
         copy_parts(self, plain)
 
-    def sort_channels(self) -> None:
+    def sort_channels(self, mid: Sequence[int] = (), se: Sequence[int] = ()) -> None:
         """Order both middle channels by the weights that read them, in place."""
         for writer, reader in ((self.conv2, self.conv3), (self.conv1, self.conv2)):
-            order = importance(reader.conv.weight)
+            order = importance(reader.conv.weight, mid)
             permute(writer.conv.weight, order, 0)
             permute_norm(writer.bn, order)
             permute(reader.conv.weight, order, 1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from ofa.drop import joined
@@ -34,5 +36,5 @@ class Elastic(ElasticConv):
         y = super().forward(x, unit.cout)
         return joined(x, y, kept) if unit.shortcut else y
 
-    def sort_channels(self) -> None:
+    def sort_channels(self, mid: Sequence[int] = (), se: Sequence[int] = ()) -> None:
         """It has no middle channels to sort."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from torch import Tensor, nn
@@ -56,11 +57,11 @@ class Elastic(nn.Module):
         """Copy the weights that `plain` needs."""
         copy_parts(self, plain)
 
-    def sort_channels(self) -> None:
-        """Order the middle channels by the weights that read them, in place."""
+    def sort_channels(self, mid: Sequence[int] = (), se: Sequence[int] = ()) -> None:
+        """Order the middle and the squeezed channels by the weights that read them, in place."""
         if self.expand is None:
             return
-        order = importance(self.project.conv.weight)
+        order = importance(self.project.conv.weight, mid)
         permute(self.expand.conv.weight, order, 0)
         permute_norm(self.expand.bn, order)
         permute(self.depthwise.weight, order, 0)
@@ -71,7 +72,7 @@ class Elastic(nn.Module):
             permute(self.se.reduce.weight, order, 1)
             permute(self.se.expand.weight, order, 0)
             permute(self.se.expand.bias, order, 0)
-            inner = importance(self.se.expand.weight)
+            inner = importance(self.se.expand.weight, se)
             permute(self.se.reduce.weight, inner, 0)
             permute(self.se.reduce.bias, inner, 0)
             permute(self.se.expand.weight, inner, 1)
