@@ -49,6 +49,8 @@ class Accuracy:
     ) -> None:
         self.space, self.seed, self.unit = space, seed, unit
         self.candidates = tuple(candidates) if model == "auto" else (model,)
+        if not self.candidates:
+            raise UserError(f"an accuracy predictor has no candidates to choose from; give some of {', '.join(AUTO)}")
         self._features = {name: OneHot(space) if name == "ofa_mlp" else Features(space) for name in self.candidates}
         for candidate in self.candidates:
             self._make(candidate)
@@ -61,6 +63,7 @@ class Accuracy:
 
         A network that was measured several times counts once, with the mean.
         """
+        self.space.validate(genes)
         self._genes, self._accuracy = self.space.canonical(genes), np.asarray(accuracy, dtype=np.float64)
         self._check()
         self._genes, self._accuracy = distinct(self._genes, self._accuracy)
@@ -108,9 +111,12 @@ class Accuracy:
             space, genes = load_space(values["space"]), np.array(values["genes"], dtype=np.int8)
             predictor = Accuracy(space, values["model"], seed=values["seed"], unit=values["unit"])
             predictor.fit(genes, values["accuracy"])
-        except KeyError as error:
-            raise UserError(f"a stored accuracy predictor lacks {error}; fit and save it again") from None
-        predictor.cross_validation = dict(values["cross_validation"])
+            predictor.cross_validation = dict(values["cross_validation"])
+        except UserError:
+            raise
+        except (KeyError, TypeError, ValueError) as error:
+            reason = f"it lacks {error}" if isinstance(error, KeyError) else error
+            raise UserError(f"this is no stored accuracy predictor ({reason}); fit and save it again") from None
         return predictor
 
     def save(self, path: str | Path) -> None:
@@ -153,7 +159,6 @@ class Accuracy:
         return Calibration(within, beyond, float(self._accuracy.max()))
 
     def _check(self) -> None:
-        self.space.validate(self._genes)
         wrong = self._accuracy[~np.isfinite(self._accuracy)]
         if self._accuracy.shape != (len(self._genes),) or len(wrong):
             raise UserError(

@@ -71,6 +71,8 @@ def measure_subnets(
     """
     if rule not in RULES:
         raise UserError(f"measure.choose {rule!r} is not known; choose from {', '.join(RULES)}")
+    if batch < 1:
+        raise UserError(f"measure.batch is {batch}; give 1 or more, 10 is usual")
     n = min(n, space.size)
     first = max(FEWEST, n // 2) if rule == "front" else n
     genes = choose_stratified(space, n, seed) if rule == "stratified" else choose_subnets(space, min(n, first), seed)

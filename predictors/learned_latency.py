@@ -56,6 +56,7 @@ class LearnedLatency:
     @threadpool_limits.wrap(limits=1, user_api="blas")  # on matrices this small more threads only spin
     def fit(self, genes: Genes, latency_ms: ArrayLike) -> LearnedLatency:
         """Learn from genes (N, G) and measured milliseconds (N,), N >= 10; repeated networks count once."""
+        self.space.validate(genes)
         self._genes, self._latency = self.space.canonical(genes), np.asarray(latency_ms, dtype=np.float64)
         self._check()
         self._genes, self._latency = distinct(self._genes, self._latency)
@@ -100,8 +101,11 @@ class LearnedLatency:
             donors = [LearnedLatency.from_dict(donor) for donor in values["donors"]]
             predictor = LearnedLatency(load_space(values["space"]), donors)
             return predictor.fit(np.array(values["genes"], dtype=np.int8), values["latency_ms"])
-        except KeyError as error:
-            raise UserError(f"a stored latency predictor lacks {error}; fit and save it again") from None
+        except UserError:
+            raise
+        except (KeyError, TypeError, ValueError) as error:
+            reason = f"it lacks {error}" if isinstance(error, KeyError) else error
+            raise UserError(f"this is no stored latency predictor ({reason}); fit and save it again") from None
 
     def save(self, path: str | Path) -> None:
         """Write `to_dict` as JSON, atomically."""
@@ -118,7 +122,6 @@ class LearnedLatency:
         return np.concatenate([*others, self._features.log_costs(genes)], axis=1)
 
     def _check(self) -> None:
-        self.space.validate(self._genes)
         wrong = self._latency[~(np.isfinite(self._latency) & (self._latency > 0))]
         if self._latency.shape != (len(self._genes),) or len(wrong):
             raise UserError(

@@ -46,7 +46,7 @@ class BlockTables:
     def load(path: str | Path) -> BlockTables:
         """Read a table, or every table of a folder; raises UserError where there is none or a file is no such table."""
         path = Path(path)
-        files = [path] if path.is_file() else sorted(path.glob("*.yaml"))
+        files = [path] if path.is_file() else sorted(path.glob("*.y*ml"))
         if not files:
             raise UserError(f"{path} is no table and holds none (*.yaml); name a folder of look-up tables")
         times: dict[int, Mapping[str, float]] = {}

@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from ofa.errors import UserError
 from ofa.space import load_space
 from scripts.cli import stage_command
-from scripts.parts import MEASURE, load_parts, load_trained
+from scripts.parts import MEASURE, load_parts, load_trained, require_whole
 from scripts.progress import Progress
 from scripts.stage import open_stage, plain
 
@@ -62,6 +62,8 @@ def require_enough(cfg: DictConfig) -> None:
     from predictors.fitting import LEAST, require_scored
 
     require_scored(**plain(cfg.fit))
+    require_whole(cfg, "measure.batch", "measure.threads")
+    require_whole(cfg, "measure.images", null=True)
     space = load_space(plain(cfg.space))
     if space.size < LEAST["subnets"]:
         raise UserError(

@@ -29,6 +29,14 @@ SEARCH = (*FIT, "predictor", "search", "objectives")
 MEASURED_HERE = "predictors.latency.Latency"
 
 
+def require_whole(cfg: DictConfig, *names: str, null: bool = False) -> None:
+    """Raise UserError where options are no whole numbers from 1 on, nor null where that means something."""
+    for name in names:
+        value = OmegaConf.select(cfg, name)
+        if not (null and value is None) and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise UserError(f"{name}={value} must be a whole number, 1 or more" + ", or null" * null)
+
+
 def load_data(cfg: DictConfig) -> ImageData:
     """The data set of a configuration; a process reads it once."""
     return _data(json.dumps(plain(cfg.data)))

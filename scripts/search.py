@@ -19,7 +19,7 @@ from ofa.space import Space, load_space
 from ofa.workers import end_with
 from scripts.cli import make, stage_command, use_threads
 from scripts.iterate import MEASURED, iterate
-from scripts.parts import SEARCH, fitted, objectives, searched_space
+from scripts.parts import SEARCH, fitted, objectives, require_whole, searched_space
 from scripts.progress import Progress
 from scripts.stage import INFEASIBLE, open_stage, plain, run_id
 from scripts.together import LOGS, optuna_options, together
@@ -82,12 +82,9 @@ def main(cfg: DictConfig) -> None:
 
 def check(cfg: DictConfig) -> None:
     """Raise UserError for settings that would fail only after a search, name no predictor or fit no agent."""
-    for name, value in (("seeds", cfg.seeds), ("workers", cfg.workers)):
-        if not isinstance(value, int) or value < 1:
-            raise UserError(f"{name}={value} must be a whole number, 1 or more")
-    for name in ("evaluations", "batch", "measurements", "measure_batch"):
-        if not isinstance(cfg.search[name], int) or cfg.search[name] < 1:
-            raise UserError(f"search.{name}={cfg.search[name]} must be a whole number, 1 or more")
+    counts = ("evaluations", "batch", "measurements", "measure_batch")
+    require_whole(cfg, "seeds", "workers", *(f"search.{name}" for name in counts))
+    require_whole(cfg, "search.stall", null=True)
     if cfg.mode not in MODES:
         raise UserError(f"mode={cfg.mode} is not known; choose from {', '.join(MODES)}")
     if cfg.mode != "predict" and cfg.seeds > 1:

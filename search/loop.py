@@ -64,6 +64,8 @@ def run_search(
     if folder is not None and (done := _finished(Path(folder), agent, problem, evaluations)):
         return done
     log = _Log(None if folder is None else Path(folder) / LOG)
+    if stall is not None and stall < 1:
+        raise UserError(f"stall is {stall}; give batches without growth, 1 or more, or None")
     genes = _explore(agent, problem, start, evaluations, batch, log, progress, stall)
     result = SearchResult(
         space=agent.space,
@@ -106,7 +108,7 @@ def _explore(
         for key, row in zip(keys(genes), genes, strict=True):
             known.setdefault(key, row)
         idle = 0 if len(known) > before else idle + 1
-        if stall and _stalled(problem, known, batches := [*batches, len(known)], stall):
+        if stall is not None and _stalled(problem, known, batches := [*batches, len(known)], stall):
             break
         best = _better(best, evaluation)
         if progress is not None:

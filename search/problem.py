@@ -65,6 +65,8 @@ class Problem:
 
     def evaluate(self, genes: Genes) -> Evaluation:
         """Evaluate networks (N, G); each predictor sees only those that were never evaluated before, in one call."""
+        if np.ndim(genes) != 2:
+            raise UserError(f"genes have shape {np.shape(genes)}; give (N, G), a row for each network")
         keyed = keys(genes)
         new = {key: i for i, key in enumerate(keyed) if key not in self._rows}
         if new:
@@ -139,7 +141,15 @@ class Problem:
     def _predict(self, name: str, genes: Genes) -> Floats:
         values = np.asarray(self.predictors[name](genes), dtype=np.float64)
         if values.shape != (len(genes),) or not np.isfinite(values).all():
-            raise ValueError(f"predictor {name} must give {len(genes)} finite numbers, it gave {values}")
+            raise UserError(
+                f"predictor {name} must give one finite number for each of {len(genes)} networks, it gave {values}; "
+                "mend it, or leave out the networks that it does not know"
+            )
+        if sought(name) < 0 and name in self.bounds and values.max(initial=0) > 1:
+            raise UserError(
+                f"predictor {name} gives percent, as {values.max():g}, and its limit {self.bounds[name]:g} is a share; "
+                "give a predictor of shares, accuracy / 100"
+            )
         return values
 
 

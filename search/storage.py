@@ -17,6 +17,8 @@ from ofa.errors import UserError
 
 EXAMPLES = "journal:runs/study.journal, grpc://host:13000, sqlite:///study.db, postgresql+psycopg://user@host/name"
 
+EXTRAS = {"grpc": '"ofa-nas[grpc]"', "google": '"ofa-nas[grpc]"', "psycopg": '"ofa-nas[postgresql]"'}
+
 
 def open_storage(url: str | None) -> BaseStorage:
     """The storage of a URL; None is memory.  Raises UserError for what is no URL and for a missing driver."""
@@ -31,7 +33,9 @@ def open_storage(url: str | None) -> BaseStorage:
         return optuna.storages.RDBStorage(url)
     except ImportError as error:  # Optuna's own has the driver's as its context
         name = error.name or getattr(error.__context__, "name", None)
-        raise UserError(f"storage {url} needs the package {name}; pip install {name}") from None
+        if name is None:
+            raise UserError(f"storage {url} has a driver that does not load ({error}); install it anew") from None
+        raise UserError(f"storage {url} needs the package {name}; pip install {EXTRAS.get(name, name)}") from None
     except Exception as error:  # of SQLAlchemy, a driver, gRPC or the file system; none of them is imported here
         line = str(error).splitlines()[0]
         raise UserError(f"storage {url} cannot be opened ({line}); write it like one of {EXAMPLES}") from None

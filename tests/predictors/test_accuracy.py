@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,7 +17,7 @@ from scipy.stats import multivariate_normal
 
 from ofa.errors import UserError
 from ofa.space import Arch, Genes, Space, load_space
-from predictors import Accuracy, Macs
+from predictors import Accuracy, LearnedLatency, Macs
 from predictors.accuracy import _choose
 from predictors.averaged import AveragedGP
 from predictors.calibration import Calibration
@@ -330,6 +332,23 @@ def test_mistakes_are_answered_with_rule_value_and_remedy(tmp_path: Path) -> Non
     (tmp_path / "broken.json").write_text(json.dumps({"model": "gp"}))
     with pytest.raises(UserError, match="lacks 'space'"):
         Accuracy.load(tmp_path / "broken.json")
+    (tmp_path / "broken.json").write_text("[1]")
+    with pytest.raises(UserError, match=r"no stored accuracy predictor \(.*; fit and save it again"):
+        Accuracy.load(tmp_path / "broken.json")
+    with pytest.raises(UserError, match="no candidates to choose from; give some of gp"):
+        Accuracy(space, candidates=[])
+
+
+@pytest.mark.parametrize("make", [Accuracy, LearnedLatency])
+@pytest.mark.parametrize(
+    "change", [lambda g: g[0], lambda g: g[:, :3], lambda g: g.astype(int) + 256, lambda g: g + 0.3]
+)
+def test_genes_that_would_be_cut_to_others_are_refused(
+    make: Callable[[Space], Accuracy | LearnedLatency], change: Callable[[Genes], NDArray[Any]]
+) -> None:
+    space = load_space("digits_mbv3")
+    with pytest.raises(UserError, match=r"gene"):
+        make(space).fit(change(space.sample(12, np.random.default_rng(0))), np.linspace(0.5, 0.9, 12))
 
 
 def test_rank_correlation_of_one_pair_is_0_without_a_warning() -> None:

@@ -49,6 +49,8 @@ def test_every_rule_gives_different_networks_with_both_ends_and_the_same_again(r
     assert any((row == SPACE.smallest()[0]).all() for row in genes)
     np.testing.assert_array_equal(values, log_macs(genes))
     np.testing.assert_array_equal(measure_subnets(SPACE, log_macs, rule, 24, batch=5)[0], genes)
+    with pytest.raises(UserError, match=r"measure.batch is 0; give 1 or more"):
+        measure_subnets(SPACE, log_macs, rule, 24, batch=0)
     with pytest.raises(UserError, match=f"measure.choose 'best' is not known; choose from {', '.join(RULES)}"):
         measure_subnets(SPACE, log_macs, "best", 24)
 

@@ -32,6 +32,9 @@ def composed(folder: Path, *options: str) -> DictConfig:
         ),
         ("fit.share=1.5", "share=1.5 must be above 0 and below 1"),
         ("fit.repeats=0", "repeats=0 must be a whole number, 1 or more"),
+        ("measure.batch=-1", "measure.batch=-1 must be a whole number, 1 or more"),
+        ("measure.threads=0", "measure.threads=0 must be a whole number, 1 or more"),
+        ("measure.images=0", "measure.images=0 must be a whole number, 1 or more, or null"),
     ],
 )
 def test_what_ofa_fit_cannot_learn_from_is_refused_before_any_work(
@@ -59,6 +62,7 @@ def test_accuracy_after_int8_without_quantized_subnets_is_refused_before_any_wor
         ("+device.stm32f746.limits.colour=5", "'colour' is not known; choose from"),
         ("device.stm32f746.limits.macs=7apples", "limit macs=7apples is not understood"),
         ("search.evaluations=0", "search.evaluations=0 must be a whole number, 1 or more"),
+        ("search.stall=2.5", "search.stall=2.5 must be a whole number, 1 or more, or null"),
         ("mode=iterat", "mode=iterat is not known"),
         ("agent.evolution.population=-1", "population -1 cannot breed; take at least 2"),
         ("+agent.evolution.colour=5", "colour"),

@@ -241,6 +241,12 @@ def test_a_loop_stops_when_the_hypervolume_stalls(tmp_path: Path) -> None:
     assert len(run_search(RandomSearch(SMALL), p, 100, 5).evaluations) == 100
 
 
+@pytest.mark.parametrize("stall", [0, -1])
+def test_a_stall_of_no_batches_is_refused(stall: int) -> None:
+    with pytest.raises(UserError, match=rf"stall is {stall}; give batches without growth, 1 or more, or None"):
+        run_search(RandomSearch(SMALL, n_objectives=2), problem(), 10, 5, stall=stall)
+
+
 def test_gain_at_the_worst_cost_of_another_objective_is_no_stall() -> None:
     more = count()
     predictors = {"gain": lambda genes: np.full(len(genes), next(more)), "macs": lambda genes: np.ones(len(genes))}

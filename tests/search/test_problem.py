@@ -51,6 +51,15 @@ def test_a_limit_on_accuracy_is_the_least_whether_it_is_sought_or_not() -> None:
         np.testing.assert_allclose(found.evaluate(GENES[:2]).violation, [1 - 0.2 / 0.9, 0])
 
 
+def test_a_limit_that_percent_would_void_is_refused() -> None:
+    percent = {"accuracy": lambda genes: np.full(len(genes), 93.1)}
+    assert not Problem(percent, {"accuracy": -1}).evaluate(GENES).violation.any()
+    with pytest.raises(
+        UserError, match=r"accuracy gives percent, as 93.1, and its limit 0.92 is a share; give .* / 100"
+    ):
+        Problem(percent, {"accuracy": -1}, {"accuracy": "92%"}).evaluate(GENES)
+
+
 def test_a_repeated_network_is_free() -> None:
     counted = Counted()
     p = Problem({"macs": counted}, {"macs": 1})
@@ -78,8 +87,10 @@ def test_a_direction_is_1_or_minus_1_and_an_objective_is_needed() -> None:
 
 @pytest.mark.parametrize("wrong", [np.full(20, np.nan), np.zeros(19), np.zeros((20, 1))])
 def test_a_predictor_that_gives_no_number_for_each_network_is_named(wrong: NDArray[np.float64]) -> None:
-    with pytest.raises(ValueError, match="predictor gain must give 20 finite numbers"):
+    with pytest.raises(UserError, match="predictor gain must give one finite number for each of 20 networks"):
         Problem({"gain": lambda genes: wrong}, {"gain": -1}).evaluate(GENES)
+    with pytest.raises(UserError, match=r"genes have shape \(.*,\); give \(N, G\)"):
+        problem().evaluate(GENES[0])
 
 
 def test_the_reference_point_is_the_worst_of_many_networks_or_a_stricter_limit() -> None:
