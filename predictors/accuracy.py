@@ -25,7 +25,7 @@ FOLDS = 5
 FEWEST = 2 * FOLDS
 FLAT = 0.05  # spread of some samples, in that of all, below which deviations of a fit on them tell nothing
 AUTO = ("gp", "svr", "ridge", "boosting")
-MOST = {"svr": 1000}  # samples beyond which auto leaves a model out: its grid would take minutes
+MOST = {"svr": 1000, "gp": 8000}  # samples beyond which auto leaves a model out: minutes for its grid, 4 GB of kernels
 
 
 class Accuracy:

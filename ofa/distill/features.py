@@ -65,7 +65,7 @@ def flow_loss(student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor]) ->
 
 
 def _flow(first: Tensor, last: Tensor) -> Tensor:
-    size = min(first.shape[2:], last.shape[2:])
+    size = tuple(map(min, first.shape[2:], last.shape[2:]))
     first, last = (F.adaptive_max_pool2d(maps, size).flatten(2) for maps in (first, last))
     return first @ last.mT / first.shape[2]
 

@@ -62,7 +62,7 @@ def alpha_divergence(
     (N, K); a = 1 is KL(p || q), a = 0 KL(q || p).  A small a punishes a student that is sure where its teacher
     is not, a large one a student that misses what its teacher sees (sec. 3: the larger of both).  Weights (p / q)^a are
     at most `clip`, in the value as in the gradient -1/a sum_k q_k (p_k / q_k)^a grad log q_k, but for a = 1,
-    where q cancels.  Returns the mean over images.  Gradients should be clipped too, as the authors do, at a norm of 1.
+    where q cancels.  Returns the mean over images.  The authors clip each entry of the gradient at 1 besides.
     """
     if clip < 1 or not alpha_min < alpha_max:
         given = f"alpha_min {alpha_min}, alpha_max {alpha_max}, clip {clip}"

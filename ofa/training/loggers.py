@@ -54,13 +54,19 @@ def _tensorboard(folder: Path, about: Mapping[str, Any]) -> tuple[Report, Callab
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise UserError('logger tensorboard needs its package; pip install "ofa-nas[log]"') from None
-    writer = SummaryWriter(str(folder / "tensorboard"))
+    writers: list[SummaryWriter] = []
 
     def log(values: Mapping[str, Any]) -> None:
+        if not writers:  # what a killed run drew from here on is hidden
+            writers.append(SummaryWriter(str(folder / "tensorboard"), purge_step=values["step"]))
         for name, value in scalars(values).items():
-            writer.add_scalar(name, value, values["step"])
+            writers[0].add_scalar(name, value, values["step"])
 
-    return log, writer.close
+    def close() -> None:
+        for writer in writers:
+            writer.close()
+
+    return log, close
 
 
 def _wandb(folder: Path, about: Mapping[str, Any]) -> tuple[Report, Callable[[], None]]:

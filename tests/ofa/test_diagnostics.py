@@ -6,6 +6,7 @@ import json
 import math
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -343,6 +344,25 @@ def test_tensorboard_holds_the_curves(tmp_path: Path) -> None:
     events.Reload()
     (point,) = events.Scalars("epoch/val/largest")
     assert point.step == 7 and point.value == pytest.approx(0.9)
+
+
+def test_tensorboard_hides_what_a_killed_run_drew_beyond_its_checkpoint(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for steps, loss in ((range(1, 6), 9.0), (range(4, 7), 1.0)):
+        with open_loggers("tensorboard", tmp_path, {}) as (log,):
+            for step in steps:
+                log({"step": step, "loss": loss})
+        time.sleep(1.1)  # the files' names have seconds
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [(e.step, e.value) for e in events.Scalars("step/loss")] == [
+        *((s, 9) for s in (1, 2, 3)),
+        (4, 1),
+        (5, 1),
+        (6, 1),
+    ]
 
 
 def test_wandb_keeps_one_curve_for_a_run_that_is_started_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ofa import distill
@@ -60,6 +61,14 @@ def test_neuron_selectivity_is_the_squared_mean_discrepancy(kernel: str) -> None
 def test_an_unknown_kernel_is_refused() -> None:
     with pytest.raises(UserError, match="kernel 'cubic' is not known; choose from linear, poly, gaussian"):
         distill.neuron_loss(A, B, "cubic")
+
+
+def test_flow_pools_each_side_to_the_smaller_one() -> None:
+    torch.manual_seed(0)
+    wide, tall = torch.rand(2, 3, 4, 8), torch.rand(2, 5, 8, 2)
+    pooled = F.adaptive_max_pool2d(wide, (4, 2)), F.adaptive_max_pool2d(tall, (4, 2))
+    other = torch.rand(2, 3, 4, 2), torch.rand(2, 5, 4, 2)
+    assert torch.equal(distill.flow_loss((wide, tall), other), distill.flow_loss(pooled, other))
 
 
 def test_flow_compares_mean_products_of_channels() -> None:
