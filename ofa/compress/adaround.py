@@ -57,7 +57,7 @@ def adaptive_rounding(weight: Tensor, g: Grid, moments: Tensor) -> Tensor:
     def value(up: Tensor) -> Tensor:
         return ((down + up + zero).clamp(g.least, g.most) - zero) * scale + 0.0
 
-    other = value(1 - up) - value(up)  # how each weight changes by its other rounding
+    other = torch.where(exact == 0, 0.0, value(1 - up) - value(up))  # what the other rounding changes; pruned: nothing
     slope = 2 * (value(up) - exact) @ moments
     curve = moments.diagonal(dim1=1, dim2=2)[:, None]
     floor = -GAIN * output_error(value(up) - exact, moments)[:, :, None]

@@ -59,7 +59,8 @@ def observe(
         it, n = found[name], len(x)
         it.low, it.high = min(it.low, float(x.min())), max(it.high, float(x.max()))
         share = n / (it.seen + n)
-        means = x.mean([i for i in range(x.ndim) if i != (1 if x.ndim == 4 else x.ndim - 1)])
+        channels = x.ndim - 1 if isinstance(layers[name], nn.Linear) else 1
+        means = x.mean([i for i in range(x.ndim) if i != channels])
         it.means = means if it.means is None else it.means.lerp(means, share)
         if moments:
             products = second_moments(layers[name], x, generator)

@@ -7,6 +7,7 @@ between two layers.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -106,15 +107,17 @@ def uncapped(net: nn.Module) -> nn.Module:
 
 def find_pairs(net: nn.Module) -> tuple[list[Pair], list[str]]:
     """The pairs that can be equalized, in order, and why each other layer cannot be paired with what reads it."""
-    modules, pairs, skipped = dict(net.named_modules()), [], []
-    for node in trace(net).nodes:
+    modules, pairs, skipped, nodes = dict(net.named_modules()), [], [], list(trace(net).nodes)
+    runs = Counter(modules[str(node.target)] for node in nodes if node.op == "call_module")
+    for node in nodes:
         layer = _layer(node, modules)
         if layer is None:
             continue
         relu6: list[str] = []
         after, reason = _follow(node, len(layer.weight), modules, relu6)
-        if after is None:
-            skipped.append(f"{node.target} ({reason})")
+        changed = [] if after is None else [modules[str(name)] for name in (node.target, after.target, *relu6)]
+        if after is None or any(runs[module] > 1 for module in changed):
+            skipped.append(f"{node.target} ({reason or 'it, its reader or the ReLU6 between runs more than once'})")
         else:
             pairs.append(Pair(str(node.target), str(after.target), tuple(relu6)))
     return pairs, skipped
@@ -131,7 +134,7 @@ def _follow(
         node = next(iter(node.users))
         layer = _layer(node, modules)
         if layer is not None:
-            grouped = isinstance(layer, nn.Conv2d) and layer.groups not in (1, channels)
+            grouped = isinstance(layer, nn.Conv2d) and layer.groups not in (1, len(layer.weight))
             wide = channels != (layer.in_channels if isinstance(layer, nn.Conv2d) else layer.in_features)
             return (None, "groups or shape") if grouped or wide else (node, "")
         module = modules.get(str(node.target)) if node.op == "call_module" else None

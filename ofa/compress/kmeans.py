@@ -20,6 +20,7 @@ from torch.nn.utils import parametrize
 from ofa.compress.allocation import sensitivity
 from ofa.compress.chain import Work
 from ofa.compress.layers import Layer, weight_layers
+from ofa.compress.magnitude import finetuned
 from ofa.errors import UserError
 from ofa.evaluate import accuracy
 from ofa.finetune import Finetuning
@@ -63,7 +64,7 @@ class KMeans:
             if bits != FLOAT:
                 share(layer, bits, self.start, seed=work.seed)
         if self.finetuning is not None:
-            net = work.finetune(net, self.finetuning, reassign if self.reassign else lambda net: None)
+            net = finetuned(net, work, self.finetuning, reassign if self.reassign else None)
         return bake(net).eval()
 
 

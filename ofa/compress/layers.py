@@ -151,9 +151,11 @@ def opened(net: nn.Module) -> nn.Module:
 
 
 def put(net: nn.Module, name: str, module: nn.Module) -> None:
-    """Replace the layer of that name, in place."""
-    parent, _, last = name.rpartition(".")
-    setattr(net.get_submodule(parent), last, module)
+    """Replace the layer of that name, in place, wherever the network has it."""
+    old = net.get_submodule(name)
+    for parent in list(net.modules()):
+        for last in [last for last, child in parent._modules.items() if child is old]:
+            setattr(parent, last, module)
 
 
 @contextmanager

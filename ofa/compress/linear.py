@@ -21,6 +21,7 @@ from ofa.compress.fold import fold_batch_norms
 from ofa.compress.kmeans import FLOAT, bake, bits_for, check_bits
 from ofa.compress.layers import Layer, device_of, weight_layers
 from ofa.compress.ranges import METHODS, WEIGHT_METHODS, check_method, limits, weight_limits
+from ofa.compress.sparsity import hold_zeros
 from ofa.errors import UserError
 from ofa.finetune import Finetuning
 
@@ -77,7 +78,7 @@ class Linear:
         quantized = quantize_linear(net, self, (x.to(device) for x in batches), seed=work.seed)
         if self.finetuning is None:
             return quantized
-        trained = work.finetune(_trainable(quantized, self), self.finetuning)
+        trained = work.finetune(_trainable(quantized, self), self.finetuning, hold_zeros(net))
         return _untrainable(trained)
 
 
@@ -90,7 +91,8 @@ def quantize_linear(net: nn.Module, settings: Linear, batches: Iterable[Tensor],
     adaptive = settings.rounding == "adaptive"
     ranged = settings.calibration != "minmax" and any(b != FLOAT for b in input_bits.values())
     calibrated = adaptive or settings.bias_correction or any(b != FLOAT for b in input_bits.values())
-    seen = observe(net, layers, batches, histograms=ranged, moments=adaptive, seed=seed) if calibrated else {}
+    rounded = {n: layer for n, layer in layers.items() if min(bits[n], input_bits[n]) != FLOAT}
+    seen = observe(net, rounded, batches, histograms=ranged, moments=adaptive, seed=seed) if calibrated else {}
     for name, layer in layers.items():
         if bits[name] != FLOAT:
             quantize_weight(layer, bits[name], settings, seen.get(name))

@@ -203,15 +203,17 @@ def _ranks(most: int, n: int, *, geometric: bool = False) -> list[int]:
 
 
 def layer_pixels(net: nn.Module, image: Tensor) -> dict[str, Pixels]:
-    """The pixels of each convolution or linear layer on one image (1, C, H, W)."""
+    """The pixels of each convolution or linear layer on one image (1, C, H, W), of all times that it runs."""
     found: dict[str, Pixels] = {}
 
     def see(name: str, x: Tensor, y: Tensor) -> None:
         if isinstance(net.get_submodule(name), nn.Linear):
             n = y.numel() // y.shape[-1]
-            found[name] = Pixels(n, n, n)
+            now = Pixels(n, n, n)
         else:
-            found[name] = Pixels(x.shape[-2] * x.shape[-1], y.shape[-2] * y.shape[-1], y.shape[-2] * x.shape[-1])
+            now = Pixels(x.shape[-2] * x.shape[-1], y.shape[-2] * y.shape[-1], y.shape[-2] * x.shape[-1])
+        past = found.get(name, Pixels(0, 0, 0))  # a layer may run more than once
+        found[name] = Pixels(past.before + now.before, past.after + now.after, past.column + now.column)
 
     observe(net, image, see)
     return found

@@ -193,5 +193,12 @@ class Ramp:
 def finetuned(
     net: nn.Module, work: Work, finetuning: Finetuning, after_step: Callable[[nn.Module], None] | None = None
 ) -> nn.Module:
-    """A fine-tuned copy, with the work's teacher, seed and report; without `after_step`, zeros of `net` stay zero."""
-    return work.finetune(net, finetuning, after_step or hold_zeros(net))
+    """A fine-tuned copy, with the work's teacher, seed and report; zeros of `net` stay zero, whatever comes to them."""
+    hold = hold_zeros(net)
+
+    def after(trained: nn.Module) -> None:
+        if after_step is not None:
+            after_step(trained)
+        hold(trained)
+
+    return work.finetune(net, finetuning, after)

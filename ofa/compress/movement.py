@@ -142,10 +142,11 @@ class SoftFilter:
 
 @torch.no_grad()
 def zero_filters(net: nn.Module, names: list[str], ratio: float) -> None:
-    """Zero the round(ratio x n) filters of smallest L2 norm of each convolution, and their biases, in place."""
+    """Zero the round(ratio x n) filters of smallest L2 norm of each convolution, with biases, in place; one stays."""
     for name in names:
         layer: Layer = net.get_submodule(name)  # type: ignore[assignment]
-        weak = layer.weight.flatten(1).norm(dim=1).argsort(stable=True)[: round(ratio * len(layer.weight))]
+        n = min(round(ratio * len(layer.weight)), len(layer.weight) - 1)
+        weak = layer.weight.flatten(1).norm(dim=1).argsort(stable=True)[:n]
         layer.weight[weak] = 0
         if layer.bias is not None:
             layer.bias[weak] = 0

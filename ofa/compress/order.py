@@ -28,6 +28,11 @@ def check_order(steps: Mapping[str, Step]) -> None:
     Orders that depend on the network or on `keep` are left to the steps, which answer when it is their turn.
     """
     for (earlier, first), (later, second) in combinations(steps.items(), 2):
+        trains = getattr(second, "finetuning", None) is not None and getattr(second, "mode", "") != "ptq"
+        if _kind(first) == "Norms" and trains:
+            raise UserError(
+                f"step {later} trains or recalibrates, which {earlier} leaves no statistics for; put {later} before it"
+            )
         if _kind(first) not in AFTER.get(_kind(second), ()) or getattr(second, "keep", False):
             continue
         swapped = _kind(second) not in AFTER.get(_kind(first), ())

@@ -26,6 +26,7 @@ from ofa.compress.fold import fold_batch_norms
 from ofa.compress.layers import image_of, weight_layers
 from ofa.compress.linear import remember
 from ofa.compress.quantize import check_quantized, saturates
+from ofa.compress.sparsity import hold_zeros
 from ofa.errors import UserError
 from ofa.export.runtime import inference, laid_out
 from ofa.extras import extra
@@ -69,7 +70,9 @@ class Pt2e:
         else:
             example = next(iter(batches))[:2]
             rules = quantizer(qat=True, reduce_range=self.reduce_range)
-            trained = work.finetune(Trainable(prepare(net, example, rules, qat=True)), self.finetuning)
+            hold = hold_zeros(net)
+            start = Trainable(prepare(net, example, rules, qat=True))
+            trained = work.finetune(start, self.finetuning, lambda one: hold(one.graph))
             graph = convert(trained.graph)
         return plain_layers(graph, net, image_of(net, work))
 

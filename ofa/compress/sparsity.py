@@ -12,8 +12,9 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
-from ofa.compress.layers import weight_layers
+from ofa.compress.layers import Layer, weight_layers
 from ofa.errors import UserError
 
 
@@ -48,13 +49,19 @@ def check_pattern(n: int, m: int) -> None:
 
 
 def hold_zeros(net: nn.Module) -> Callable[[nn.Module], None]:
-    """For `finetune(after_step=...)`: zeroes, in place, those weights of a network that are zero in `net` now."""
+    """For `finetune(after_step=...)`: zeroes, in place, those weights of a network that are zero in `net` now.
+
+    Of a weight that is trained through a parametrization, what the parametrization is given.
+    """
     zeros = {name: layer.weight == 0 for name, layer in weight_layers(net).items()}
     zeros = {name: zero for name, zero in zeros.items() if bool(zero.any())}
 
     @torch.no_grad()
     def hold(trained: nn.Module) -> None:
         for name, zero in zeros.items():
-            trained.get_submodule(name).weight.masked_fill_(zero, 0)  # type: ignore[operator]
+            layer: Layer = trained.get_submodule(name)  # type: ignore[assignment]
+            whole = parametrize.is_parametrized(layer, "weight")
+            weight = layer.parametrizations["weight"].original if whole else layer.weight  # type: ignore[index, union-attr]
+            weight.masked_fill_(zero, 0)
 
     return hold

@@ -230,6 +230,42 @@ def test_relu6_of_a_flattened_map_keeps_its_layers_apart() -> None:
     assert [pair.relu6 for pair in find_pairs(nn.Sequential(*layers))[0]] == [("2",)]
 
 
+class Again(nn.Module):
+    """A convolution, or the ReLU6 behind it, that runs twice; and a layer that never does."""
+
+    def __init__(self, *, conv: bool) -> None:
+        super().__init__()
+        self.first, self.second, self.third, self.spare = (nn.Conv2d(4, 4, 3, padding=1) for _ in range(4))
+        self.act, self.conv = nn.ReLU6(), conv
+
+    def forward(self, x: Tensor) -> Tensor:
+        again = self.first if self.conv else self.act
+        found: Tensor = self.third(again(self.second(again(x))))
+        return found
+
+
+@pytest.mark.parametrize("conv", [True, False])
+def test_layers_that_run_twice_are_not_equalized(conv: bool) -> None:
+    pairs, skipped = find_pairs(Again(conv=conv))
+    assert not pairs and "runs more than once" in skipped[0]
+    several = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 16, 1, groups=8))
+    assert find_pairs(several)[1][0] == "0 (groups or shape)", "two outputs a channel"
+
+
+def test_a_layer_that_never_runs_may_stay_in_float() -> None:
+    net, x = Again(conv=True).eval(), torch.randn(8, 4, 5, 5)
+    with pytest.raises(UserError, match="layer spare was never used on the calibration images; keep it in float"):
+        quantize_linear(net, Linear(), [x])
+    kept = quantize_linear(net, Linear(layers={"spare": 32}, inputs={"spare": 32}), [x])
+    assert not hasattr(kept.spare, "weight_scale") and hasattr(kept.first, "weight_scale")
+
+
+def test_means_of_maps_with_channels_last_are_of_channels() -> None:
+    x = torch.randn(4, 6, 5, 3) + torch.arange(3.0)
+    seen = observe(nn.Sequential(layer := nn.Linear(3, 2)), {"0": layer}, [x])["0"]
+    torch.testing.assert_close(seen.means, x.mean((0, 1, 2)))
+
+
 def test_a_network_without_pairs_is_refused() -> None:
     with pytest.raises(UserError, match=r"no two layers can be equalized: 0 .Hardswish"):
         equalize(nn.Sequential(nn.Conv2d(1, 2, 1), nn.Hardswish(), nn.Conv2d(2, 1, 1)), Equalization())

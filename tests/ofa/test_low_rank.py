@@ -214,6 +214,16 @@ def test_macs_are_at_most_the_target_and_near_it(method: str, work: Work) -> Non
     )
 
 
+def test_a_layer_that_runs_twice_counts_twice(work: Work) -> None:
+    torch.manual_seed(0)
+    conv = nn.Conv2d(16, 16, 3, padding=1)
+    net = nn.Sequential(nn.Conv2d(1, 16, 3, 2), conv, nn.ReLU(), conv, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    net.append(nn.Linear(16, 10))
+    image = torch.zeros(1, 1, 16, 16)
+    after = sum(layer_macs(LowRank(0.7, images=0, finetuning=BARE)(net, work), image).values())
+    assert after <= 0.7 * sum(layer_macs(net, image).values())
+
+
 def test_a_factorized_network_is_trained_and_the_original_left_alone(work: Work) -> None:
     net = random_net()
     before = {name: value.clone() for name, value in net.state_dict().items()}

@@ -88,6 +88,16 @@ def test_training_keeps_each_layer_its_own_weights_where_a_shortcut_has_a_convol
     assert min(cosines.values()) > 0.9, cosines
 
 
+def test_pruned_weights_stay_zero_while_training_with_rounding_in_place() -> None:
+    net = random_net()
+    zero = torch.zeros_like(net.units[4].project.conv.weight, dtype=torch.bool)
+    zero[:, ::2] = True
+    net.units[4].project.conv.weight.data[zero] = 0
+    trained = Pt2e("qat", finetuning=Finetuning(epochs=0.1, lr=0.01))(net, Work(digits(), 16))
+    weight = weight_layers(trained)["units.4.project.conv"].weight
+    assert not weight[zero].any() and weight[~zero].any()
+
+
 def test_the_step_is_measured_and_followed_by_others(tmp_path: Path) -> None:
     chain = compress(random_net(), {"pt2e": Pt2e("ptq", images=64), "norms": Norms()}, work := Work(digits(), 16))
     for name, made in chain:

@@ -10,10 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from ofa.compress.allocation import Sensitivity, by_magnitude, by_sensitivity, erdos_renyi, sensitivity, uniform
-from ofa.compress.chain import Work, compress
+from ofa.compress.chain import Step, Work, compress
 from ofa.compress.fisher import FEW, FLOOR, weight_scales
+from ofa.compress.gating import Gating
+from ofa.compress.kmeans import KMeans
 from ofa.compress.layers import Counts, count, layer_macs, positions, weight_layers
+from ofa.compress.linear import Linear
 from ofa.compress.magnitude import Magnitude, NOfM, Ramp, cubic, train_sparse
+from ofa.compress.movement import Movement, SoftFilter
 from ofa.compress.prune import macs
 from ofa.compress.sparsity import hold_zeros, n_of_m, zero_smallest
 from ofa.data import digits
@@ -51,6 +55,33 @@ def zeros(net: nn.Module) -> dict[str, Tensor]:
 def share(net: nn.Module) -> float:
     tensors = list(net.parameters())
     return sum(int(t.count_nonzero()) for t in tensors) / sum(t.numel() for t in tensors)
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        Linear(4, images=64, finetuning=SHORT),
+        Linear(4, images=64, finetuning=SHORT, learned_steps=True),
+        Linear(4, images=64, rounding="adaptive"),
+        SoftFilter(0.1, finetuning=SHORT),
+        Movement(0.5, finetuning=SHORT),
+        Gating(finetuning=SHORT),
+        Magnitude(0.9, gradual=1.0, finetuning=SHORT),
+        Magnitude(0.9, keep=("units.2.*",), gradual=1.0, finetuning=SHORT),
+        KMeans(4, {"units.2.*": 32}, finetuning=SHORT),
+    ],
+    ids=lambda step: f"{type(step).__name__}-{getattr(step, 'rounding', '')}{getattr(step, 'keep', '')}",
+)
+def test_pruned_weights_stay_zero_in_every_later_step(step: Step, trained: StaticNet, work: Work) -> None:
+    pruned = NOfM(2, 4, finetuning=Finetuning(epochs=0))(trained, work)
+    after = [layer.weight for layer in weight_layers(step(pruned, work)).values()]
+    for zero in (zero for zero in zeros(pruned).values() if zero.any()):
+        assert any(bool((weight[zero] == 0).all()) for weight in after if weight.shape == zero.shape)
+
+
+def test_soft_filters_leave_a_layer_one_filter(trained: StaticNet, work: Work) -> None:
+    net = SoftFilter(0.99, finetuning=Finetuning(epochs=0))(trained, work)
+    assert all(layer.weight.any() for layer in weight_layers(net).values())
 
 
 def test_the_smallest_magnitudes_go() -> None:

@@ -12,6 +12,7 @@ from ofa.compress.equalize import Equalization
 from ofa.compress.gating import Gating
 from ofa.compress.linear import Linear
 from ofa.compress.low_rank import LowRank
+from ofa.compress.norms import Norms
 from ofa.compress.order import check_order
 from ofa.compress.pt2e import Pt2e
 from ofa.compress.scales import Scales
@@ -49,6 +50,7 @@ def test_an_order_that_cannot_work_names_the_step_that_goes_first(steps: tuple[S
 @pytest.mark.parametrize(
     ("steps", "remedy"),
     [
+        ((Norms(), LOW_RANK), "step 1 trains or recalibrates, which 0 leaves no statistics for; put 1 before it"),
         ((INT8, CHANNELS), "step 1 cannot follow 0, which changes the layers that it needs; put 1 before it"),
         ((GATING, CHANNELS), "put 1 before it"),
         ((CHANNELS, LOW_RANK, Pt2e(), CHANNELS), "step 3 cannot follow 2"),
