@@ -208,7 +208,7 @@ def use_threads(threads: int | None) -> None:
     """Limit the CPU threads of libraries that load from now on, and of PyTorch if it is there already."""
     if threads is None:
         return
-    if not isinstance(threads, int) or threads < 1:
+    if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
         raise UserError(f"threads={threads} must be at least 1, or null for all cores")
     os.environ["OMP_NUM_THREADS"] = str(threads)
     if "torch" in sys.modules:
@@ -253,7 +253,8 @@ def one_line_errors(command: str) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        stop(command, "stopped; start the same command again to continue", 130)
+        anew = "restart=true" in sys.argv
+        stop(command, f"stopped; start the same command {'without restart=true' if anew else 'again'} to continue", 130)
     except BrokenPipeError:  # whoever read the output has had enough, as in `ofa-run --help | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None

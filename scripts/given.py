@@ -33,11 +33,11 @@ def export_given(cfg: DictConfig) -> None:
     place = f"prove/{folder_name(cfg.network)}"
     named = _load(cfg, data)
     limits = {name: limits_of(name, plain(cfg.device[name].limits), learned=named.learned) for name in cfg.device}
-    note(cfg.run, data=data.describe())
     for device in cfg.device:
         reads = (*READS, f"device.{device}", *(["runtime"] if cfg.runtime else []))
         with open_stage(cfg, f"{place}/{device}", reads) as stage:
             if not stage.done:
+                note(cfg.run, data=data.describe())
                 _prove(cfg, named, data, device, limits[device], stage.folder)
     for device in cfg.device:
         result = read_json(Path(cfg.run, place, device, "result.json"))

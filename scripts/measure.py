@@ -13,7 +13,7 @@ from ofa.space import load_space
 from scripts.cli import stage_command
 from scripts.parts import MEASURE, load_parts, load_trained, require_whole
 from scripts.progress import Progress
-from scripts.stage import open_stage, plain
+from scripts.stage import note, open_stage, plain
 
 
 @stage_command("measure")
@@ -30,7 +30,8 @@ def main(cfg: DictConfig) -> None:
         from predictors.measure import SubnetAccuracy
         from predictors.shapes import space_shapes
 
-        _, space = load_parts(cfg)
+        data, space = load_parts(cfg)
+        note(cfg.run, data=data.describe())  # ofa-import reads none
         options, log, load = cfg.measure, stage.folder / "subnets.jsonl", partial(load_trained, plain(cfg))
         total = min(options.subnets, space.size)
         rule = {"rule": options.choose, "n": options.subnets, "batch": options.batch, "seed": cfg.seed}

@@ -16,7 +16,7 @@ from ofa.files import read_json
 from ofa.limits import sought
 from ofa.space import Genes, Space, load_space
 from scripts.cli import make
-from scripts.stage import INFEASIBLE, note, plain
+from scripts.stage import INFEASIBLE, plain
 
 if TYPE_CHECKING:
     from ofa.data import ImageData
@@ -50,7 +50,6 @@ def _data(text: str) -> ImageData:
 def load_parts(cfg: DictConfig) -> tuple[ImageData, Space]:
     """The data set, and the space made for its channels and classes."""
     data = replace(load_data(cfg), augment=make(cfg.augment))
-    note(cfg.run, data=data.describe())
     return data, load_space(plain(cfg.space)).adapt(in_channels=data.channels, classes=len(data.classes))
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from ofa.errors import UserError
+from ofa.export import MICRO_RUNTIMES
 from ofa.files import atomic_write, write_json, write_parquet
 from ofa.space import Space, load_space
 from ofa.workers import end_with
@@ -95,6 +96,11 @@ def check(cfg: DictConfig) -> None:
         if not {"name", "limits"} <= set(settings) or not isinstance(settings["limits"], dict):
             raise UserError(
                 f"device {device} lacks a name or limits; a device's YAML file begins with # @package device.<name>"
+            )
+        runtimes = settings.get("runtimes", [])
+        if not isinstance(runtimes, list) or set(runtimes) - set(MICRO_RUNTIMES):
+            raise UserError(
+                f"device {device} has runtimes={runtimes}; give a list of {', '.join(MICRO_RUNTIMES)}, or []"
             )
         if unknown := sorted(set(settings) - set(DEVICE)):
             raise UserError(f"device {device} has no option {unknown[0]!r}; choose from {', '.join(DEVICE)}")

@@ -164,7 +164,7 @@ def _before(cfg: DictConfig, name: str, needs: Sequence[str]) -> dict[str, str]:
                 continue
             made = read_json(path)
             shared = [key for key in made["reads"] if OmegaConf.select(cfg, key) is not None]
-            _agree(path.parent, made, _reads(cfg, shared), f"ofa-{earlier} restart=true to make it again")
+            _agree(path.parent, made, _reads(cfg, shared), f"{command_line(earlier, 'restart=true')} to make it again")
             if made["done"]:
                 after[str(place)] = made["done"]
         if earlier in needs and not any(Path(place).parts[0] == earlier for place in after):
@@ -213,21 +213,33 @@ def _holds(folder: Path) -> bool:
 def _set_aside(folder: Path, aside: Path) -> None:
     """Empty a stage's folder for a restart; what was made there is kept until the restart has made something."""
     if _holds(folder):
-        aside.mkdir()
+        part = _part(aside)
+        part.mkdir()
         for path in folder.iterdir():
             if path.name != LOCK:
-                path.rename(aside / path.name)
+                path.rename(part / path.name)
+        part.rename(aside)
     else:
         (folder / CONFIG).unlink(missing_ok=True)
 
 
 def _bring_back(folder: Path, aside: Path) -> None:
     """End a restart: what it set aside comes back where nothing was made in its place, and is deleted elsewhere."""
+    part = _part(aside)
     if aside.exists():
-        if not _holds(folder):
-            for path in aside.iterdir():
-                path.rename(folder / path.name)
-        shutil.rmtree(aside)
+        if _holds(folder):
+            shutil.rmtree(aside)
+        else:
+            aside.rename(part)
+    if part.exists():  # a kill while files were on their way there or back
+        for path in part.iterdir():
+            path.rename(folder / path.name)
+        part.rmdir()
+
+
+def _part(aside: Path) -> Path:
+    """Where files are while they are set aside or come back; what is there belongs into the stage's folder."""
+    return aside.with_name(f"{aside.name}.part")
 
 
 def _timings(run: Path) -> dict[str, float]:

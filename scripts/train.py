@@ -13,7 +13,7 @@ from scripts.cli import make, stage_command
 from scripts.parts import TRAIN, load_parts
 from scripts.progress import Progress
 from scripts.shared import in_turn, shared_stage
-from scripts.stage import plain
+from scripts.stage import note, plain
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -45,6 +45,7 @@ def main(cfg: DictConfig) -> None:
 
         tuning = _tuning(options["rank"])
         data, space = in_turn(world, lambda: load_parts(cfg))
+        note(cfg.run, data=data.describe())
         names = ("precision", "accumulate", "compile")
         scale = Scale(world, Parallel(**options["parallel"]), **{name: options[name] for name in names})
         with ExitStack() as stack:

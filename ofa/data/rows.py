@@ -146,6 +146,11 @@ def _schema(files: Sequence[Path]) -> pa.Schema:
 
 
 def _class_names(schema: pa.Schema, label: str) -> tuple[str, ...] | None:
-    about = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-    names = about.get("info", {}).get("features", {}).get(label, {}).get("names")
-    return tuple(names) if names else None
+    """What Hugging Face's entry in the schema calls the classes, where there is one."""
+    try:
+        found = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+        for key in ("info", "features", label, "names"):
+            found = found.get(key) or {}
+    except (ValueError, AttributeError):  # no JSON, or of another form
+        return None
+    return tuple(map(str, found)) or None

@@ -54,8 +54,11 @@ class Options:
         for name, least in {"seed": 0, "size": 1, "shift": 0, "memory_limit": 0, "workers": 0, "buffer": 1}.items():
             value = getattr(self, name)
             whole = isinstance(value, int) or (name == "memory_limit" and isinstance(value, float))
-            if value is not None and not (whole and value >= least):
+            if not (value is None and name in ("size", "buffer")) and not (whole and value >= least):
                 raise UserError(f"data.{name} is {value}; give a whole number, at least {least}")
+        for name in ("val_size", "test_size"):
+            if not isinstance(getattr(self, name), int | float):
+                raise UserError(f"data.{name} is {getattr(self, name)}; give a number of images, or a share below 1")
         if self.channels not in (None, *MODES):
             raise UserError(f"data.channels is {self.channels}; give 1 (grey), 3 (RGB) or null (as the images are)")
 

@@ -26,7 +26,8 @@ Accuracies are fractions 0..1, sizes bytes, times as their names say.  Optional 
                          {"accuracy", "macs", "params", "peak_memory_bytes", "file_bytes", "latency_ms",
                           "latency_spread_ms" (90th minus 10th percentile), "parity_max_abs"}}, "predicted", "met",
                          "budget": [{"limit", "value", "max", "met", ["machine": that measured a latency]}],
-                         ["shipped": the model that the budget is of]}
+                         ["shipped": the model that the budget is of], ["proofs": {runtime: {"met", "rows":
+                         [{"limit", "value", "max", "met", "source"}]}}, one of which being met meets the budget]}
     compress/<network>/<chain>/table.json    {"network", "steps": [{"step", "accuracy", "macs", "sparse_macs",
                          "bit_operations", "file_bytes", "peak_memory_bytes", "latency_ms" (null: not measured)}]}
     compress/<network>/<chain>/sensitivity.json   [{"layer", "weights", "level": share of zeros, "accuracy"}]
@@ -45,6 +46,7 @@ import pandas as pd
 from ofa.errors import UserError
 from ofa.files import read_json, read_jsonl
 
+PROVEN = ("peak_memory_bytes", "weight_bytes")  # what proofs measure; their other rows are the budget's
 STAGES = ("train", "measure", "fit", "search", "specialize", "export")
 
 
@@ -78,6 +80,13 @@ class Device:
     def arch(self) -> dict[str, Any]:
         """The chosen architecture."""
         return self.export.get("arch") or self.chosen.get("arch") or {}
+
+    @property
+    def budget(self) -> list[dict[str, Any]]:
+        """Each limit beside what was measured, and, for each runtime that was proven, what it takes of the memories."""
+        proofs = self.export.get("proofs", {}).items()
+        proven = ({"runtime": name} | row for name, proof in proofs for row in proof["rows"] if row["limit"] in PROVEN)
+        return [*self.export.get("budget", []), *proven]
 
     @property
     def predicted(self) -> dict[str, float]:

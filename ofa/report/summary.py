@@ -59,7 +59,7 @@ def summary(run: Run) -> dict[str, Any]:
                 "description": device.description,
                 "arch": device.arch,
                 "models": device_rows(device),
-                "budget": device.export.get("budget", []),
+                "budget": device.budget,
                 "met": device.export.get("met"),
                 "infeasible": device.infeasible or None,
             }
@@ -80,7 +80,7 @@ def print_summary(console: Console, run: str | Path | Run) -> None:
             console.print(device.infeasible, markup=False, highlight=False)
             continue
         console.print(f"[dim]net[/]     {escape(arch_text(device.arch))}", highlight=False)
-        for i, limit in enumerate(device.export.get("budget", [])):
+        for i, limit in enumerate(device.budget):
             console.print(f"[dim]{'' if i else 'budget':6}[/]  {_limit(limit)}", highlight=False)
         console.print(_table(device))
     if run.missing:
@@ -171,7 +171,9 @@ def _limit(limit: dict[str, Any]) -> str:
 
 
 def machine(limit: dict[str, Any]) -> str:
-    """Where a limited latency was measured, as its limit may be of another device; nothing of other limits."""
+    """Where a limited latency was measured, as its limit may be of another device, or which runtime takes so much."""
+    if "runtime" in limit:
+        return f" in {limit['runtime']}"
     return f" on {limit['machine']}" if "machine" in limit else ""
 
 

@@ -48,7 +48,7 @@ def _device_rows(device: Device) -> Html:
     title = join(el("h3", device.title, " ", badge(device)), el("span", device.description))
     if device.infeasible:
         return el("tbody", _across("th", title), _across("td", el("div", device.infeasible)))
-    limits = [_meter(limit) for limit in device.export.get("budget", [])]
+    limits = [_meter(limit) for limit in device.budget]
     return el(
         "tbody",
         _across("th", title),
@@ -76,7 +76,7 @@ def _meter(limit: dict[str, Any]) -> Html:
     share = min(100.0, 100 * value / largest) if largest else 100.0
     bar = el("span", el("i", "", style=f"width:{share:.0f}%"), class_=f"meter {answer}")
     told = f"{show(name, value)}{machine(limit)} of {side(name)} {bound(name, largest)}: "
-    text = el("span", told, el("b", answer, class_=answer))
+    text = el("span", told, el("b", answer, class_=answer), f" ({limit['source']})" if "source" in limit else None)
     return el("div", el("span", label(name)), bar, text)
 
 

@@ -272,11 +272,12 @@ def test_debug_shows_the_traceback_of_a_mistake(command: Command, monkeypatch: p
         command(body="raise UserError('wrong')")
 
 
-def test_interrupted_command_says_how_to_go_on(command: Command, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("options", "how"), [(["run=other"], "again"), (["restart=true"], "without restart=true")])
+def test_interrupted_command_says_how_to_go_on(command: Command, tmp_path: Path, options: list[str], how: str) -> None:
     command(body="pass")  # writes train.py
     script = tmp_path / "train.py"
     script.write_text(STAGE.format(body="import time; print('ready', flush=True); time.sleep(60)"))
-    line = [sys.executable, "train.py", "restart=true"]
+    line = [sys.executable, "train.py", *options]
     process = subprocess.Popen(
         line,
         stdout=subprocess.PIPE,
@@ -289,7 +290,7 @@ def test_interrupted_command_says_how_to_go_on(command: Command, tmp_path: Path)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert err == "ofa-train: stopped; start the same command again to continue\n"
+    assert err == f"ofa-train: stopped; start the same command {how} to continue\n"
 
 
 def test_reader_that_stops_early_is_no_error() -> None:

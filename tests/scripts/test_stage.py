@@ -154,6 +154,22 @@ def test_a_restart_killed_before_it_made_anything_discards_nothing(cfg: DictConf
     assert finish(cfg, "train", "seed") and (stage.folder / "weights").exists()
 
 
+@pytest.mark.parametrize("renames", [1, 3, 4, 5, 6, 8])
+def test_a_restart_killed_while_it_moves_files_discards_nothing(cfg: DictConfig, renames: int) -> None:
+    """Four files and their folder are moved aside, and back when the restart fails."""
+    names = {"a", "b", "c"}
+    with open_stage(cfg, "train", ("seed",)) as stage:
+        for name in names:
+            (stage.folder / name).write_text(name)
+    cfg.restart = True
+    elsewhere(cfg, "raise ValueError('wrong')", before=f"die_after({renames})")
+    cfg.restart = False
+    assert finish(cfg, "train", "seed")
+    kept = {path.name: path.read_text() for path in stage.folder.iterdir() if path.name in names}
+    assert kept == {name: name for name in names}
+    assert {path.name for path in Path(cfg.run).iterdir()} == {"command.json", "timings.json", "train"}
+
+
 def test_stage_made_from_an_earlier_result_is_not_taken_for_done(cfg: DictConfig) -> None:
     finish(cfg, "train", "seed")
     finish(cfg, "measure", "seed")
@@ -186,10 +202,20 @@ def test_deselected_device_is_no_disagreement(cfg: DictConfig) -> None:
     assert not finish(cfg, "specialize/server", "device.server")
 
 
-def elsewhere(cfg: DictConfig, body: str) -> str:
+def elsewhere(cfg: DictConfig, body: str, before: str = "") -> str:
     """What another process prints that opens the stage train."""
     code = f"""
 import os, time
+from pathlib import Path
+rename, moved = Path.rename, []
+def die_after(n):
+    def move(path, target):
+        if len(moved) == n:
+            os._exit(0)  # as a kill
+        moved.append(path)
+        return rename(path, target)
+    Path.rename = move
+{before}
 from omegaconf import OmegaConf
 from scripts.stage import open_stage
 cfg = OmegaConf.create({OmegaConf.to_container(cfg)!r})
