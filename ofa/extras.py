@@ -20,8 +20,13 @@ def extra(module: str, name: str) -> Any:
         with quiet():
             return importlib.import_module(module)
     except ModuleNotFoundError:
-        if installed(module):
-            raise
+        require(module, name)
+        raise
+
+
+def require(module: str, name: str) -> None:
+    """Raise UserError that names the extra to install where the package of a module is missing."""
+    if not installed(module):
         package = module.split(".")[0]
         raise UserError(f'{package} is not installed; install it with: pip install "ofa-nas[{name}]"') from None
 

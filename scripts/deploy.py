@@ -57,6 +57,18 @@ def deploy(
     return {"runtimes": found, "proofs": {proof.runtime: proof.to_dict() for proof in proofs}, "met": met}
 
 
+def require_runtimes(cfg: DictConfig) -> None:
+    """Raise UserError where a runtime's packages are not installed, which an export would find after all other work."""
+    from importlib import import_module
+
+    from ofa.extras import require
+
+    for name in cfg.runtime:
+        home = import_module(type(make(cfg.runtime[name])).__module__)
+        for package in getattr(home, "PACKAGES", ()):
+            require(package, home.EXTRA)
+
+
 def proofs_of(result: Mapping[str, Any]) -> list[Proof]:
     """The proofs that `deploy` left in a device's result."""
     from ofa.export.budget import Proof, Row

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 
 from scripts.cli import stage_command
-from scripts.deploy import deploy, proofs_of
+from scripts.deploy import deploy, proofs_of, require_runtimes
 from scripts.given import export_given
 from scripts.onnx_files import SHIPPED, budget_of, limits_of, write_onnx
 from scripts.parts import MEASURED_HERE, TRAIN, load_parts, reachable, trained
@@ -34,6 +34,7 @@ def main(cfg: DictConfig) -> None:
     from ofa.export.card import load_card, rebuild
     from ofa.files import read_json, write_json
 
+    require_runtimes(cfg)
     if cfg.network is not None:
         export_given(cfg)
         return

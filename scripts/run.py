@@ -7,6 +7,7 @@ from omegaconf import DictConfig
 from ofa.errors import UserError
 from scripts import export, fit, measure, report, search, specialize, train
 from scripts.cli import stage_command
+from scripts.deploy import require_runtimes
 from scripts.onnx_files import limits_of
 from scripts.stage import plain
 
@@ -27,6 +28,7 @@ def main(cfg: DictConfig) -> None:
     measure.require_enough(cfg)
     search.check(cfg)
     specialize.check(cfg)
+    require_runtimes(cfg)
     for name, device in plain(cfg.device).items():
         limits_of(name, device["limits"], learned=True)
     for stage in (train, measure, fit):

@@ -7,8 +7,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from ofa.compress.order import check_order
+from ofa.errors import UserError
 
 if TYPE_CHECKING:
     from ofa.data import ImageData
@@ -57,9 +59,16 @@ class Step(Protocol):
 def compress(net: nn.Module, steps: Mapping[str, Step], work: Work) -> Iterator[tuple[str, nn.Module]]:
     """Each step's name and network, in order; the first network is the teacher where `work` names none.
 
-    Raises UserError, before the first step, where one cannot follow another (`check_order`).
+    Raises UserError, before the first step, where one cannot follow another (`check_order`), and for layers whose
+    weight is no plain parameter.
     """
     check_order(steps)
+    for place, module in net.named_modules():
+        if is_parametrized(module) or hasattr(module, "weight_orig"):  # a step would change a copy
+            raise UserError(
+                f"layer {place} computes its weight from others; make it a plain one with torch.nn.utils.parametrize."
+                "remove_parametrizations, or torch.nn.utils.prune.remove"
+            )
     work = replace(work, teacher=work.teacher or net)
     for name, step in steps.items():
         net = step(net, work)

@@ -173,8 +173,8 @@ def _gate(net: nn.Module, conv: str, bn: str, kept: float) -> None:
     layer, norm = net.get_submodule(conv), net.get_submodule(bn)
     assert isinstance(layer, nn.Conv2d)
     gated = Gated(layer, norm, max(1, round(kept * layer.out_channels))).train(layer.training)
+    put(net, bn, nn.Identity())  # first: the gated one has it too
     put(net, conv, gated)
-    put(net, bn, nn.Identity())
 
 
 def _generator(net: nn.Module) -> torch.Generator:

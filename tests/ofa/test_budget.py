@@ -14,7 +14,7 @@ import scripts.export
 from ofa import processor
 from ofa.data import digits
 from ofa.errors import UserError
-from ofa.export import budget
+from ofa.export import MICRO_RUNTIMES, budget
 from ofa.export.budget import OverBudgetError, Proof, Row, explain, is_met, prove, require
 from ofa.export.c.build import has_compiler
 from ofa.export.flatbuffer import Peak
@@ -24,6 +24,10 @@ from tests.ofa.nets import random_net
 
 FITS = Proof("tflm", (Row("peak_memory_bytes", 90, 100, "measured"),))
 OVER = Proof("c", (Row("peak_memory_bytes", 101, 100, "measured"), Row("macs", 5, 10, "exact")))
+
+
+def test_the_names_of_the_runtimes_are_those_that_are_proven() -> None:
+    assert tuple(budget.MICRO) == MICRO_RUNTIMES
 
 
 def test_a_device_takes_what_fits_in_one_of_its_runtimes() -> None:

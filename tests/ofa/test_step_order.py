@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from torch import nn
+from torch.nn.utils import parametrizations, prune
 
 from ofa.compress.binary import Binary
 from ofa.compress.chain import Step, Work, compress
@@ -45,6 +48,13 @@ def test_an_order_that_cannot_work_names_the_step_that_goes_first(steps: tuple[S
     with pytest.raises(UserError, match=message):
         for step in steps:
             net = step(net, Work(digits(), 16))
+
+
+@pytest.mark.parametrize("computed", [parametrizations.weight_norm, lambda m: prune.l1_unstructured(m, "weight", 0.3)])
+def test_a_weight_that_is_computed_is_refused(computed: Callable[[nn.Module], nn.Module]) -> None:
+    net = nn.Sequential(nn.Flatten(), computed(nn.Linear(256, 10)))
+    with pytest.raises(UserError, match="layer 1 computes its weight from others; make it a plain one"):
+        next(compress(net, {"int8": INT8}, Work(digits(), 16)))
 
 
 @pytest.mark.parametrize(

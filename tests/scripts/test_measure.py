@@ -62,6 +62,8 @@ def test_accuracy_after_int8_without_quantized_subnets_is_refused_before_any_wor
         ("+device.stm32f746.limits.colour=5", "'colour' is not known; choose from"),
         ("device.stm32f746.limits.macs=7apples", "limit macs=7apples is not understood"),
         ("search.evaluations=0", "search.evaluations=0 must be a whole number, 1 or more"),
+        ("device.stm32f746.runtimes=tflm", r"device stm32f746 has runtimes=tflm; give a list of tflm, c, or \[\]"),
+        ("device.stm32f746.runtimes=[arm]", r"has runtimes=\['arm'\]; give a list of tflm, c"),
         ("search.stall=2.5", "search.stall=2.5 must be a whole number, 1 or more, or null"),
         ("mode=iterat", "mode=iterat is not known"),
         ("agent.evolution.population=-1", "population -1 cannot breed; take at least 2"),
@@ -73,6 +75,16 @@ def test_accuracy_after_int8_without_quantized_subnets_is_refused_before_any_wor
 def test_ofa_run_refuses_what_a_later_stage_cannot_do_before_any_work(tmp_path: Path, option: str, rule: str) -> None:
     with pytest.raises(UserError, match=rule):
         run.main(composed(tmp_path, option))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("runtime", ["litert", "tflm", "executorch_float"])
+def test_ofa_run_refuses_runtimes_that_are_not_installed_before_any_work(
+    tmp_path: Path, runtime: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ofa.extras.installed", lambda module: False)
+    with pytest.raises(UserError, match=r'is not installed; install it with: pip install "ofa-nas\['):
+        run.main(composed(tmp_path, f"runtime={runtime}"))
     assert not (tmp_path / "run").exists()
 
 

@@ -18,7 +18,7 @@ from ofa.export.runtime import Call, Logits, inference, laid_out, precision, req
 from ofa.extras import extra, quiet
 from ofa.files import atomic_write
 
-EXTRA = "executorch"
+EXTRA, PACKAGES = "executorch", ("executorch",)
 IDENTIFIER = b"ET"  # bytes 4 and 5 of a file
 XNNPACK = "executorch.backends.xnnpack"
 _pool: list[int] = []  # threads of this process' pool, once they are set

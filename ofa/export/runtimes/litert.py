@@ -23,7 +23,7 @@ from ofa.export.runtime import Call, Logits, inference, precision, require_bits,
 from ofa.extras import extra, quiet
 from ofa.files import atomic_write
 
-EXTRA = "tflite"
+EXTRA, PACKAGES = "tflite", ("litert_torch", "ai_edge_quantizer", "ai_edge_litert")
 CALIBRATIONS = ("minmax", "average")
 
 

@@ -18,9 +18,11 @@ from torch import Tensor, nn
 from ofa.errors import UserError
 from ofa.export import flatbuffer
 from ofa.export.runtime import Call, require_file
+from ofa.export.runtimes import litert
 from ofa.export.runtimes.litert import EXTRA, LiteRT, caller, open_interpreter, to_raw
 from ofa.extras import extra, quiet
 
+PACKAGES = (*litert.PACKAGES, "tflite_micro")
 ROOM = 64_000_000  # bytes of arena that the recording interpreter gets
 UNITS = 3  # by which TFLM may round apart from LiteRT's reference kernels
 
