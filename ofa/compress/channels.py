@@ -29,7 +29,7 @@ from ofa.finetune import Finetuning
 from ofa.liveness import peak_elements
 from ofa.static import StaticNet, build_spec
 
-HALVINGS = 8  # of the range of ratios that torch-pruning is given
+PARTS, HALVINGS = 16, 4  # of the range of ratios that torch-pruning is given, and of one of these
 TAYLOR_BATCH = 64
 
 
@@ -131,12 +131,24 @@ class Channels:
         return small
 
     def _traced(self, net: nn.Module, work: Work) -> nn.Module:
-        """By bisection of the share of channels that torch-pruning removes, of all layers together."""
+        """The least share of channels, of all layers together, whose removal by torch-pruning meets the targets.
+
+        It is looked for in `PARTS` steps, then by bisection: a layer that would lose all its channels keeps them, so
+        that removing more may leave more.
+        """
         budget = self.budget(net, image_of(net, work))
         narrow = partial(self._narrowed, net, image_of(net, work), self._gradients(net, work))
         if budget.fits(net):
             return copy.deepcopy(net)
-        low, high, best = 0.0, 1.0, None
+        least = net
+        for part in range(1, PARTS + 1):
+            best = narrow(part / PARTS)
+            least = min(least, best, key=lambda one: weight_bytes(one, budget.image))
+            if budget.fits(best):
+                break
+        else:
+            raise budget.unreachable(least, f"removing channels in multiples of {self.multiple}")
+        low, high = (part - 1) / PARTS, part / PARTS
         for _ in range(HALVINGS):
             middle = (low + high) / 2
             trial = narrow(middle)
@@ -144,8 +156,6 @@ class Channels:
                 high, best = middle, trial
             else:
                 low = middle
-        if best is None:
-            raise budget.unreachable(narrow(high), f"removing {high:.1%} of the channels")
         return best
 
     def _narrowed(self, net: nn.Module, image: Tensor, gradients: dict[str, Tensor], ratio: float) -> nn.Module:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable
 
@@ -176,6 +177,21 @@ def test_a_module_that_is_no_static_net_is_pruned_with_its_dependencies(criterio
     assert 0.25 < share <= 0.5
     assert small(torch.randn(2, 1, 16, 16)).shape == (2, 10)
     assert all(before[name].equal(value) for name, value in net.state_dict().items())
+
+
+def test_targets_are_met_where_removing_more_would_leave_more() -> None:
+    pytest.importorskip("torch_pruning")
+    torch.manual_seed(0)
+    convs = [nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 32, 3, 2, padding=1), nn.ReLU()]
+    net = nn.Sequential(*convs, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10)).eval()
+    work, image = Work(digits(), 16), torch.zeros(1, 1, 16, 16)
+    whole = sum(layer_macs(net, image).values())
+    for share in (0.7, 0.4):
+        small = Channels(share, criterion="l2", finetuning=Finetuning(epochs=0))(net, work)
+        assert 0.5 * share * whole < sum(layer_macs(small, image).values()) <= share * whole
+    with pytest.raises(UserError, match=r"macs (\d+) of [\d.]+ cannot be met") as error:
+        Channels(0.05, criterion="l2", finetuning=Finetuning(epochs=0))(net, work)
+    assert int(re.search(r"macs (\d+)", str(error.value))[1]) < 0.4 * whole, "the least, not the whole"
 
 
 def test_a_network_that_torch_pruning_follows_wrongly_is_named() -> None:
