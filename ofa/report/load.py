@@ -2,6 +2,7 @@
 
 Accuracies are fractions 0..1, sizes bytes, times as their names say.  Optional keys are in [brackets].
 
+    <stage>/config.json {"done": when, "after": {an earlier stage's folder: when that was done}}
     command.json        {"command", ["run": the folder that it wrote], ["experiment"], ["machine": {...}],
                          ["versions": {package: version, "commit"}], ["devices": [name] (searched for)],
                          ["data": {"name", "classes": [name], "images": {"train", "val", "test"}}]}
@@ -126,6 +127,7 @@ class Run:
     devices: tuple[Device, ...]
     chains: tuple[Chain, ...]
     done: frozenset[str]
+    outdated: tuple[str, ...]
 
     @property
     def name(self) -> str:
@@ -176,7 +178,20 @@ def load_run(folder: str | Path) -> Run:
         devices=tuple(sorted(devices, key=lambda device: (device.limits.get("macs", float("inf")), device.name))),
         chains=tuple(_chain(path.parent) for path in sorted(folder.glob("compress/*/*/table.json"))),
         done=_done(folder, devices),
+        outdated=_outdated(folder),
     )
+
+
+def _outdated(folder: Path) -> tuple[str, ...]:
+    """Stages that were made from what has been made again since, in order."""
+    made = {path.parent.relative_to(folder): _json(path) for s in STAGES for path in (folder / s).rglob("config.json")}
+    done = {str(place): config.get("done") for place, config in made.items()}
+    old = {
+        place.parts[0]
+        for place, config in made.items()
+        if any(done.get(earlier, then) != then for earlier, then in config.get("after", {}).items())
+    }
+    return tuple(stage for stage in STAGES if stage in old)
 
 
 def _chain(folder: Path) -> Chain:

@@ -9,7 +9,7 @@ from ofa.files import atomic_write, write_json
 from ofa.report.load import STAGES, Run, load_run
 from ofa.report.markup import Html, el, join
 from ofa.report.sections import SECTIONS, Section
-from ofa.report.summary import summary
+from ofa.report.summary import outdated, summary
 from ofa.report.table import badge
 
 INTRODUCTION = (
@@ -55,6 +55,7 @@ def _header(run: Run) -> Html:
         el("ul", *verdicts, class_="verdicts") if verdicts else None,
         el("p", INTRODUCTION),
         _stopped(run) if run.missing else None,
+        el("p", outdated(run), class_="note") if run.outdated else None,
         _stages(run),
         _facts(run),
     )

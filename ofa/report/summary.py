@@ -67,6 +67,7 @@ def summary(run: Run) -> dict[str, Any]:
         ],
         "timings": run.timings,
         "missing": list(run.missing),
+        "outdated": list(run.outdated),
         "next": run.command(run.missing[0]) if run.missing else None,
     }
 
@@ -83,9 +84,20 @@ def print_summary(console: Console, run: str | Path | Run) -> None:
         for i, limit in enumerate(device.budget):
             console.print(f"[dim]{'' if i else 'budget':6}[/]  {_limit(limit)}", highlight=False)
         console.print(_table(device))
+    if run.outdated:
+        console.print(outdated(run), style="yellow", markup=False, highlight=False, soft_wrap=True)
     if run.missing:
         missing = f"not there yet: {', '.join(run.missing)}; next: {run.command(run.missing[0])}"
         console.print(missing, style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+
+def outdated(run: Run) -> str:
+    """What is shown of stages that were made again since."""
+    first = run.outdated[0]
+    return (
+        f"{', '.join(run.outdated)}: made before what they build on was made again; "
+        f"next: {run.command(first)} restart=true"
+    )
 
 
 def cell(row: dict[str, Any], metric: str) -> str:

@@ -281,6 +281,18 @@ def test_search_without_a_feasible_net_is_shown(tmp_path: Path) -> None:
     assert "missing search" in page
 
 
+def test_stages_made_from_what_was_made_again_are_named(run: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(run, tmp_path / "digits"))
+    write_json(folder / "train/config.json", {"done": "monday", "after": {}})
+    write_json(folder / "fit/config.json", {"done": "monday", "after": {"train": "monday"}})
+    write_json(folder / "export/phone/config.json", {"done": "tuesday", "after": {"fit": "monday", "train": "monday"}})
+    assert load_run(folder).outdated == () and "made again" not in write_report(folder).read_text()
+    write_json(folder / "train/config.json", {"done": "wednesday", "after": {}})
+    text = "fit, export: made before what they build on was made again; next: ofa-fit "
+    assert text in terminal(folder) and text in write_report(folder).read_text()
+    assert read_json(folder / "report/summary.json")["outdated"] == ["fit", "export"]
+
+
 def test_a_device_that_no_network_fits_is_told_and_nothing_of_it_is_missing(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "digits")
     shutil.rmtree(folder / "search/phone")
