@@ -129,8 +129,8 @@ def _show(progress: Progress, values: dict[str, Any]) -> None:
     progress.print(f"epoch {values['epoch']}/{values['epochs']} {values['phase']}: validation top-1 (%) {scores}")
     if values["diverged"]:
         progress.print(
-            f"warning: no net is above chance, at a loss of {values['loss']:.4g} where guessing has "
-            "ln(classes); lower lr or set schedule.clip_norm"
+            f"warning: no net is above chance, and the loss of {values['loss']:.4g} is over twice that of guessing; "
+            "lower lr or set schedule.clip_norm"
         )
     for name in values["collapsed"]:
         progress.print(f"warning: the {name} net collapsed; lower lr or set schedule.clip_norm")

@@ -9,7 +9,8 @@ Accuracies are fractions 0..1, sizes bytes, times as their names say.  Optional 
     timings.json        {stage: seconds}
     train/log.jsonl     {"phase", "epoch" (over all phases, from 1), "epochs" (of all phases), "loss", "lr", "seconds",
                          "images_per_s", ["val_images"], "val": {"largest": accuracy, "smallest": ..., "random_0": ...},
-                         ["collapsed": names of nets that lost most of what they had learned]}
+                         ["collapsed": names of nets that lost most of what they had learned],
+                         ["diverged": whether none is above chance at over twice the loss of guessing]}
     fit/fit.json        {"accuracy": {"model", "n_fit", "tau": {"mean", "std"}, "rmse": {"mean", "std"}, "n_heldout",
                                       ["repeats": random splits], ["curve": [{"n", "tau", "tau_std", "rmse"}]]},
                          "latency":  {"tau", "mape", "within_10_percent", "n_heldout", "shapes", "device": {...},
