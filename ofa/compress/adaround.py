@@ -28,7 +28,9 @@ def second_moments(layer: Layer, x: Tensor, generator: torch.Generator) -> Tenso
     if isinstance(layer, nn.Linear):
         rows = x.flatten(0, -2)[None]
     else:
-        patches = F.unfold(x, layer.kernel_size, layer.dilation, layer.padding, layer.stride)  # type: ignore[arg-type]
+        mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+        padded = F.pad(x, layer._reversed_padding_repeated_twice, mode)  # of "same" too
+        patches = F.unfold(padded, layer.kernel_size, layer.dilation, 0, layer.stride)
         few = torch.randperm(patches.shape[2], generator=generator)[:POSITIONS]
         rows = patches[:, :, few].transpose(1, 2).reshape(-1, layer.groups, patches.shape[1] // layer.groups)
         rows = rows.transpose(0, 1)

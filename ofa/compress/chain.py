@@ -60,7 +60,7 @@ def compress(net: nn.Module, steps: Mapping[str, Step], work: Work) -> Iterator[
     """Each step's name and network, in order; the first network is the teacher where `work` names none.
 
     Raises UserError, before the first step, where one cannot follow another (`check_order`), and for layers whose
-    weight is no plain parameter.
+    weight is no plain parameter, or not finite.
     """
     check_order(steps)
     for place, module in net.named_modules():
@@ -69,6 +69,8 @@ def compress(net: nn.Module, steps: Mapping[str, Step], work: Work) -> Iterator[
                 f"layer {place} computes its weight from others; make it a plain one with torch.nn.utils.parametrize."
                 "remove_parametrizations, or torch.nn.utils.prune.remove"
             )
+    if wrong := [name for name, p in net.named_parameters() if not p.isfinite().all()]:
+        raise UserError(f"{wrong[0]} has values that are not finite; give a network whose training went well")
     work = replace(work, teacher=work.teacher or net)
     for name, step in steps.items():
         net = step(net, work)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+import torch
 from torch import nn
 from torch.nn.utils import parametrizations, prune
 
@@ -55,6 +56,10 @@ def test_a_weight_that_is_computed_is_refused(computed: Callable[[nn.Module], nn
     net = nn.Sequential(nn.Flatten(), computed(nn.Linear(256, 10)))
     with pytest.raises(UserError, match="layer 1 computes its weight from others; make it a plain one"):
         next(compress(net, {"int8": INT8}, Work(digits(), 16)))
+    broken = random_net()
+    broken.units[2].project.conv.weight.data[0, 0] = torch.nan
+    with pytest.raises(UserError, match=r"units.2.project.conv.weight has values that are not finite; give"):
+        next(compress(broken, {"int8": INT8}, Work(digits(), 16)))
 
 
 @pytest.mark.parametrize(
