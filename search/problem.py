@@ -23,6 +23,7 @@ Floats = NDArray[np.float64]
 Values = dict[str, Floats]
 Predict = Callable[[Genes], NDArray[Any]]
 PROBES = 1000  # random networks that stand for a space
+PERCENT = 2.0  # an accuracy above is no share, which a predictor may put a little above 1
 TOLERANCE = 1e-9  # relative excess that is rounding: a value may differ in its last digit from one batch to another
 
 
@@ -145,7 +146,7 @@ class Problem:
                 f"predictor {name} must give one finite number for each of {len(genes)} networks, it gave {values}; "
                 "mend it, or leave out the networks that it does not know"
             )
-        if sought(name) < 0 and name in self.bounds and values.max(initial=0) > 1:
+        if sought(name) < 0 and name in self.bounds and values.max(initial=0) > PERCENT:
             raise UserError(
                 f"predictor {name} gives percent, as {values.max():g}, and its limit {self.bounds[name]:g} is a share; "
                 "give a predictor of shares, accuracy / 100"

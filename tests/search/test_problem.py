@@ -54,6 +54,8 @@ def test_a_limit_on_accuracy_is_the_least_whether_it_is_sought_or_not() -> None:
 def test_a_limit_that_percent_would_void_is_refused() -> None:
     percent = {"accuracy": lambda genes: np.full(len(genes), 93.1)}
     assert not Problem(percent, {"accuracy": -1}).evaluate(GENES).violation.any()
+    above = {"accuracy": lambda genes: np.full(len(genes), 1.02)}  # what a fit on shares near 1 may expect
+    assert not Problem(above, {"accuracy": -1}, {"accuracy": "92%"}).evaluate(GENES).violation.any()
     with pytest.raises(
         UserError, match=r"accuracy gives percent, as 93.1, and its limit 0.92 is a share; give .* / 100"
     ):
