@@ -6,7 +6,7 @@ import copy
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ofa.distill import Distillation, Distiller
+from ofa.distill import Distillation, Distiller, Outputs
+from ofa.distill.answers import Answers
 from ofa.errors import UserError
 from ofa.evaluate import CALIBRATION_IMAGES
 from ofa.extraction import recalibrate
@@ -42,6 +43,9 @@ class Finetuning:
     epochs: passes over the training images, at least one step (0: only batch norm is recalibrated).  soft_labels: share
     of the teacher's soft labels in the loss, the rest is the labels', smoothed; `distill` takes the place of both
     shares.  clip_norm: of the gradient (None: not clipped).  precision: of the forward pass, as `Precision` takes it.
+    views: after so many epochs their batches come again, augmented as they were, and what the teachers said about them
+    is read from a file instead of asked again (after Shen & Xing 2022, fast knowledge distillation); None: all epochs
+    are new.
     """
 
     epochs: float = 5.0
@@ -55,6 +59,7 @@ class Finetuning:
     clip_norm: float | None = None
     precision: str = "float32"
     muon: float = 0.0
+    views: int | None = None
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -69,6 +74,13 @@ class Finetuning:
             positive("clip_norm", self.clip_norm)
         if not isinstance(self.distill, Distillation | None):
             raise UserError(f"finetune.distill is {self.distill}, no way to distil; choose one as in distill=kl")
+        if self.views is not None:
+            positive("views", self.views)
+            if self.distill is not None and not self.distill.reads_logits:
+                ways = "give distill=soft_labels, kl, logits or alpha, or views=null"
+                raise UserError(
+                    f"views={self.views} keeps logits of teachers, and this way to distil takes more; {ways}"
+                )
         check_precision(self.precision)
 
     def steps(self, images: int) -> int:
@@ -145,6 +157,7 @@ class _Run:
     ) -> None:
         self.net, self.distiller, self.settings, self.seed = net, distiller, settings, seed
         self.file = None if checkpoint is None else Path(checkpoint)
+        self.answers: Answers | None = None  # where batches come again
         self.everything = nn.ModuleList([net, distiller.regressors])
         if distiller.settings.mutual:
             self.everything.extend(distiller.networks)
@@ -174,27 +187,47 @@ class _Run:
         steps = self.settings.steps(data.size("train"))
         first = self._resume()
         saved = time.monotonic()
-        batches = _batches(data, size, resolution, self.seed, first)
-        for step in range(first, steps):
-            x, y = next(batches)
-            with _drawing(self.device, self.seed, step):
-                x, y = x.to(self.device), y.to(self.device)
-                if data.augment.mixes:
-                    rng = np.random.default_rng((self.seed, 6, step))
-                    x, y = data.augment.mixed(x, y, len(data.classes), rng)
-                values = self._step(x, y, step, steps)
-            after_step(self.net)
-            if time.monotonic() - saved > SAVE_SECONDS:
-                self._save(step + 1)
-                saved = time.monotonic()
-            report({"step": step + 1, "steps": steps, **values})
+        views = self.settings.views
+        period = steps if views is None else views * (data.size("train") // size)
+        batches = _batches(data, size, resolution, self.seed, first, views)
+        with self._remembering(min(first, period)) if period < steps else nullcontext():
+            for step in range(first, steps):
+                x, y = next(batches)
+                with _drawing(self.device, self.seed, step):
+                    x, y = x.to(self.device), y.to(self.device)
+                    if data.augment.mixes:
+                        rng = np.random.default_rng((self.seed, 6, step % period))
+                        x, y = data.augment.mixed(x, y, len(data.classes), rng)
+                    values = self._step(x, y, step, steps, step % period)
+                after_step(self.net)
+                if time.monotonic() - saved > SAVE_SECONDS:
+                    self._save(step + 1)
+                    saved = time.monotonic()
+                report({"step": step + 1, "steps": steps, **values})
 
-    def _step(self, x: Tensor, y: Tensor, step: int, steps: int) -> dict[str, float]:
+    @contextmanager
+    def _remembering(self, known: int) -> Iterator[None]:
+        """What teachers say inside is kept; an earlier process did that for `known` batches."""
+        if self.distiller.networks:
+            with Answers(self.file and self.file.with_suffix(".answers"), known) as self.answers:
+                yield
+            self.answers = None
+        else:
+            yield
+
+    def _asked(self, batch: int, x: Tensor) -> list[Outputs]:
+        """What the teachers say about a batch of that number, or said before."""
+        if self.answers is None:
+            return self.distiller.ask(x)
+        said = self.answers(batch, lambda: [teacher.logits for teacher in self.distiller.ask(x)])
+        return [Outputs(logits.to(self.device)) for logits in said]
+
+    def _step(self, x: Tensor, y: Tensor, step: int, steps: int, batch: int) -> dict[str, float]:
         rate = self.settings.lr * (1 + math.cos(math.pi * step / steps)) / 2
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         with self.precision.cast():
-            loss = self.distiller(x, y)
+            loss = self.distiller(x, y, self._asked(batch, x))
         if not torch.isfinite(loss):
             raise UserError(f"the loss is {loss.item()} at step {step} with learning rate {rate:.3g}; lower lr")
         self.optimizer.zero_grad()
@@ -212,6 +245,8 @@ class _Run:
     def _save(self, step: int) -> None:
         if self.file is None:
             return
+        if self.answers is not None:
+            self.answers.flush()
         tensors = {f"weights.{name}": tensor for name, tensor in self.everything.state_dict().items()}
         for i, parameter in enumerate(self.learned):
             tensors[f"momentum.{i}"] = self.optimizer.state[parameter]["momentum_buffer"]
@@ -240,10 +275,13 @@ def _drawing(device: torch.device, *place: int) -> Iterator[None]:
         yield
 
 
-def _batches(data: ImageData, size: int, resolution: int, seed: int, start: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Augmented training batches from number `start` on, epoch after epoch without end."""
+def _batches(
+    data: ImageData, size: int, resolution: int, seed: int, start: int, views: int | None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Augmented training batches from number `start` on, epoch after epoch without end, or the same `views` of them."""
     epoch, done = divmod(start, data.size("train") // size)
     while True:
-        rng = np.random.default_rng((seed, epoch))
-        yield from data.batches("train", size, resolution, rng=rng, drop_last=True, start=done, epoch=epoch)
+        drawn = epoch if views is None else epoch % views
+        rng = np.random.default_rng((seed, drawn))
+        yield from data.batches("train", size, resolution, rng=rng, drop_last=True, start=done, epoch=drawn)
         epoch, done = epoch + 1, 0

@@ -61,11 +61,15 @@ class Distiller:
             self.close()
             raise
 
-    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
-        """The loss of a batch of images (N, C, H, W) with labels (N,)."""
-        own = self.student(x)
+    def ask(self, x: Tensor) -> list[Outputs]:
+        """What each teacher says about images (N, C, H, W)."""
         with torch.set_grad_enabled(self.settings.mutual and torch.is_grad_enabled()):
-            others = [teacher(x) for teacher in self.teachers]
+            return [teacher(x) for teacher in self.teachers]
+
+    def __call__(self, x: Tensor, y: Tensor, others: Sequence[Outputs] | None = None) -> Tensor:
+        """The loss of a batch of images (N, C, H, W) with labels (N,); others: what `ask` says about it, if known."""
+        own = self.student(x)
+        others = self.ask(x) if others is None else others
         loss = self._loss(own, y, [self._view(own, i, other) for i, other in enumerate(others)])
         if self.settings.mutual:
             everyone = [own, *others]

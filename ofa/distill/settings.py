@@ -74,6 +74,11 @@ class Distillation:
         return bool(self.used & set(ON_MAPS))
 
     @property
+    def reads_logits(self) -> bool:
+        """Whether the teachers' logits are all that it takes, and they stay what they are."""
+        return not (self.mutual or self.reads_maps or self.reads_embedding)
+
+    @property
     def reads_embedding(self) -> bool:
         """Whether a loss compares the classifiers' inputs."""
         return bool(self.used & set(ON_EMBEDDINGS))
