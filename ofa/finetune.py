@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ofa.data import Augment
 from ofa.distill import Distillation, Distiller, Outputs
 from ofa.distill.answers import Answers
 from ofa.errors import UserError
@@ -45,7 +46,7 @@ class Finetuning:
     shares.  clip_norm: of the gradient (None: not clipped).  precision: of the forward pass, as `Precision` takes it.
     views: after so many epochs their batches come again, augmented as they were, and what the teachers said about them
     is read from a file instead of asked again (after Shen & Xing 2022, fast knowledge distillation); None: all epochs
-    are new.
+    are new.  augment: of the batches (None: as the data says).
     """
 
     epochs: float = 5.0
@@ -60,6 +61,7 @@ class Finetuning:
     precision: str = "float32"
     muon: float = 0.0
     views: int | None = None
+    augment: Augment | None = None
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -81,6 +83,8 @@ class Finetuning:
                 raise UserError(
                     f"views={self.views} keeps logits of teachers, and this way to distil takes more; {ways}"
                 )
+        if not isinstance(self.augment, Augment | None):
+            raise UserError(f"augment is {self.augment}, no record of conf/augment; change its parts, as augment.erase")
         check_precision(self.precision)
 
     def steps(self, images: int) -> int:
@@ -117,6 +121,7 @@ def finetune(
     needs it, and for unknown layers.
     """
     net = copy.deepcopy(net).train()
+    data = data if settings.augment is None else replace(data, augment=settings.augment)
     teachers = _teachers(teacher)
     lesson = settings.lesson(len(teachers))
     if not lesson.used:

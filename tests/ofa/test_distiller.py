@@ -334,6 +334,17 @@ def test_fine_tuning_mixes_images_as_training_does(data: ImageData) -> None:
     assert len(set(losses)) == 3
 
 
+def test_fine_tuning_may_change_images_in_another_way_than_training(data: ImageData) -> None:
+    erasing = Augment(erase=1.0)
+    own = finetune(random_net(), data, replace(SHORT, augment=erasing))
+    datas = finetune(random_net(), replace(data, augment=erasing), SHORT)
+    assert all(torch.equal(value, datas.state_dict()[key]) for key, value in own.state_dict().items())
+    plain = finetune(random_net(), replace(data, augment=erasing), replace(SHORT, augment=Augment()))
+    assert not torch.equal(own.units[0].conv.weight, plain.units[0].conv.weight)
+    with pytest.raises(UserError, match="augment is strong, no record of conf/augment"):
+        replace(SHORT, augment="strong")
+
+
 def test_a_killed_finetuning_draws_the_dropout_of_an_uninterrupted_one(
     data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_module
 
+from ofa.data import Augment
 from ofa.errors import UserError
 from ofa.files import read_json
 from ofa.space import load_space
@@ -19,6 +20,7 @@ from ofa.spec import NetSpec
 from ofa.supernet import Supernet
 from ofa.training.trained import SUPERNET
 from ofa.weights import save_tensors
+from scripts.cli import make
 from scripts.export import main as export
 from scripts.parts import SEARCH, TRAIN
 from scripts.specialize import main
@@ -106,6 +108,15 @@ def test_no_state_of_a_fine_tuning_is_left_behind(run: Path, monkeypatch: pytest
     monkeypatch.setattr("ofa.finetune.SAVE_SECONDS", 0.0)
     specialize(run, "finetune.epochs=0.1")
     assert not list(run.rglob("*-state.safetensors"))
+
+
+def test_a_fine_tuning_augments_as_training_did_but_for_what_it_is_given(run: Path) -> None:
+    specialize(run, "finetune.epochs=0.1", "finetune.augment.erase=0.5")
+    card = read_json(run / "specialize/stm32f746/float.json")
+    assert card["training"]["finetuning"][0]["augment"] == {
+        "operations": 0, "magnitude": 9, "erase": 0.5, "mixup": 0.0, "cutmix": 0.0,
+    }  # fmt: skip
+    assert make(compose("config", ["augment.mixup=0.1"]).finetune).augment == Augment(mixup=0.1)
 
 
 def test_a_fine_tuning_that_ruins_a_network_is_told_with_its_setting(
