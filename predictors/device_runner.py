@@ -29,7 +29,8 @@ def main(jobs_file: Path, results_file: Path) -> None:
     if jobs.get("protocol") != PROTOCOL:
         sys.exit(f"jobs.json has protocol {jobs.get('protocol')}, this runner speaks {PROTOCOL}")
     device = describe(load(str(jobs_file.parent / jobs["groups"][0][0]), jobs["threads"], jobs["batch"])[1], jobs)
-    times = {} if jobs["again"] else earlier(results_file, jobs["id"], device)
+    move_aside(results_file, jobs["id"])
+    times = {} if jobs["again"] else earlier(results_file, device)
     for number, group in enumerate(jobs["groups"]):
         if all(name in times for name in group):
             continue
@@ -41,14 +42,17 @@ def main(jobs_file: Path, results_file: Path) -> None:
         print(f"{number + 1} of {len(jobs['groups'])} groups", flush=True)
 
 
-def earlier(results_file: Path, jobs_id: str, device: dict[str, Any]) -> dict[str, list[float]]:
-    """Times that are there of these jobs; those of other jobs are moved aside, those of another device refused."""
+def move_aside(results_file: Path, jobs_id: str) -> None:
+    """Keep the times of other jobs under another name."""
+    if results_file.exists() and json.loads(results_file.read_text()).get("id") != jobs_id:
+        results_file.replace(results_file.with_name(results_file.name + ".old"))
+
+
+def earlier(results_file: Path, device: dict[str, Any]) -> dict[str, list[float]]:
+    """Times that are there of these jobs; those of another device are refused."""
     if not results_file.exists():
         return {}
     found = json.loads(results_file.read_text())
-    if found.get("id") != jobs_id:
-        results_file.replace(results_file.with_name(results_file.name + ".old"))
-        return {}
     for key, value in device.items():
         if found["device"].get(key) != value:
             sys.exit(

@@ -23,8 +23,8 @@ Elements = NDArray[np.int64]
 
 
 def mcunet(table: LayerTable) -> Elements:
-    """in + out + held of each convolution (Lin et al. 2020, MCUNet).  Returns: (N, L) elements."""
-    return _convolutions(table) * (_input(table) + _output(table) + table.held)
+    """in + out + held of each convolution (Lin et al. 2020, MCUNet) and max pool.  Returns: (N, L) elements."""
+    return _windows(table) * (_input(table) + _output(table) + table.held)
 
 
 def inplace(table: LayerTable) -> Elements:
@@ -33,7 +33,7 @@ def inplace(table: LayerTable) -> Elements:
     Lin et al. 2021, MCUNetV2 and TinyEngine.  Returns: (N, L) elements.
     """
     output = np.where(table.groups > 1, table.size_out**2, _output(table))
-    return _convolutions(table) * (_input(table) + output + table.held)
+    return _windows(table) * (_input(table) + output + table.held)
 
 
 def elements_plus_weights(table: LayerTable) -> Elements:
@@ -112,6 +112,10 @@ def _model(name: str) -> Callable[[LayerTable], Elements]:
 
 def _bytes(elements: NDArray[np.int64], bits: int) -> NDArray[np.int64]:
     return -(-elements * bits // 8)
+
+
+def _windows(table: LayerTable) -> NDArray[np.bool_]:
+    return np.array([op in ("conv", "maxpool") for op in table.op])
 
 
 def _convolutions(table: LayerTable) -> NDArray[np.bool_]:

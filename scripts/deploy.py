@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from ofa.limits import beyond
 from scripts.cli import make
 from scripts.onnx_files import SHIPPED
+from scripts.parts import check_devices
 from scripts.stage import plain
 
 if TYPE_CHECKING:
@@ -37,7 +38,9 @@ def deploy(
     """
     import torch
 
-    from ofa.export.budget import is_met, prove
+    from ofa.export.budget import Board, is_met, prove
+    from ofa.export.c import Pixels
+    from ofa.export.c.build import CORE
     from ofa.export.card import rebuild
 
     net = rebuild(folder / f"{SHIPPED}.json")
@@ -47,7 +50,8 @@ def deploy(
     for name, row in found.items():
         print(f"{device}: {name} {row['sqnr_db']:.1f} dB, {row['file_bytes']:,} bytes in {row['file']}{_latency(row)}")
     board = plain(cfg.device[device])
-    proofs, missing = prove(board.get("runtimes", []), net, ranges, limits, shipped, folder, core=board.get("core"))
+    described = Board(board.get("core", CORE), Pixels(data.mean, data.std))
+    proofs, missing = prove(board.get("runtimes", []), net, ranges, limits, shipped, folder, described)
     for line in [line for proof in proofs for line in proof.lines()] + missing:
         print(f"{device}: {line}")
     met = is_met(proofs, budget)
@@ -58,15 +62,22 @@ def deploy(
 
 
 def require_runtimes(cfg: DictConfig) -> None:
-    """Raise UserError where a runtime's packages are not installed, which an export would find after all other work."""
+    """Raise UserError where what runtimes need is not installed, which an export would find after all other work."""
     from importlib import import_module
 
+    from ofa.export.budget import require_provable
+    from ofa.export.c.build import find
     from ofa.extras import require
 
+    check_devices(cfg)
+    for device, settings in plain(cfg.device).items():
+        require_provable(device, settings.get("runtimes", []))
     for name in cfg.runtime:
         home = import_module(type(make(cfg.runtime[name])).__module__)
         for package in getattr(home, "PACKAGES", ()):
             require(package, home.EXTRA)
+        for compiler in getattr(home, "COMPILERS", ()):
+            find(compiler)
 
 
 def proofs_of(result: Mapping[str, Any]) -> list[Proof]:

@@ -61,6 +61,9 @@ def _load(cfg: DictConfig, data: ImageData) -> Named:
         raise UserError(
             f"{cfg.network} has {named.net.spec.classes} classes, {data.name} {len(data.classes)}; give its own data"
         )
+    if named.net.spec.in_channels != data.channels:
+        wanted = f"{cfg.network} takes {named.net.spec.in_channels} channels"
+        raise UserError(f"{wanted}, the images of {data.name} have {data.channels}; give its own data")
     if not named.learned:
         print(f"{cfg.network} has no weights: random ones stand in, and its accuracy is not measured")
         recalibrate(named.net, data.calibration("val", 256, named.net.spec.resolution))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from ofa.errors import UserError
+from ofa.export import MICRO_RUNTIMES
 from ofa.files import read_json
 from ofa.limits import sought
 from ofa.space import Genes, Space, load_space
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from ofa.data import ImageData
     from ofa.supernet import Supernet
 
+DEVICE = ("name", "description", "limits", "runtimes", "core")
 TRAIN = ("space", "data", "augment", "schedule", "seed", "train")
 MEASURE = (*TRAIN, "measure")
 FIT = (*MEASURE, "predictor.accuracy", "fit")
@@ -35,6 +37,22 @@ def require_whole(cfg: DictConfig, *names: str, null: bool = False) -> None:
         value = OmegaConf.select(cfg, name)
         if not (null and value is None) and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise UserError(f"{name}={value} must be a whole number, 1 or more" + ", or null" * null)
+
+
+def check_devices(cfg: DictConfig) -> None:
+    """Raise UserError for a device without a name or limits, or with options that no device has."""
+    for device, settings in plain(cfg.device).items():
+        if not {"name", "limits"} <= set(settings) or not isinstance(settings["limits"], dict):
+            raise UserError(
+                f"device {device} lacks a name or limits; a device's YAML file begins with # @package device.<name>"
+            )
+        runtimes = settings.get("runtimes", [])
+        if not isinstance(runtimes, list) or set(runtimes) - set(MICRO_RUNTIMES):
+            raise UserError(
+                f"device {device} has runtimes={runtimes}; give a list of {', '.join(MICRO_RUNTIMES)}, or []"
+            )
+        if unknown := sorted(set(settings) - set(DEVICE)):
+            raise UserError(f"device {device} has no option {unknown[0]!r}; choose from {', '.join(DEVICE)}")
 
 
 def load_data(cfg: DictConfig) -> ImageData:

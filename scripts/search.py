@@ -14,13 +14,12 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from ofa.errors import UserError
-from ofa.export import MICRO_RUNTIMES
 from ofa.files import atomic_write, write_json, write_parquet
 from ofa.space import Space, load_space
 from ofa.workers import end_with
 from scripts.cli import make, stage_command, use_threads
 from scripts.iterate import MEASURED, iterate
-from scripts.parts import SEARCH, fitted, objectives, require_whole, searched_space
+from scripts.parts import SEARCH, check_devices, fitted, objectives, require_whole, searched_space
 from scripts.progress import Progress
 from scripts.stage import INFEASIBLE, open_stage, plain, run_id
 from scripts.together import LOGS, optuna_options, together
@@ -35,7 +34,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 MODES = ("predict", "iterate", "shared")
-DEVICE = ("name", "description", "limits", "runtimes", "core")
 CHOSEN = "chosen.json"
 Results = dict[tuple[str, int], SearchResult]
 
@@ -92,18 +90,8 @@ def check(cfg: DictConfig) -> None:
         raise UserError(f"mode={cfg.mode} measures for one seed, not seeds={cfg.seeds}; give each seed a run=<folder>")
     if cfg.mode == "shared":
         optuna_options(cfg)
-    for device, settings in plain(cfg.device).items():
-        if not {"name", "limits"} <= set(settings) or not isinstance(settings["limits"], dict):
-            raise UserError(
-                f"device {device} lacks a name or limits; a device's YAML file begins with # @package device.<name>"
-            )
-        runtimes = settings.get("runtimes", [])
-        if not isinstance(runtimes, list) or set(runtimes) - set(MICRO_RUNTIMES):
-            raise UserError(
-                f"device {device} has runtimes={runtimes}; give a list of {', '.join(MICRO_RUNTIMES)}, or []"
-            )
-        if unknown := sorted(set(settings) - set(DEVICE)):
-            raise UserError(f"device {device} has no option {unknown[0]!r}; choose from {', '.join(DEVICE)}")
+    check_devices(cfg)
+    for settings in plain(cfg.device).values():
         predictors: Any = dict.fromkeys(cfg.predictor)  # which are not asked yet
         problem = Problem(predictors, objectives(cfg), settings["limits"])
         if cfg.mode != "predict":

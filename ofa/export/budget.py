@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from ofa.errors import UserError
 from ofa.export import flatbuffer
+from ofa.export.c import Pixels, export_c
+from ofa.export.c.build import CORE, PACKAGES, has_compiler, measure
 from ofa.limits import beyond, keeps, show
 
 CLOSE = 0.1  # share by which a measured arena may differ from the predicted peak without a word
@@ -69,9 +71,18 @@ class Proof:
         return table + [f"{self.runtime}: {note}" for note in self.notes]
 
 
-def prove_tflm(
-    net: nn.Module, images: Tensor, limits: Limits, exact: Limits, folder: Path, core: str | None = None
-) -> Proof:
+@dataclass(frozen=True, slots=True)
+class Board:
+    """What C files are for.  core: the processor, as arm-none-eabi-gcc names it.  pixels: how images are normalised."""
+
+    core: str = CORE
+    pixels: Pixels | None = None
+
+
+CORTEX_M7 = Board()
+
+
+def prove_tflm(net: nn.Module, images: Tensor, limits: Limits, exact: Limits, folder: Path, board: Board) -> Proof:
     """Export to TensorFlow Lite Micro and measure.  exact: costs that are known, such as macs; the predicted peak."""
     from ofa.export.runtimes.tflm import Tflm, arena
 
@@ -86,37 +97,32 @@ def prove_tflm(
     return Proof("tflm", _rows(limits, measured, exact), tuple(notes))
 
 
-def prove_c(
-    net: nn.Module, images: Tensor, limits: Limits, exact: Limits, folder: Path, core: str | None = None
-) -> Proof:
-    """Export as plain C; flash and SRAM of the compiled sections where there is a compiler, else of the plan.
-
-    core: what it compiles for (None: a Cortex-M7).
-    """
-    from ofa.export.c import export_c
-    from ofa.export.c.build import CORE, has_compiler, measure
+def prove_c(net: nn.Module, images: Tensor, limits: Limits, exact: Limits, folder: Path, board: Board) -> Proof:
+    """Export as plain C; flash and SRAM of the compiled sections where there is a compiler, else of the plan."""
     from ofa.integer.convert import from_net
 
-    report = export_c(from_net(net, images.split(64)), folder / "c")
+    report = export_c(from_net(net, images.split(64)), folder / "c", pixels=board.pixels)
     measured = {
         SRAM: (report.arena_bytes, "planned arena of the C sources, without stack"),
-        FLASH: (report.weight_bytes, "constants of the C sources; install arm-none-eabi-gcc to have the code too"),
+        FLASH: (report.weight_bytes, f"constants of the C sources; for the code too, install {PACKAGES}"),
     }
     if has_compiler():
-        sizes = measure(folder / "c", core=core or CORE)
-        compiled = f"compiled for {core or CORE}, {sizes.compiler}"
+        sizes = measure(folder / "c", core=board.core)
+        compiled = f"compiled for {board.core}, {sizes.compiler}"
         measured = {
             SRAM: (sizes.sram_bytes, f".data, .bss and stack, {compiled}"),
             FLASH: (sizes.flash_bytes, f".text with constants and .data, {compiled}"),
         }
     note, far = beside(report.arena_bytes, exact[SRAM])
     if far:
-        note += ", which counts input and output of a depthwise convolution; the C writes it in place"
-        note += f"; no plan can go below {report.bound_bytes:,}, alive where {report.fullest} is written"
+        note += (
+            ", which is input, output and held shortcut of the fullest convolution or pool; the plan writes depthwise"
+        )
+        note += f" ones in place and counts scratch: {report.bound_bytes:,} live where {report.fullest} is written"
     return Proof("c", _rows(limits, measured, exact), (note,))
 
 
-Prove = Callable[[nn.Module, Tensor, Limits, Limits, Path, str | None], Proof]
+Prove = Callable[[nn.Module, Tensor, Limits, Limits, Path, Board], Proof]
 MICRO: dict[str, tuple[Prove, str, str]] = {  # what measures, the module it needs, how to get that
     "tflm": (prove_tflm, "tflite_micro", 'pip install "ofa-nas[tflite]" for the arena of TensorFlow Lite Micro'),
     "c": (prove_c, "ofa.export.c", "this installation has no C export"),
@@ -130,13 +136,11 @@ def prove(
     limits: Limits,
     exact: Limits,
     folder: Path,
-    *,
-    core: str | None = None,
+    board: Board = CORTEX_M7,
 ) -> tuple[list[Proof], list[str]]:
     """A proof for each named runtime that is installed, and for the others a line on how to have it.
 
-    core: the device's processor, as arm-none-eabi-gcc names it (None: a Cortex-M7).  Raises UserError for an unknown
-    name.
+    Raises UserError for an unknown name.
     """
     proofs, missing = [], []
     for name in names:
@@ -144,10 +148,17 @@ def prove(
             raise UserError(f"device runtime {name!r} is not known; choose from {', '.join(MICRO)}")
         measure, module, remedy = MICRO[name]
         if _has(module):
-            proofs.append(measure(net, images, limits, exact, folder, core))
+            proofs.append(measure(net, images, limits, exact, folder, board))
         else:
             missing.append(f"{name}: not measured; {remedy}")
     return proofs, missing
+
+
+def require_provable(device: str, names: list[str]) -> None:
+    """Raise UserError where a device names runtimes to be proven in and none of them is installed."""
+    if names and not any(_has(MICRO[name][1]) for name in names):
+        remedies = " or ".join(MICRO[name][2] for name in names)
+        raise UserError(f"nothing here can prove device {device} in {', '.join(names)}; {remedies}, or name c, too")
 
 
 def explain(predicted: float, tensors: int, tables: int, fullest: flatbuffer.Peak) -> list[str]:

@@ -6,6 +6,7 @@ curl --data-binary @cat.png localhost:8000/predict
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -44,9 +45,12 @@ def application(settings: Settings) -> Any:
 
     app = fastapi.FastAPI(title="ofa-serve", lifespan=lifespan, docs_url=None, redoc_url=None)
 
+    bodies = Bodies(settings)
+
     async def answer(request: Any) -> Any:
-        status, content = await _answer(request, settings, served, batcher)
-        return responses.JSONResponse(content, status)
+        status, content = await _answer(request, settings, served, bodies, batcher)
+        hang_up = {"connection": "close"} if status == 408 else None  # what comes of the body is read by nobody
+        return responses.JSONResponse(content, status, headers=hang_up)
 
     async def health() -> dict[str, Any]:
         return {"status": "ok", "model": served.file.name, "sha256": served.digest}
@@ -90,13 +94,13 @@ def _read(body: bytes, served: Served) -> NDArray[np.uint8] | Exception:
 
 
 async def _answer(
-    request: Any, settings: Settings, served: Served, batcher: Batcher[bytes, Probabilities]
+    request: Any, settings: Settings, served: Served, bodies: Bodies, batcher: Batcher[bytes, Probabilities]
 ) -> tuple[int, dict[str, Any]]:
     """Status and content."""
     try:
-        body = await receive(request, settings.max_bytes)
-        check(body, settings.max_pixels)
-        found = await batcher(body)
+        async with bodies.of(request) as body:
+            check(body, settings.max_pixels)
+            found = await batcher(body)
     except RefusedError as error:
         return error.status, {"error": error.reason}
     order = np.argsort(found)[::-1][:TOP]
@@ -104,25 +108,45 @@ async def _answer(
     return 200, {"index": int(order[0]), **top[0], "top": top}
 
 
-async def receive(request: Any, most: int) -> bytes:
-    """The body of a request, of which never more than `most` bytes are held.
+class Bodies:
+    """The bodies of requests, received within the limits of one, of all that are held at once, and of time."""
 
-    Raises RefusedError: 413 beyond them, 499 (nginx's number) where the client left before it had sent all.
-    """
-    left = extra("starlette.requests", "serve").ClientDisconnect
-    refusal = RefusedError(413, f"the body is larger than {most} bytes")
-    length = request.headers.get("content-length", "0")
-    if length.isdigit() and int(length) > most:
-        raise refusal
-    content = bytearray()
-    try:
-        async for chunk in request.stream():
-            content += chunk
-            if len(content) > most:
-                raise refusal
-    except left:
-        raise RefusedError(499, "the client left before it had sent its image") from None
-    return bytes(content)
+    def __init__(self, settings: Settings) -> None:
+        self.settings, self.held = settings, 0
+        self._left = extra("starlette.requests", "serve").ClientDisconnect
+
+    @asynccontextmanager
+    async def of(self, request: Any) -> AsyncIterator[bytes]:
+        """The body of a request, which counts as held until the block ends.
+
+        Raises RefusedError: 413 where it is too large, 503 where others are, 408 where it takes too long, 499 (nginx's
+        number) where the client left before it had sent all.
+        """
+        content = bytearray()
+        try:
+            await self._receive(request, content)
+            yield bytes(content)
+        finally:
+            self.held -= len(content)
+
+    async def _receive(self, request: Any, content: bytearray) -> None:
+        most, all_most, seconds = self.settings.max_bytes, self.settings.held_bytes, self.settings.body_seconds
+        length = request.headers.get("content-length", "0")
+        if length.isdigit() and int(length) > most:
+            raise RefusedError(413, f"the body is larger than {most} bytes")
+        try:
+            async with asyncio.timeout(seconds):
+                async for chunk in request.stream():
+                    content += chunk
+                    self.held += len(chunk)
+                    if len(content) > most:
+                        raise RefusedError(413, f"the body is larger than {most} bytes")
+                    if self.held > all_most:
+                        raise RefusedError(503, f"more than {all_most} bytes of images are held; try again later")
+        except TimeoutError:
+            raise RefusedError(408, f"the body was not there after {seconds} s") from None
+        except self._left:
+            raise RefusedError(499, "the client left before it had sent its image") from None
 
 
 class Metrics:
@@ -142,11 +166,14 @@ class Metrics:
         """The same handler, counted and timed."""
 
         async def handler(request: Any) -> Any:
-            start = time.perf_counter()
-            response = await answer(request)
-            self.requests.labels(response.status_code).inc()
-            self.seconds.observe(time.perf_counter() - start)
-            return response
+            start, status = time.perf_counter(), 500  # where the answer raises
+            try:
+                response = await answer(request)
+                status = response.status_code
+                return response
+            finally:
+                self.requests.labels(status).inc()
+                self.seconds.observe(time.perf_counter() - start)
 
         return handler
 

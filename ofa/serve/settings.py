@@ -20,9 +20,10 @@ class Settings:
 
     host, port: where it listens.  workers: processes (None: one for each core).  batch: images at most that run at
     once; more are taken together only while the network is busy, so that a lone request never waits.  waiting: images
-    at most that wait, beyond which requests are refused (503).  max_bytes: of a request's body.  max_pixels: of an
-    image, read from its header before it is decoded.  threads: of ONNX Runtime in each worker.  stop_seconds: that open
-    requests get to finish after the signal to stop.
+    at most that wait, beyond which requests are refused (503).  max_bytes: of a request's body; held_bytes: of all the
+    bodies that a worker holds, beyond which it refuses more (503); body_seconds: that a client gets to send one (408).
+    max_pixels: of an image, read from its header before it is decoded.  threads: of ONNX Runtime in each worker.
+    stop_seconds: that open requests get to finish after the signal to stop.
     """
 
     model: str
@@ -32,6 +33,8 @@ class Settings:
     batch: int = 16
     waiting: int = 256
     max_bytes: int = 10_000_000
+    held_bytes: int = 100_000_000
+    body_seconds: int = 30
     max_pixels: int = 25_000_000
     threads: int = 1
     stop_seconds: int = 10
@@ -39,7 +42,8 @@ class Settings:
     def __post_init__(self) -> None:
         if self.workers is None:
             object.__setattr__(self, "workers", len(os.sched_getaffinity(0)))
-        for name in ("workers", "batch", "waiting", "max_bytes", "max_pixels", "threads", "stop_seconds"):
+        limits = ("batch", "waiting", "max_bytes", "held_bytes", "body_seconds", "max_pixels", "stop_seconds")
+        for name in ("workers", "threads", *limits):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise UserError(f"serve.{name}={value} must be a whole number, at least 1")
@@ -82,5 +86,14 @@ class Served:
             raise UserError(f"{card_file} is no card; name one that ofa-export wrote")
         card = load_card(card_file)
         file, data = file_of(card, card_file, ".onnx"), dict(card.data)
+        if missing := [name for name in ("side", "mean", "std", "classes") if name not in data]:
+            raise UserError(
+                f"{card_file} does not say how its images are made ({missing[0]}); export the network again"
+            )
         side, mean, std = int(data["side"]), tuple(data["mean"]), tuple(data["std"])
+        counts = len(data["classes"]), len(mean), len(std)
+        if counts != (card.spec.classes, card.spec.in_channels, card.spec.in_channels):
+            told = f"{counts[0]} classes, {counts[1]} means and {counts[2]} deviations"
+            wanted = f"{card.spec.classes} classes and {card.spec.in_channels} channels"
+            raise UserError(f"{card_file} has {told} for a network of {wanted}; export the network again")
         return Served(file, side, card.spec.resolution, mean, std, tuple(data["classes"]), card.files[file.name])

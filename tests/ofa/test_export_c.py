@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
 import subprocess
 from dataclasses import replace
@@ -16,8 +18,9 @@ import yaml
 from torch import nn
 
 from ofa.data import digits
+from ofa.data.images import resize
 from ofa.errors import UserError
-from ofa.export.c import export_c
+from ofa.export.c import Pixels, export_c
 from ofa.export.c.build import ARM, SANITIZERS, compile_c, has_compiler, measure, run_c
 from ofa.export.runtime import run as run_runtime
 from ofa.export.runtimes.c import PlainC
@@ -134,7 +137,7 @@ def test_as_a_runtime_it_gives_the_references_logits(tmp_path: Path) -> None:
         runtime.load(file, 0)
 
 
-@pytest.mark.parametrize("name", ["digits_mbv3", "mcunet"])
+@pytest.mark.parametrize("name", ["digits_mbv3", "mcunet", "cifar_pool"])
 def test_the_arena_is_what_the_inplace_model_predicts(name: str) -> None:
     space = load_space(name)
     for arch in space.decode(space.sample(2, np.random.default_rng(0))):
@@ -155,6 +158,36 @@ def test_the_published_networks_fit_where_tinyengine_puts_them(data_folder: Path
     assert report.arena_bytes == report.bound_bytes == spec_costs(spec, bits=8, model="inplace")["peak_memory_bytes"]
     assert report.arena_bytes <= 1024 * entry["published"]["tinyengine"]["sram_kB"]
     assert report.weight_bytes <= 1024 * entry["published"]["tinyengine"]["flash_kB"]
+
+
+def test_the_header_says_how_bytes_become_what_the_network_takes(tmp_path: Path) -> None:
+    """From the header alone: the bytes of real images, as a board has them, give the numbers of the reference."""
+    data = digits()
+    net = from_net(random_net(), list(data.calibration("val", 64, 16)))
+    export_c(net, tmp_path, pixels=Pixels(data.mean, data.std))
+    text = (tmp_path / "net.h").read_text()
+    mean, std = (float(re.search(rf"#define NET_{name} {{(.*)f}}", text)[1]) for name in ("MEAN", "STD"))  # type: ignore[index]
+    scale = float(re.search(r"INPUT_SCALE (.*)f ", text)[1])  # type: ignore[index]
+    zero = int(re.search(r"INPUT_ZERO \((.*)\)", text)[1])  # type: ignore[index]
+    stored = resize(data.test.images[:100], 16).numpy()
+    own = np.clip(np.rint((stored / 255 - mean) / std / scale + zero), -128, 127).astype(np.int8)
+    want = quantize_images(net, next(data.batches("test", len(data.test), 16, rng=None))[0][:100].numpy())
+    assert np.mean(own.transpose(0, 2, 3, 1) == want) > 0.999 and np.abs(own.transpose(0, 2, 3, 1) - want).max() <= 1
+    compile_c(tmp_path)
+    export_c(net, tmp_path)
+    assert "which the network's card has" in (tmp_path / "net.h").read_text()
+
+
+def test_a_compiler_without_the_librarys_headers_counts_as_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / ARM
+    program.write_text("#!/bin/sh\ngrep -q string.h && exit 1\nexit 0\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert not has_compiler(ARM)
+    program.write_text("#!/bin/sh\nexit 0\n")
+    assert has_compiler(ARM)
 
 
 def test_mistakes_are_explained(tmp_path: Path) -> None:

@@ -317,6 +317,63 @@ def test_an_address_that_cannot_be_had_is_answered_with_its_options(card: Path) 
             assert found.stderr == f"ofa-serve: {said}\n"
 
 
+def test_bodies_that_do_not_end_are_refused_in_time_and_hold_little(card: Path) -> None:
+    for module in ("fastapi", "uvicorn", "prometheus_client"):
+        pytest.importorskip(module)
+    limits = ("serve.max_bytes=1000000", "serve.held_bytes=2500000", "serve.body_seconds=3")
+    server = Server(card, "serve.workers=1", *limits)
+    head, part = b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\n\r\n", b"\0" * 900_000
+    clients = [socket.create_connection(("127.0.0.1", server.port), timeout=30) for _ in range(4)]
+    try:
+        for client in clients:
+            client.sendall(head + part)
+        answers = []
+        for client in clients:
+            answer = client.recv(4096)
+            answers.append(int(answer.split()[1]))
+            while answers[-1] == 408 and client.recv(4096):  # until the server hangs up
+                pass
+        assert sorted(answers) == [408, 408, 503, 503]
+        assert server.send("POST", "/predict", png(PIXELS[0, 0]))[0] == 200, "what was held is free again"
+        assert b'ofa_requests_total{status="408"}' in server.send("GET", "/metrics")[1]
+    finally:
+        for client in clients:
+            client.close()
+        server.stop()
+
+
+def test_a_request_that_raises_is_counted_as_500() -> None:
+    pytest.importorskip("prometheus_client")
+    from ofa.serve.app import Metrics
+
+    async def broken(request: object) -> object:
+        raise IndexError
+
+    metrics = Metrics()
+    with pytest.raises(IndexError):
+        asyncio.run(metrics.watched(broken)(None))  # type: ignore[arg-type]
+    assert b'ofa_requests_total{status="500"} 1.0' in metrics.text()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "answer"),
+    [
+        ({}, r"net\.json does not say how its images are made \(side\); export"),
+        ({"classes": ["a", "b"]}, "has 2 classes, 1 means and 1 deviations for a network of 10 classes and 1 channels"),
+        ({"mean": [0.1, 0.2, 0.3]}, "10 classes, 3 means and 1 deviations"),
+    ],
+)
+def test_a_card_that_does_not_fit_its_network_is_not_served(
+    wrong: dict[str, Any], answer: str, card: Path, tmp_path: Path
+) -> None:
+    shutil.copy(card.with_suffix(".onnx"), tmp_path)
+    content = json.loads(card.read_text())
+    content["data"] = content["data"] | wrong if wrong else {}
+    (tmp_path / "net.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=answer):
+        Served.find(tmp_path / "net.json")
+
+
 @pytest.mark.slow
 def test_workers_share_the_port_and_their_figures(card: Path) -> None:
     server = Server(card, "serve.workers=2")

@@ -148,6 +148,18 @@ def test_results_of_other_jobs_are_moved_aside_on_the_device(folder: Path) -> No
     assert results(folder)["id"] == jobs_id(folder)
 
 
+def test_timing_anew_keeps_what_other_jobs_left_on_the_device(folder: Path) -> None:
+    jobs = json.loads((folder / "jobs.json").read_text())
+    old = {"protocol": 1, "id": "other", "device": {"machine": "m"}, "times": {"a": [1.0]}}
+    for id_, aside in (("other", True), (jobs["id"], False)):
+        (folder / "results.json").write_text(json.dumps(old | {"id": id_, "device": {}}))
+        (folder / "results.json.old").unlink(missing_ok=True)
+        (folder / "jobs.json").write_text(json.dumps(jobs | {"again": True}))
+        run_here(folder)
+        assert (folder / "results.json.old").exists() == aside
+        assert "a" not in results(folder)["times"]
+
+
 @pytest.mark.parametrize(("key", "value"), [("machine", "another board"), ("runtime", "onnxruntime 0.1")])
 def test_the_runner_refuses_results_of_another_device(folder: Path, key: str, value: str) -> None:
     run_here(folder)

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_module
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from ofa.errors import UserError
+from ofa.export import budget
+from ofa.export.card import Card, save_net
+from ofa.space import Arch
 from scripts.export import main
+from tests.ofa.nets import SPEC, random_net
 
 PLACE = "prove/digits_mbv3-smallest/server"
 
@@ -30,6 +35,34 @@ def test_a_limit_may_leave_out_its_unit(tmp_path: Path) -> None:
     assert [(row["limit"], row["max"], row["met"]) for row in result["budget"]] == [
         ("peak_memory_bytes", 320_000, True)
     ]
+
+
+def test_a_network_of_other_channels_is_answered_in_one_line(tmp_path: Path) -> None:
+    cfg = config(tmp_path, "macs=1G")
+    spec = replace(SPEC, in_channels=3, units=(replace(SPEC.units[0], cin=3), *SPEC.units[1:]))
+    save_net(tmp_path / "net.json", random_net(spec), Card(Arch(16), {}, spec, {}, {}, 0))
+    cfg.network = str(tmp_path / "net.json")
+    with pytest.raises(UserError, match=r"net\.json takes 3 channels, the images of digits have 1; give its own data"):
+        main(cfg)
+
+
+@pytest.mark.parametrize(
+    ("options", "answer"),
+    [
+        ({"runtime": ["c"]}, "device server has no option 'runtime'; choose from name, description, limits, runtimes"),
+        ({"runtimes": "tflm"}, "device server has runtimes=tflm; give a list of tflm, c"),
+        ({"runtimes": ["tflm"]}, r"nothing here can prove device server in tflm; pip install \"ofa-nas\[tflite\]\".*"),
+    ],
+)
+def test_a_device_that_could_not_be_proven_is_refused_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, object], answer: str
+) -> None:
+    monkeypatch.setattr(budget, "_has", lambda module: module != "tflite_micro")
+    cfg = config(tmp_path, "macs=1G")
+    OmegaConf.update(cfg, "device.server", options, force_add=True)
+    with pytest.raises(UserError, match=answer):
+        main(cfg)
+    assert not (tmp_path / PLACE).exists()
 
 
 @pytest.mark.parametrize("limit", ["energy_uj=50", "accuracy=0.5"])

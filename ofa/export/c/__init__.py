@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ofa.errors import UserError
-from ofa.export.c.text import MAIN, MAKEFILE, header, source
+from ofa.export.c.text import MAIN, MAKEFILE, Pixels, header, source
 from ofa.files import atomic_write
 from ofa.integer.net import IntegerNet
 from ofa.integer.plan import Plan, plan
 
-__all__ = ["CReport", "export_c"]
+__all__ = ["CReport", "Pixels", "export_c"]
 KERNELS = ("kernels.c", "kernels.h")
 
 
@@ -31,16 +31,16 @@ class CReport:
     weight_bytes: int
 
 
-def export_c(net: IntegerNet, folder: str | Path, *, name: str = "network") -> CReport:
+def export_c(net: IntegerNet, folder: str | Path, *, name: str = "network", pixels: Pixels | None = None) -> CReport:
     """Write a network as net.c, net.h, kernels.c, kernels.h, an example main.c and a Makefile into a folder.
 
-    Compiled, `net_run` gives the same numbers as `ofa.integer.run.run`, bit for bit.  Raises UserError for a name that
-    would end a comment.
+    Compiled, `net_run` gives the same numbers as `ofa.integer.run.run`, bit for bit.  pixels: by what images are
+    normalised, which net.h then says.  Raises UserError for a name that would end a comment.
     """
     if "*/" in name or "\n" in name:
         raise UserError(f"name {name!r} would end the comment it stands in; use letters")
     folder, planned = Path(folder), plan(net)
-    files = {"net.h": header(net, planned, name), "net.c": source(net, planned, name)}
+    files = {"net.h": header(net, planned, name, pixels), "net.c": source(net, planned, name)}
     files |= {"main.c": MAIN, "Makefile": MAKEFILE}
     files |= {kernel: Path(__file__).with_name(kernel).read_text() for kernel in KERNELS}
     for file, text in files.items():

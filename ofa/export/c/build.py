@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import subprocess
@@ -22,6 +21,7 @@ SANITIZERS = ("-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 SMALL = ("-Os", "-mthumb")  # for a microcontroller's flash
 CORE = "cortex-m7"
 ARM = "arm-none-eabi-gcc"
+PACKAGES = "gcc-arm-none-eabi and libnewlib-arm-none-eabi"  # as Debian names them
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +84,7 @@ def measure(folder: str | Path, *, core: str = CORE, compiler: str = ARM) -> Siz
     Raises UserError where the compiler is absent or does not know the core.
     """
     program, flags = find(compiler), (*SMALL, f"-mcpu={core}")
-    if not _knows(program, flags):
+    if not _preprocesses([program, *flags], ""):
         raise UserError(f"core {core!r} is not one that {compiler} builds for; give its name, such as {CORE}")
     with tempfile.TemporaryDirectory() as place:
         for name in SOURCES:
@@ -101,8 +101,9 @@ def measure(folder: str | Path, *, core: str = CORE, compiler: str = ARM) -> Siz
 
 
 def has_compiler(compiler: str = ARM) -> bool:
-    """Whether a compiler is installed."""
-    return shutil.which(compiler) is not None
+    """Whether a compiler is installed, with the C library's headers."""
+    path = shutil.which(compiler)
+    return path is not None and _preprocesses([path], "#include <string.h>\n")
 
 
 def version(compiler: str) -> str:
@@ -116,14 +117,14 @@ def find(compiler: str) -> str:
     """The path of a compiler."""
     path = shutil.which(compiler)
     if path is None:
-        package = "gcc-arm-none-eabi" if compiler == ARM else "gcc"
+        package = PACKAGES.replace(" and", "") if compiler == ARM else "gcc"
         raise UserError(f"there is no {compiler} on this machine; install it (Debian: apt install {package})")
     return path
 
 
-def _knows(program: str, flags: Sequence[str]) -> bool:
-    line = [program, *flags, "-E", "-x", "c", os.devnull]
-    return subprocess.run(line, capture_output=True, check=False).returncode == 0
+def _preprocesses(line: Sequence[str], text: str) -> bool:
+    whole = [*line, "-E", "-x", "c", "-"]
+    return subprocess.run(whole, input=text, text=True, capture_output=True, check=False).returncode == 0
 
 
 def _compile(line: list[str]) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from textwrap import wrap
 from typing import Any
 
@@ -22,8 +23,9 @@ HEADER = """\
 #define NET_COLUMNS {columns}
 #define NET_CHANNELS {channels}
 #define NET_INPUT_SIZE {input_size} /* bytes: rows, columns, channels side by side */
-#define NET_INPUT_SCALE {input_scale}f /* a pixel p becomes p / scale + zero, rounded and held in -128..127 */
+#define NET_INPUT_SCALE {input_scale}f /* v becomes v / scale + zero, rounded and held in -128..127 */
 #define NET_INPUT_ZERO ({input_zero})
+{pixels}
 #define NET_OUTPUT_SIZE {output_size}
 #define NET_OUTPUT_SCALE {output_scale}f /* a logit is scale * (number - zero) */
 #define NET_OUTPUT_ZERO ({output_zero})
@@ -34,6 +36,10 @@ const int8_t *net_run(void); /* NET_OUTPUT_SIZE logits, there until the next ima
 
 #endif
 """
+KNOWN = """\
+#define NET_MEAN {mean} /* of each channel: v = (byte / 255 - mean) / std */
+#define NET_STD {std}"""
+UNKNOWN = "/* v = (byte / 255 - mean) / std of the channel, which the network's card has */"
 SOURCE = """\
 /* {name}: constants, arena and operators in their order. */
 #include "net.h"
@@ -91,8 +97,16 @@ clean:
 """
 
 
-def header(net: IntegerNet, plan: Plan, name: str) -> str:
-    """net.h."""
+@dataclass(frozen=True, slots=True)
+class Pixels:
+    """Mean and standard deviation of each channel, of pixels from 0 to 1, by which images are normalised."""
+
+    mean: Sequence[float]
+    std: Sequence[float]
+
+
+def header(net: IntegerNet, plan: Plan, name: str, pixels: Pixels | None = None) -> str:
+    """net.h; pixels: what is known of them."""
     x, y = net.tensors[net.input], net.tensors[net.output]
     rows, columns, channels = x.shape
     return HEADER.format(
@@ -103,11 +117,16 @@ def header(net: IntegerNet, plan: Plan, name: str) -> str:
         input_size=x.size,
         input_scale=f"{x.scale:.9g}" if "e" in f"{x.scale:.9g}" else f"{x.scale:#.9g}",
         input_zero=x.zero,
+        pixels=UNKNOWN if pixels is None else KNOWN.format(mean=_floats(pixels.mean), std=_floats(pixels.std)),
         output_size=y.size,
         output_scale=f"{y.scale:.9g}" if "e" in f"{y.scale:.9g}" else f"{y.scale:#.9g}",
         output_zero=y.zero,
         arena=plan.arena,
     )
+
+
+def _floats(values: Iterable[float]) -> str:
+    return "{" + ", ".join(f"{value:#.9g}f" for value in values) + "}"
 
 
 def source(net: IntegerNet, plan: Plan, name: str) -> str:

@@ -24,6 +24,7 @@ from ofa.export.runtimes.litert import caller
 from ofa.integer.convert import from_net
 
 SUFFIX = ".int8.so"
+COMPILERS = ("gcc",)
 SECTIONS = slice(40, 48), slice(58, 60), slice(60, 62)  # of an ELF head: where its table lies, size and number of rows
 
 
