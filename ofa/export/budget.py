@@ -111,7 +111,7 @@ def prove_c(net: nn.Module, images: Tensor, limits: Limits, exact: Limits, folde
         compiled = f"compiled for {board.core}, {sizes.compiler}"
         measured = {
             SRAM: (sizes.sram_bytes, f".data, .bss and stack, {compiled}"),
-            FLASH: (sizes.flash_bytes, f".text with constants and .data, {compiled}"),
+            FLASH: (sizes.flash_bytes, f".text with constants and .data, without libraries, {compiled}"),
         }
     note, far = beside(report.arena_bytes, exact[SRAM])
     if far:

@@ -90,7 +90,6 @@ def test_a_package_gives_equal_logits_from_python_and_from_cpp(images: Tensor, t
     again = run(Aoti(), file, images, batch=64)
     assert compare(again, expected).max_relative < 1e-5
     np.testing.assert_allclose(run(Aoti(), file, images[:3], batch=1), again[:3], rtol=1e-4, atol=1e-4)
-    write_cpp(tmp_path / "cpp")
     place = Path(torch.__file__).parent
     lines = [["make", f"TORCH={place}"]]
     if shutil.which("cmake"):

@@ -1,7 +1,7 @@
 """AOTInductor: the network compiled ahead of time into a .pt2 package, loaded from Python or C++ without TorchScript.
 
-`write_cpp` leaves a C++ program beside it that needs libtorch and no Python.  A package holds machine code for the
-processor that it was made on.  N images, K classes.
+Beside it, in `cpp`, lies a C++ program that runs it with libtorch and without Python.  A package holds machine code for
+the processor that it was made on.  N images, K classes.
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ class Aoti:
             except Exception as error:  # those of torch.export, Inductor and the compiler share no narrower class
                 reason = " ".join(str(error).split())[:200]
                 raise UserError(f"AOTInductor cannot compile this network ({reason}); mend what it names") from None
+        write_cpp(path.parent / "cpp")
 
     def load(self, path: Path, threads: int = 1) -> Call:
         """A function from images (N, C, H, W) to logits (N, K); `threads` are those of the whole process."""
