@@ -134,7 +134,7 @@ def _table(rows: Sequence[dict[str, Any]]) -> str:
     """The chain as text, a line for each step."""
     head = (
         *("step", "top-1 (%)", "MACs (M)", "not by zero", "bit-operations (G)", "file (kB)", "smaller"),
-        *("peak memory (kB)", "ms"),
+        *("float peak memory (kB)", "ms"),
     )
     return _columns([head, *(_line(row, rows[0]["file_bytes"]) for row in rows)])
 

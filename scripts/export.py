@@ -12,7 +12,7 @@ from scripts.cli import stage_command
 from scripts.deploy import deploy, proofs_of, require_runtimes
 from scripts.given import export_given
 from scripts.onnx_files import SHIPPED, budget_of, limits_of, write_onnx
-from scripts.parts import MEASURED_HERE, TRAIN, load_parts, reachable, trained
+from scripts.parts import MEASURED_HERE, TRAIN, load_parts, reachable, require_images, trained
 from scripts.specialize import READS
 from scripts.stage import open_stage
 
@@ -39,6 +39,7 @@ def main(cfg: DictConfig) -> None:
         export_given(cfg)
         return
     data, space = load_parts(cfg)
+    require_images(cfg, data)
     devices = reachable(cfg)
     for device in devices:
         reads = (*READS, "compress.quantization", "export", f"device.{device}", *(["runtime"] if cfg.runtime else []))

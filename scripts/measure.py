@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from ofa.errors import UserError
 from ofa.space import load_space
 from scripts.cli import stage_command
-from scripts.parts import MEASURE, load_parts, load_trained, require_whole
+from scripts.parts import MEASURE, load_parts, load_trained, require_images, require_whole
 from scripts.progress import Progress
 from scripts.stage import note, open_stage, plain
 
@@ -31,6 +31,7 @@ def main(cfg: DictConfig) -> None:
         from predictors.shapes import space_shapes
 
         data, space = load_parts(cfg)
+        require_images(cfg, data)
         note(cfg.run, data=data.describe())  # ofa-import reads none
         options, log, load = cfg.measure, stage.folder / "subnets.jsonl", partial(load_trained, plain(cfg))
         total = min(options.subnets, space.size)

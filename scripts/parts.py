@@ -17,7 +17,7 @@ from ofa.files import read_json
 from ofa.limits import sought
 from ofa.space import Genes, Space, load_space
 from scripts.cli import make
-from scripts.stage import INFEASIBLE, plain
+from scripts.stage import COMMAND, INFEASIBLE, note, plain
 
 if TYPE_CHECKING:
     from ofa.data import ImageData
@@ -65,10 +65,31 @@ def _data(text: str) -> ImageData:
     return make(OmegaConf.create(json.loads(text)))
 
 
+def require_images(cfg: DictConfig, data: ImageData, *, fresh: bool = False) -> None:
+    """Note which images the run learns from, and raise UserError where these are others; fresh: it begins with these.
+
+    Validation and test images are cut from all that there are: one more, and others are cut, that training had seen.
+    """
+    command, digest = Path(cfg.run, COMMAND), data.digest()
+    known = None if fresh else read_json(command).get("images") if command.exists() else None
+    if known is None:
+        note(cfg.run, images=digest)
+    elif known != digest:
+        raise UserError(
+            f"the images of {data.name} are not those that {cfg.run} was trained on, so that those of val and test may "
+            "have been trained on; bring them back, or train again: ofa-train restart=true, or another run=<folder>"
+        )
+
+
 def load_parts(cfg: DictConfig) -> tuple[ImageData, Space]:
     """The data set, and the space made for its channels and classes."""
     data = replace(load_data(cfg), augment=make(cfg.augment))
-    return data, load_space(plain(cfg.space)).adapt(in_channels=data.channels, classes=len(data.classes))
+    space = load_space(plain(cfg.space)).adapt(in_channels=data.channels, classes=len(data.classes))
+    size, most = OmegaConf.select(cfg, "data.size"), max(space.resolution)
+    if size is not None and size < most:
+        given = f"data.size={size} stores images below the largest resolution of the space, {most} pixels"
+        raise UserError(f"{given}; give data.size={most}, or a space.resolution of at most {size}")
+    return data, space
 
 
 def searched_space(cfg: DictConfig) -> Space:

@@ -14,7 +14,7 @@ from ofa.space import Arch
 from scripts.cli import make, stage_command
 from scripts.distill import load_teachers
 from scripts.ondevice import adapt, read_options, require_room
-from scripts.parts import SEARCH, load_parts, reachable, trained
+from scripts.parts import SEARCH, load_parts, reachable, require_images, trained
 from scripts.progress import Progress
 from scripts.stage import open_stage, plain
 
@@ -37,6 +37,7 @@ def main(cfg: DictConfig) -> None:
 
     check(cfg)
     data, space = load_parts(cfg)
+    require_images(cfg, data)
     chosen = {device: Path(cfg.run, "search", device, "chosen.json") for device in reachable(cfg)}
     for path in chosen.values():
         if cfg.ondevice.memory is not None and path.exists():  # where not, its stage says what is missing

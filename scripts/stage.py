@@ -29,6 +29,7 @@ from ofa.files import atomic_write, read_json, versions, write_json
 
 STAGES = ("train", "measure", "fit", "search", "specialize", "export", "report")
 CONFIG, LOCK, COMMAND = "config.json", ".lock", "command.json"
+IDLE = ("data.workers", "data.memory_limit", "train.save_seconds", "train.loggers", "train.profile")
 INFEASIBLE = "infeasible.json"  # in search/<device>: why no network fits that device
 
 
@@ -143,7 +144,7 @@ def _settle(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
     """The folder's config.json, written now if nothing was made there; raises where it disagrees with this command."""
     path = folder / CONFIG
     made = read_json(path) if path.exists() else config
-    if not made["done"] and not _holds(folder):
+    if not made["done"] and not holds(folder):
         write_json(path, config)
         return config
     _agree(folder, made, config["reads"], "restart=true to discard what is there")
@@ -162,6 +163,9 @@ def _before(cfg: DictConfig, name: str, needs: Sequence[str]) -> dict[str, str]:
             place = path.parent.relative_to(run)
             if part[:1] and place.parts[1:2] not in ((), tuple(part[:1])):
                 continue
+            by = place.parts[2:3] if earlier == "search" else ()
+            if by and by[0] not in (cfg.agent if cfg.mode == "predict" else (cfg.mode,)):
+                continue  # another command's agent
             made = read_json(path)
             shared = [key for key in made["reads"] if OmegaConf.select(cfg, key) is not None]
             _agree(path.parent, made, _reads(cfg, shared), f"{command_line(earlier, 'restart=true')} to make it again")
@@ -175,13 +179,23 @@ def _before(cfg: DictConfig, name: str, needs: Sequence[str]) -> dict[str, str]:
 
 def _agree(folder: Path, made: dict[str, Any], now: dict[str, Any], remedy: str) -> None:
     """Raise UserError where a stage was made with other values of the options in `now`."""
-    difference = _difference({key: made["reads"].get(key) for key in now}, now)
+    difference = _difference(_weighty({key: made["reads"].get(key) for key in now}), _weighty(now))
     if difference:
         key, was, given = difference
         raise UserError(
             f"{folder} was made with {key}={was}, this command has {key}={given}; "
             f"give the same options, another run=<folder>, or {remedy}"
         )
+
+
+def _weighty(reads: dict[str, Any]) -> dict[str, Any]:
+    """The options without those that change how long a stage takes and what it logs, but nothing that it makes."""
+    return {
+        key: {name: value for name, value in values.items() if f"{key}.{name}" not in IDLE}
+        if isinstance(values, dict)
+        else values
+        for key, values in reads.items()
+    }
 
 
 def _difference(was: Any, now: Any, key: str = "") -> tuple[str, str, str] | None:
@@ -205,14 +219,14 @@ def plain(value: Any) -> Any:
     return OmegaConf.to_container(value, resolve=True, throw_on_missing=True)
 
 
-def _holds(folder: Path) -> bool:
+def holds(folder: Path) -> bool:
     """Whether a stage has made anything in its folder."""
     return any(entry.name not in (CONFIG, LOCK) for entry in folder.iterdir())
 
 
 def _set_aside(folder: Path, aside: Path) -> None:
     """Empty a stage's folder for a restart; what was made there is kept until the restart has made something."""
-    if _holds(folder):
+    if holds(folder):
         part = _part(aside)
         part.mkdir()
         for path in folder.iterdir():
@@ -227,7 +241,7 @@ def _bring_back(folder: Path, aside: Path) -> None:
     """End a restart: what it set aside comes back where nothing was made in its place, and is deleted elsewhere."""
     part = _part(aside)
     if aside.exists():
-        if _holds(folder):
+        if holds(folder):
             shutil.rmtree(aside)
         else:
             aside.rename(part)
@@ -261,7 +275,7 @@ def _undone(folder: Path, run: Path) -> Iterator[None]:
         yield
     except Exception:
         config = folder / CONFIG
-        if not _holds(folder) and not (config.exists() and read_json(config)["done"]):
+        if not holds(folder) and not (config.exists() and read_json(config)["done"]):
             if before is None:
                 command.unlink(missing_ok=True)
             else:

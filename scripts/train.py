@@ -10,10 +10,10 @@ from omegaconf import DictConfig
 
 from ofa.files import write_json
 from scripts.cli import make, stage_command
-from scripts.parts import TRAIN, load_parts
+from scripts.parts import TRAIN, load_parts, require_images
 from scripts.progress import Progress
 from scripts.shared import in_turn, shared_stage
-from scripts.stage import note, plain
+from scripts.stage import holds, note, plain
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -45,6 +45,8 @@ def main(cfg: DictConfig) -> None:
 
         tuning = _tuning(options["rank"])
         data, space = in_turn(world, lambda: load_parts(cfg))
+        if world.first:
+            require_images(cfg, data, fresh=not holds(stage.folder))
         note(cfg.run, data=data.describe())
         names = ("precision", "accumulate", "compile")
         scale = Scale(world, Parallel(**options["parallel"]), **{name: options[name] for name in names})

@@ -261,7 +261,9 @@ def _numbered(labels: NDArray[np.int64], values: NDArray[np.int64], files: list[
 
 def training_folder(where: Path) -> tuple[tuple[str, ...], Labelled]:
     """The classes that a folder has, each the name of a folder in it, and its images; none may lack images."""
-    classes = tuple(sorted(entry.name for entry in where.iterdir() if entry.is_dir()))
+    classes = tuple(
+        sorted(entry.name for entry in where.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    )
     found = image_folder(where, classes)
     if (empty := np.flatnonzero(np.bincount(found.labels, minlength=len(classes)) == 0)).size:
         some = f"add some ({', '.join(ENDINGS)}) or remove the folder"
@@ -270,15 +272,16 @@ def training_folder(where: Path) -> tuple[tuple[str, ...], Labelled]:
 
 
 def image_folder(where: Path, classes: tuple[str, ...]) -> Labelled:
-    """Images of a folder, labelled by the position of their folder's name in `classes`."""
+    """Images of a folder, labelled by the position of their folder's name in `classes`; hidden ones are left out."""
     from torchvision.datasets import ImageFolder
 
     try:
         found = ImageFolder(where, is_valid_file=lambda name: name.lower().endswith(ENDINGS), allow_empty=True)
     except FileNotFoundError:
         raise UserError(f"{where} has no folders; put the images of each class in a folder of its name") from None
-    if unknown := sorted(set(found.classes) - set(classes)):
+    shown = [(path, found.classes[n]) for path, n in found.samples if "/." not in path[len(str(where)) :]]
+    if unknown := sorted({name for name in found.classes if not name.startswith(".")} - set(classes)):
         raise UserError(f"{where} has class {unknown[0]!r}, which train lacks; add images to train or remove it")
-    numbers = np.array([classes.index(name) for name in found.classes])
-    paths = np.array([os.fsencode(path) for path, _ in found.samples], np.bytes_)
-    return Labelled(Files(paths), numbers[np.array(found.targets, np.int64)])
+    number = {name: i for i, name in enumerate(classes)}
+    paths = np.array([os.fsencode(path) for path, _ in shown], np.bytes_)
+    return Labelled(Files(paths), np.array([number[name] for _, name in shown], np.int64))

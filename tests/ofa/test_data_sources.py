@@ -288,6 +288,16 @@ def test_folders_that_make_no_sense_are_refused(pictures: Path, spoil: Callable[
         folder(pictures)
 
 
+def test_hidden_files_and_folders_are_left_out(pictures: Path) -> None:
+    before = folder(pictures, size=8, channels=3)
+    some = next((pictures / "train").rglob("*.*"))
+    for place in (pictures / "train/.thumbnails", some.parent / ".cache", some.parent):
+        place.mkdir(exist_ok=True)
+        shutil.copy(some, place / f"._{some.name}")
+    after = folder(pictures, size=8, channels=3)
+    assert after.classes == before.classes and after.digest() == before.digest()
+
+
 def test_folders_at_another_depth_are_refused_with_the_layout(tmp_path: Path) -> None:
     (tmp_path / "bare/a/inner").mkdir(parents=True)
     (tmp_path / "bare/b/inner").mkdir(parents=True)

@@ -7,15 +7,17 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
+from ofa.data import Split, digits
 from ofa.errors import UserError
 from ofa.files import read_json
-from scripts.parts import FIT, SEARCH
+from scripts.parts import FIT, SEARCH, require_images
 from scripts.stage import command_line, next_command, note, open_stage, run_id
 
 
@@ -28,6 +30,9 @@ def cfg(tmp_path: Path) -> DictConfig:
         "seed": 0,
         "data": {"size": [8, 16], "path": None},
         "device": {"phone": {"macs": 5}, "server": {"macs": 9}},
+        "mode": "predict",
+        "agent": {"evolution": None, "random": None},
+        "train": {"save_seconds": 60, "loggers": [], "average": None},
     }
     return OmegaConf.create(values)
 
@@ -194,6 +199,53 @@ def test_parts_of_one_device_do_not_mind_another(cfg: DictConfig) -> None:
     finish(cfg, "specialize/phone", "device.phone")
     with pytest.raises(UserError, match=r"device.server.macs=9, this command has device.server.macs=10"):
         finish(cfg, "specialize/server", "device.server")
+
+
+def test_an_agent_that_the_command_leaves_out_is_no_disagreement(cfg: DictConfig) -> None:
+    for agent in ("evolution", "random"):
+        finish(cfg, f"search/phone/{agent}", "seed")
+    cfg.seed, cfg.agent, cfg.restart = 1, {"evolution": None}, True
+    finish(cfg, "search/phone/evolution", "seed")
+    cfg.restart = False
+    assert not finish(cfg, "specialize/phone", "seed", needs=("search",))
+    cfg.agent = {"random": None}
+    with pytest.raises(UserError, match="search/phone/random was made with seed=0"):
+        finish(cfg, "specialize/server", "seed") or finish(cfg, "export/phone", "seed")
+    cfg.mode = "iterate"
+    with pytest.raises(UserError, match="needs the stage search"):
+        finish(cfg, "export/phone", "seed", needs=("search",))
+
+
+def test_options_that_change_nothing_that_is_made_may_change(cfg: DictConfig) -> None:
+    cfg.data = {"size": 8, "workers": 2, "memory_limit": 1e9}
+    finish(cfg, "train", "train", "data")
+    cfg.train.save_seconds, cfg.train.loggers, cfg.data.workers, cfg.data.memory_limit = 5, ["tensorboard"], 0, 0
+    assert finish(cfg, "train", "train", "data")
+    assert not finish(cfg, "measure", "train", "data", needs=("train",))
+    cfg.train.average = 0.9
+    with pytest.raises(UserError, match=r"was made with train.average=null, this command has train.average=0.9"):
+        finish(cfg, "train", "train", "data")
+
+
+def test_a_run_keeps_to_the_images_that_it_began_with(cfg: DictConfig) -> None:
+    data = digits()
+    finish(cfg, "train", "seed")
+    require_images(cfg, data)
+    require_images(cfg, digits())
+    turned = Split(data.train.images.flip(0), data.train.labels)
+    others = (
+        digits(seed=1),
+        digits(val_size=301),
+        replace(data, classes=data.classes[::-1]),
+        replace(data, train=turned),
+    )
+    for other in others:
+        with pytest.raises(
+            UserError, match=r"images of digits are not those that .* was trained on.*another run=<folder>"
+        ):
+            require_images(cfg, other)
+    require_images(cfg, others[0], fresh=True)
+    require_images(cfg, others[0])
 
 
 def test_deselected_device_is_no_disagreement(cfg: DictConfig) -> None:

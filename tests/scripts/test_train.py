@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_module
+from PIL import Image
 
 from ofa.errors import UserError
 from scripts.train import main
@@ -37,3 +38,17 @@ def test_a_mistake_is_answered_before_any_training(tmp_path: Path, option: str, 
     with pytest.raises(UserError, match=answer):
         main(cfg)
     assert not any((tmp_path / "train").glob("**/checkpoint*")), "nothing was trained"
+
+
+def test_images_stored_smaller_than_the_space_asks_for_are_refused(tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for i in range(9):
+            Image.new("RGB", (40, 40), (20 * i, 0, 0)).save(tmp_path / f"photos/{name}/{i}.png")
+    options = ["experiment=folder", f"data.path={tmp_path / 'photos'}", f"run={tmp_path / 'run'}", "data.size=24"]
+    options += ["data.val_size=4", "data.test_size=4"]
+    with initialize_config_module("conf", version_base="1.3"):
+        cfg = compose("config", options)
+    with pytest.raises(UserError, match=r"data.size=24 stores images below the largest resolution of the space, 32"):
+        main(cfg)
+    assert not (tmp_path / "run/train").exists()
