@@ -23,6 +23,7 @@ from predictors.tables import distinct
 Float = NDArray[np.float64]
 FOLDS = 5
 FEWEST = 2 * FOLDS
+SAME = 1e-6  # spread of accuracies, shares or percent, that is none
 FLAT = 0.05  # spread of some samples, in that of all, below which deviations of a fit on them tell nothing
 AUTO = ("gp", "svr", "ridge", "boosting")
 MOST = {"svr": 1000, "gp": 8000}  # samples beyond which auto leaves a model out: minutes for its grid, 4 GB of kernels
@@ -145,11 +146,14 @@ class Accuracy:
 
     def _flat(self, rows: NDArray[Any]) -> bool:
         """Whether some samples are as good as equal beside all, as at chance level: a fit on them is too sure."""
-        return bool(self._accuracy[rows].std() < FLAT * self._accuracy.std())
+        whole = self._accuracy.std()
+        return bool(whole > SAME and self._accuracy[rows].std() < FLAT * whole)
 
     def _calibrate(self, name: str, held_out: tuple[Float, Float]) -> Calibration:
         """From the errors of the folds, and from those of a fit on the worse half tested on the better half."""
         within, order = error_ratio(self._accuracy, *held_out), np.argsort(self._accuracy, kind="stable")
+        if isinstance(self._fitted.model, AveragedGP):  # has deviations of its own; that few errors are small is luck
+            within = max(within, 1.0)
         worse, better = order[: len(order) // 2], order[len(order) // 2 :]
         beyond = within
         if len(worse) >= FEWEST and not self._flat(worse):
@@ -180,7 +184,7 @@ class _Scaled:
     def fit(self, x: Float, y: Float, like: _Scaled | None = None) -> _Scaled:
         """Learn; `like`: a fit on more samples, whose hyperparameters are the start where they take long to find."""
         self.x_mean, self.x_std = x.mean(axis=0), _positive(x.std(axis=0))
-        self.y_mean, self.y_std = y.mean(), _positive(y.std())
+        self.y_mean, self.y_std = y.mean(), max(y.std(), SAME)
         x, y = (x - self.x_mean) / self.x_std, (y - self.y_mean) / self.y_std
         if like and isinstance(like.model, AveragedGP):
             self.model = like.model.refit(x, y)

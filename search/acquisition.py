@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import log_ndtr, ndtr
+from scipy.special import erfcx, ndtr
 
 from search.pareto import front, hypervolume
 
@@ -55,11 +55,14 @@ def expected_improvement(mean: Floats, std: Floats, best: float | Floats) -> Flo
 
 def log_improvement(mean: Floats, std: Floats, best: float) -> Floats:
     """Logarithm of the expected improvement, which still ranks candidates where the improvement itself rounds to 0."""
-    z = (best - mean) / np.maximum(std, 1e-12)
+    std = np.maximum(std, 1e-12)
+    z = (best - mean) / std
     value = expected_improvement(mean, std, best)
-    # For z below -5, h(z) = density + z Phi(z) tends to density / (z^2 + 2); log_ndtr keeps it from rounding to 0.
-    tail = np.log(np.maximum(std, 1e-12)) + log_ndtr(np.minimum(z, -1)) - np.log(np.abs(np.minimum(z, -1)))
-    return np.where(z > -5, np.log(np.maximum(value, 1e-300)), tail)
+    # density + z Phi(z) = density * (1 - a Phi(-a) / density), a = -z, the ratio by erfcx (Ament et al. 2023, eq. 9)
+    a = -np.minimum(z, -1)
+    rest = np.where(a < 1e5, 1 - a * np.sqrt(np.pi / 2) * erfcx(a / np.sqrt(2)), 1 / a**2)
+    tail = np.log(std) - a**2 / 2 - np.log(2 * np.pi) / 2 + np.log(rest)
+    return np.where(z > -1, np.log(np.maximum(value, 1e-300)), tail)
 
 
 def added_volume(cost: Floats, known: Floats, corner: Floats) -> Floats:

@@ -265,6 +265,36 @@ def test_where_all_are_equal_so_is_the_prediction_and_the_deviation_is_finite(mo
     assert (np.isfinite(std) & (std > 0)).all()
 
 
+@pytest.mark.parametrize("value", [0.1, 0.5, 71.3])
+@pytest.mark.parametrize("n", [10, 12, 20])
+def test_equal_accuracies_give_that_accuracy_and_no_spread(value: float, n: int) -> None:
+    for name in ("digits_mbv3", "ofa_mbv3_w1.0"):
+        space = load_space(name)
+        predictor = Accuracy(space, "gp").fit(space.sample(n, np.random.default_rng(0)), np.full(n, value))
+        mean, std = predictor.predict(space.sample(50, np.random.default_rng(1)))
+        np.testing.assert_allclose(mean, value, atol=1e-3)
+        assert std.max() < 1e-3
+
+
+def test_one_collapsed_network_says_nothing_of_the_others(data_folder: Path) -> None:
+    """Deviations stay of the size of the errors, and `mean + std` proposes no networks that are bad."""
+    frame = pd.read_csv(data_folder / "tables/nas_bench_macro.csv", dtype={"arch": str})
+    space, accuracy = load_space("nas_bench_macro"), frame.mean_acc.to_numpy()
+    genes = space.encode([Arch(32, op=tuple(map(int, arch))) for arch in frame.arch])
+    covered, better = [], []
+    for seed in range(4):
+        order = np.random.default_rng(seed).permutation(len(genes))
+        train, test = order[:60], order[60:1060]
+        measured = accuracy[train].copy()
+        measured[measured.argmin()] = 10.0
+        mean, std = Accuracy(space, "gp", seed=seed).fit(genes[train], measured).predict(genes[test])
+        covered.append(coverage(mean, std, accuracy[test], 0.9))
+        proposed = accuracy[test][np.argsort(-mean - std)[:10]]
+        better.append(np.mean(accuracy[test][:, None] > proposed))
+    assert 0.85 < np.mean(covered) < 0.99
+    assert np.mean(better) < 0.6
+
+
 @pytest.mark.parametrize("at_chance", [0.6, 0.9])  # of 40: the whole worse half, all but 4
 def test_deviations_stay_of_the_size_of_the_accuracies_where_most_networks_are_at_chance(at_chance: float) -> None:
     space = load_space("digits_mbv3")

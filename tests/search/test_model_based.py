@@ -47,6 +47,15 @@ def test_networks_of_no_hope_are_still_told_apart() -> None:
     assert np.isfinite(score).all()
 
 
+def test_the_logarithm_of_an_improvement_that_rounds_to_0_is_exact() -> None:
+    """Against mpmath's log(phi(z) + z Phi(z)) at 50 digits."""
+    exact = {-0.9: -2.2983, -4.999: -16.7389, -5.001: -16.7497, -6.0: -22.5789, -10.0: -55.5531}
+    found = log_improvement(-np.array(list(exact)), np.ones(5), 0.0)
+    np.testing.assert_allclose(found, list(exact.values()), atol=1e-4)
+    z = -np.geomspace(0.5, 1e8, 5000)
+    assert (np.diff(log_improvement(-z, np.ones(len(z)), 0.0)) < 0).all(), "no seam"
+
+
 @pytest.mark.parametrize("objectives", [2, 3])
 def test_added_volume_is_the_difference_of_two_hypervolumes(objectives: int) -> None:
     rng = np.random.default_rng(0)
