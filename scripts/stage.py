@@ -29,7 +29,7 @@ from ofa.files import atomic_write, read_json, versions, write_json
 
 STAGES = ("train", "measure", "fit", "search", "specialize", "export", "report")
 CONFIG, LOCK, COMMAND = "config.json", ".lock", "command.json"
-IDLE = ("data.workers", "data.memory_limit", "train.save_seconds", "train.loggers", "train.profile")
+IDLE = ("data.workers", "train.save_seconds", "train.loggers", "train.profile")
 INFEASIBLE = "infeasible.json"  # in search/<device>: why no network fits that device
 
 
