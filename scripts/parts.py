@@ -17,7 +17,7 @@ from ofa.files import read_json
 from ofa.limits import sought
 from ofa.space import Genes, Space, load_space
 from scripts.cli import make
-from scripts.stage import COMMAND, INFEASIBLE, note, plain
+from scripts.stage import COMMAND, INFEASIBLE, command_line, note, plain
 
 if TYPE_CHECKING:
     from ofa.data import ImageData
@@ -77,7 +77,8 @@ def require_images(cfg: DictConfig, data: ImageData, *, fresh: bool = False) -> 
     elif known != digest:
         raise UserError(
             f"the images of {data.name} are not those that {cfg.run} was trained on, so that those of val and test may "
-            "have been trained on; bring them back, or train again: ofa-train restart=true, or another run=<folder>"
+            "have been trained on; bring them back, or give another run=<folder>, or "
+            f"{command_line('train', 'restart=true')} to train again"
         )
 
 
