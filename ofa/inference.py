@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ofa.depthwise import depthwise
-from ofa.layers import FastLinear, convolve, crop_kernel
+from ofa.layers import FastLinear, convolve, crop_kernel, squeeze_excite
 from ofa.modules import ConvBN, SqueezeExcite
 from ofa.norm import usable, with_statistics
 from ofa.static import StaticNet
@@ -119,8 +119,7 @@ class FoldedGate(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) to the same, each channel scaled."""
-        y = F.relu_(convolve(x.mean((2, 3), keepdim=True), self.reduce.weight, self.reduce.bias))
-        return x * F.hardsigmoid(convolve(y, self.expand.weight, self.expand.bias))
+        return squeeze_excite(x, self.reduce, self.expand)
 
 
 def _rewritten(module: nn.Module, conv: Callable[[ConvBN], nn.Module]) -> nn.Module:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from ofa.depthwise import depthwise
 from ofa.kernels import plain
@@ -97,6 +98,48 @@ class FastLinear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         """(N, C) to (N, K), or whatever else a linear layer takes."""
         return linear(x, self.weight, self.bias) if x.ndim == 2 else super().forward(x)
+
+
+def squeeze_excite(x: Tensor, reduce: nn.Conv2d, expand: nn.Conv2d, reduced: int | None = None) -> Tensor:
+    """(N, C, H, W) to the same, each channel scaled by a gate of all channels' means, with `reduced` hidden channels.
+
+    `reduce` and `expand`: 1x1 convolutions, of which the leading parts are used.
+    """
+    weights = reduce.weight, reduce.bias, expand.weight, expand.bias
+    tensors = [weight for weight in weights if weight is not None]
+    if torch.is_grad_enabled() and len(tensors) == len(weights) and plain(x, *tensors):
+        return _Gated.apply(x, reduced, *weights)
+    return x * _gate(x.mean((2, 3), keepdim=True), reduced, *weights)
+
+
+def _gate(
+    mean: Tensor, reduced: int | None, reduce: Tensor, bias: Tensor | None, expand: Tensor, last: Tensor | None
+) -> Tensor:
+    hidden = F.relu(convolve(mean, reduce, bias, reduced))
+    return F.hardsigmoid(convolve(hidden, expand, last, mean.shape[1]))
+
+
+class _Gated(torch.autograd.Function):
+    """`squeeze_excite` with a gradient of the image that is written once, where autograd adds up two whole ones."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, reduced: int | None, *weights: Tensor) -> Tensor:
+        mean = x.sum((2, 3), keepdim=True) / (x.shape[2] * x.shape[3])  # of bfloat16 far faster than x.mean
+        with torch.enable_grad():
+            inputs = [given.detach().requires_grad_() for given in (mean, *weights)]
+            gate = _gate(inputs[0], reduced, *inputs[1:])
+        ctx.save_for_backward(x)
+        ctx.inputs, ctx.gate = inputs, gate
+        return x * gate.detach()
+
+    @staticmethod
+    @once_differentiable  # as the hard sigmoid is
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        (x,) = ctx.saved_tensors
+        to_gate = (gradient * x).sum((2, 3), keepdim=True)
+        to_mean, *rest = torch.autograd.grad(ctx.gate, ctx.inputs, to_gate, retain_graph=True)
+        gx = torch.addcmul(to_mean / (x.shape[2] * x.shape[3]), gradient, ctx.gate.detach())
+        return gx, None, *rest
 
 
 class _Product(torch.autograd.Function):
@@ -288,10 +331,7 @@ class ElasticSE(nn.Module):
 
     def forward(self, x: Tensor, reduced: int) -> Tensor:
         """(N, C, H, W) to the same, each channel scaled by a gate of `reduced` hidden channels."""
-        c = x.shape[1]
-        y = x.mean((2, 3), keepdim=True)
-        y = F.relu(convolve(y, self.reduce.weight, self.reduce.bias, reduced))
-        return x * F.hardsigmoid(convolve(y, self.expand.weight, self.expand.bias, c))
+        return squeeze_excite(x, self.reduce, self.expand, reduced)
 
     def copy_to(self, plain: SqueezeExcite) -> None:
         """Give a plain squeeze-excite copies of the leading channels."""

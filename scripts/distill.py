@@ -30,8 +30,9 @@ UNITS = {"accuracy_val": "share of right first classes", "macs": "MACs", "params
 def main(cfg: DictConfig) -> None:
     """Train student=digits_mbv3/smallest from teacher=<card> by distill=relations.  Writes <run>/distill/student.json.
 
-    A student or teacher is a card, a block list, <space>/smallest, <space>/largest, <space>/<arch.json>, or a name of
-    torchvision; weights follow an @, as in teacher=resnet18@net.pth.  Several teachers are a list.
+    A student or teacher is a card, a block list, <space>/smallest, <space>/largest, <space>/<arch.json> (a space is a
+    name in conf/space or a .yaml file), or a name of torchvision; weights follow an @, as in teacher=resnet18@net.pth.
+    Several teachers are a list.
     """
     if not cfg.student or not cfg.teacher:
         raise UserError("ofa-distill needs both; give student=digits_mbv3/smallest teacher=<card>, or others")

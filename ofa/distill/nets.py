@@ -3,6 +3,7 @@
 runs/digits/specialize/phone/float.json      a card, with its weights
 net.config@net.pth                           a block list of once-for-all or MCUNet, with weights
 digits_mbv3/smallest, digits_mbv3/arch.json  an architecture of a space: smallest, largest, or a file
+my/space/board.yaml/largest                  the same of a space of one's own
 resnet18, resnet18@net.pth, resnet18@DEFAULT torchvision's, fresh, with weights, or with those that it publishes;
                                              also written torchvision:resnet18
 """
@@ -63,9 +64,9 @@ def require_images(net: nn.Module, name: str, *, channels: int, side: int) -> No
 def _unweighted(name: str, weights: str, channels: int, classes: int) -> Named:
     if Path(name).is_file():
         return _of_file(Path(name), weights)
-    space, _, choice = name.partition("/")
-    if choice and space in _spaces():
-        return _of_space(load_space(space).adapt(in_channels=channels, classes=classes), choice)
+    space, choice = _space(name)
+    if space is not None:
+        return _of_space(space.adapt(in_channels=channels, classes=classes), choice)
     net = _torchvision(name.removeprefix("torchvision:"), weights, channels, classes)
     return Named(net, learned=weights == "DEFAULT")
 
@@ -125,5 +126,11 @@ def _tensors(weights: str, net: nn.Module) -> Any:
     return counters | tensors  # older files have none
 
 
-def _spaces() -> list[str]:
-    return [entry.name.removesuffix(".yaml") for entry in (files("conf") / "space").iterdir()]
+def _space(name: str) -> tuple[Space | None, str]:
+    """The space in front of an architecture's name, None where there is none, and what is behind it."""
+    file, own, choice = name.partition(".yaml/")
+    if own:
+        return load_space(Path(f"{file}.yaml")), choice
+    space, _, choice = name.partition("/")
+    known = (entry.name.removesuffix(".yaml") for entry in (files("conf") / "space").iterdir())
+    return (load_space(space) if choice and space in known else None), choice

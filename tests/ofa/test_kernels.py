@@ -22,8 +22,8 @@ from ofa.depthwise import depthwise
 from ofa.extraction import extract, recalibrate
 from ofa.inference import fast
 from ofa.kernels import library, plain
-from ofa.layers import convolve, leading
-from ofa.modules import ConvBN, activation
+from ofa.layers import convolve, leading, squeeze_excite
+from ofa.modules import ConvBN, SqueezeExcite, activation
 from ofa.norm import ACTIVATIONS, batch_norm_act
 from ofa.shrink import shrink, stock
 from ofa.space import load_space
@@ -405,6 +405,87 @@ def test_what_follows_a_product_may_work_in_place(bias: bool) -> None:
         assert "_ProductBackward" in {node.name() for node in _nodes(y.grad_fn)}
         y.sum().backward()
     torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-6)
+
+
+def gate(x: Tensor, reduced: int, *weights: Tensor) -> Tensor:
+    """Squeeze-excite by PyTorch's own operations."""
+    reduce, reduce_bias, expand, expand_bias = weights
+    hidden = F.relu(F.conv2d(x.mean((2, 3), keepdim=True), reduce[:reduced, : x.shape[1]], reduce_bias[:reduced]))
+    c = x.shape[1]
+    return x * F.hardsigmoid(F.conv2d(hidden, expand[:c, :reduced], expand_bias[:c]))
+
+
+def convolutions(channels: int, hidden: int) -> tuple[nn.Conv2d, nn.Conv2d]:
+    torch.manual_seed(0)
+    return nn.Conv2d(channels, hidden, 1), nn.Conv2d(hidden, channels, 1)
+
+
+@pytest.mark.parametrize(("h", "w", "channels"), [(1, 1, 16), (5, 3, 24), (9, 8, 40)])
+def test_squeeze_excite_and_its_gradients_equal_float64(h: int, w: int, channels: int) -> None:
+    reduce, expand = convolutions(40, 12)
+    weights = reduce.weight, reduce.bias, expand.weight, expand.bias
+    x = images(3, channels, h, w)
+    y = squeeze_excite(x, reduce, expand, 8)
+    assert "_Gated" in type(y.grad_fn).__name__ and y.is_contiguous(memory_format=torch.channels_last)
+    exact = doubled(x, *weights)
+    expected = gate(exact[0], 8, *exact[1:])
+    g = torch.randn_like(y)
+    found = y, *torch.autograd.grad(y, (x, *weights), g, retain_graph=True)
+    for a, b in zip(found, (expected, *torch.autograd.grad(expected, exact, g.double())), strict=True):
+        assert a.shape == b.shape and relative(a, b) < 1e-5
+    again = torch.autograd.grad(y, (x, *weights), g)
+    assert all(torch.equal(a, b) for a, b in zip(again, found[1:], strict=True))
+
+
+def test_squeeze_excite_of_bfloat16_images_equals_float64() -> None:
+    reduce, expand = convolutions(24, 8)
+    weights = reduce.weight, reduce.bias, expand.weight, expand.bias
+    x = images(4, 24, 8, 8).detach().bfloat16().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        y = squeeze_excite(x, reduce, expand)
+    assert "_Gated" in type(y.grad_fn).__name__ and y.dtype == torch.bfloat16
+    exact = doubled(x, *weights)
+    expected = gate(exact[0], 8, *exact[1:])
+    g = torch.randn_like(y)
+    gradients = torch.autograd.grad(y, (x, *weights), g, retain_graph=True)
+    for a, b in zip(gradients, torch.autograd.grad(expected, exact, g.double()), strict=True):
+        assert relative(a, b) < 2**-5
+    assert relative(y, expected) < 2**-7 and gradients[0].dtype == torch.bfloat16
+    assert all(gradient.dtype == torch.float32 for gradient in gradients[1:])
+
+
+def test_squeeze_excite_with_weights_that_are_not_trained_or_images_that_need_no_gradient() -> None:
+    reduce, expand = convolutions(16, 8)
+    reduce.requires_grad_(False)
+    x = images(2, 16, 4, 4)
+    expected = torch.autograd.grad(gate(x, 8, reduce.weight, reduce.bias, expand.weight, expand.bias).sum(), x)[0]
+    for given in (x, x.detach()):
+        expand.zero_grad()
+        squeeze_excite(given, reduce, expand).sum().backward()
+        assert reduce.weight.grad is None and expand.weight.grad is not None
+    assert x.grad is not None
+    torch.testing.assert_close(x.grad, expected)
+
+
+@pytest.mark.parametrize("changed", ["nothing", "hook", "pre-hook", "forward", "kind"])
+def test_fine_tuning_runs_squeeze_excite_in_fewer_passes_unless_a_part_of_it_was_changed(changed: str) -> None:
+    torch.manual_seed(0)
+    net, x, seen = SqueezeExcite(16, 8), images(2, 16, 6, 6), list[Tensor]()
+    if changed == "hook":
+        net.gate.register_forward_hook(lambda _, __, y: seen.append(y))
+    elif changed == "pre-hook":
+        net.reduce.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    elif changed == "forward":
+        net.relu.forward = lambda y: 2 * y  # type: ignore[method-assign, assignment, misc]
+    elif changed == "kind":
+        net.gate = nn.Sigmoid()  # type: ignore[assignment]
+    expected = net(x)
+    seen.clear()
+    with fast_layers(net):
+        y = net(x)
+        assert ("_Gated" in type(y.grad_fn).__name__) == (changed == "nothing")
+    assert type(net) is SqueezeExcite and bool(seen) == ("hook" in changed)
+    torch.testing.assert_close(y, expected)
 
 
 @pytest.mark.parametrize("act", ["none", "relu", "relu6", "h_swish"])

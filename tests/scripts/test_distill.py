@@ -7,6 +7,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
+from importlib.resources import files
 from pathlib import Path
 from urllib.error import URLError
 
@@ -59,6 +60,10 @@ def test_a_card_a_space_and_torchvision_name_networks(teacher: Path, tmp_path: P
     assert small.arch == small.space.decode(small.space.smallest())[0] and small.net.spec.classes == 7
     (tmp_path / "arch.json").write_text(json.dumps({"arch": small.arch.to_dict()}))
     assert load_net(f"digits_mbv3/{tmp_path}/arch.json", channels=1, classes=7).net.spec == small.net.spec
+    (tmp_path / "own.yaml").write_text((Path(str(files("conf"))) / "space" / "digits_mbv3.yaml").read_text())
+    for choice in ("smallest", f"{tmp_path}/arch.json"):
+        own = load_net(f"{tmp_path}/own.yaml/{choice}", channels=1, classes=7)
+        assert own.net.spec == small.net.spec and own.space == small.space
     for name in ("squeezenet1_1", "torchvision:squeezenet1_1"):
         fresh = load_net(name, channels=3, classes=5)
         assert not fresh.learned and fresh.net(torch.randn(1, 3, 64, 64)).shape == (1, 5)
@@ -80,6 +85,7 @@ def test_weights_follow_an_at_sign(suffix: str, tmp_path: Path) -> None:
         ("resnet19", "network 'resnet19' is not known; give a card"),
         ("resnet18", "resnet18 takes images in colour, these have 1 channel"),
         ("digits_mbv3/none.json", "none.json does not exist"),
+        ("none.yaml/largest", "none.yaml cannot be read as a space .*; give a YAML file of conf/space's form"),
         ("digits_mbv3/smallest@none.pth", "none.pth does not exist"),
         ("digits_mbv3/smallest@DEFAULT", "checkpoint DEFAULT does not exist; give a file or a URL"),
     ],
