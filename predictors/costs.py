@@ -13,6 +13,8 @@ from ofa.space import Genes, Space
 from ofa.table import LayerTable, layer_macs, layer_weights
 from predictors.lookup import Lookup
 
+CHANNEL_BYTES, LAYER_BYTES = 17, 10  # in an int8 ONNX file, besides a layer's weights
+
 
 def layer_params(table: LayerTable) -> NDArray[np.int64]:
     """Parameters of each layer with its bias and the weight and bias of its batch norm.  Returns: (N, L)."""
@@ -53,15 +55,27 @@ class Params:
 
 
 class WeightBytes:
-    """Bytes that all parameters take at `bits` each, rounded up: genes (N, G) to (N,) int64."""
+    """Bytes that all parameters take at `bits` each, rounded up: genes (N, G) to (N,) int64.
+
+    quantized: as ONNX Runtime's static quantization by channels stores them, with batch norms folded: the weights at
+    `bits` each, 17 bytes for each channel that a layer writes (int32 bias, float scales and zero points of both) and 10
+    for each layer (scales and zero points of two activations; most layers have one or two).
+    """
 
     name, unit = "weight_bytes", "bytes"
 
-    def __init__(self, space: Space, bits: int = 32) -> None:
+    def __init__(self, space: Space, bits: int = 32, quantized: bool = False) -> None:
         check_bits(bits)
-        self.bits = bits
-        self._params = Params(space)
+        self.bits, self.quantized = bits, quantized
+        self._bits = Lookup(space, self._of_layers)
 
     def __call__(self, genes: Genes) -> NDArray[np.int64]:
         """Bytes of each architecture, (N,)."""
-        return -(-self._params(genes) * self.bits // 8)
+        return -(-self._bits(genes) // 8)
+
+    def _of_layers(self, table: LayerTable) -> NDArray[np.int64]:
+        """Bits of each layer, (N, L)."""
+        if not self.quantized:
+            return layer_params(table) * self.bits
+        weights = layer_weights(table)
+        return weights * self.bits + 8 * np.where(weights > 0, CHANNEL_BYTES * table.cout + LAYER_BYTES, 0)

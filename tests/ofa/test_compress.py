@@ -25,10 +25,12 @@ from ofa.compress.prune import Pruning, macs, prune
 from ofa.compress.quantize import Quantization, check_quantized, quantize
 from ofa.data import ImageData
 from ofa.errors import UserError
-from ofa.export.onnx import export, run_onnx, run_torch, verify
+from ofa.export.onnx import export, run_onnx, run_torch, verify, weight_bytes
 from ofa.finetune import Finetuning, finetune
+from ofa.space import load_space
 from ofa.spec import Unit
-from ofa.static import StaticNet
+from ofa.static import StaticNet, build
+from predictors import WeightBytes
 from tests.ofa.nets import RESNET, SPEC, random_net
 
 
@@ -325,6 +327,20 @@ def test_every_layer_reads_8_bit_weights_and_activations(trained: StaticNet, dat
     assert {tensor.data_type for tensor in kernels} == {onnx.TensorProto.INT8}
     scales = [t for t in model.graph.initializer if "weight" in t.name and "scale" in t.name]
     assert any(t.dims == [64] for t in scales), "a scale for each output channel"
+
+
+@pytest.mark.parametrize("name", ["digits_mbv3", "cifar_mbv3", "cifar_pool", "nas_bench_macro"])
+def test_predicted_weight_bytes_are_those_of_the_int8_file(name: str, tmp_path: Path) -> None:
+    space = load_space(name)
+    for i, genes in enumerate((space.smallest(), space.sample(1, np.random.default_rng(0)))):
+        net = build(space, space.decode(genes)[0]).eval()
+        export(net, tmp_path / f"{i}.onnx")
+        images = torch.randn(2, net.spec.in_channels, net.spec.resolution, net.spec.resolution)
+        quantize(tmp_path / f"{i}.onnx", tmp_path / f"int8_{i}.onnx", [images], Quantization())
+        found = weight_bytes(tmp_path / f"int8_{i}.onnx")
+        (predicted,) = WeightBytes(space, 8, quantized=True)(genes)
+        assert predicted == pytest.approx(found, rel=2e-3)
+        assert WeightBytes(space, 8)(genes)[0] < 0.999 * found
 
 
 def test_a_reduced_range_has_weights_of_7_bits(data: ImageData, tmp_path: Path) -> None:
