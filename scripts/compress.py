@@ -114,7 +114,7 @@ def _network(cfg: DictConfig, data: ImageData) -> tuple[nn.Module, int]:
     from ofa.static import StaticNet
 
     torch.manual_seed(cfg.seed)  # of a network without weights
-    net = load_net(str(cfg.network), channels=data.channels, classes=len(data.classes)).net
+    net = load_net(str(cfg.network), data).net
     if isinstance(net, StaticNet) and net.spec.classes != len(data.classes):
         raise UserError(
             f"{cfg.network} has {net.spec.classes} classes and {data.name} {len(data.classes)}; give the data it is for"

@@ -53,7 +53,7 @@ def load_teachers(cfg: DictConfig, data: ImageData, settings: Distillation, reso
 
     found = []
     for text in [cfg.teacher] if isinstance(cfg.teacher, str) else cfg.teacher:
-        found.append(load_net(str(text), channels=data.channels, classes=len(data.classes)))
+        found.append(load_net(str(text), data))
         if not found[-1].learned and not settings.mutual:
             raise UserError(
                 f"teacher {text} has no weights; give {text}@<file>, or distill=mutual, where it learns too"
@@ -72,7 +72,7 @@ def _parts(cfg: DictConfig, data: ImageData) -> tuple[Finetuning, Named, list[Na
     if not settings.epochs:
         raise UserError("finetune.epochs=0 trains nothing; give finetune.epochs=<passes over the training images>")
     torch.manual_seed(cfg.seed)
-    student = load_net(str(cfg.student), channels=data.channels, classes=len(data.classes))
+    student = load_net(str(cfg.student), data)
     resolution = _resolution(student, data)
     require_images(student.net, f"student {cfg.student}", channels=data.channels, side=resolution)
     return settings, student, load_teachers(cfg, data, settings.lesson(1), resolution)

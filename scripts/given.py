@@ -54,7 +54,7 @@ def _load(cfg: DictConfig, data: ImageData) -> Named:
     from ofa.static import StaticNet
 
     torch.manual_seed(cfg.seed)
-    named = load_net(str(cfg.network), channels=data.channels, classes=len(data.classes))
+    named = load_net(str(cfg.network), data)
     if not isinstance(named.net, StaticNet):
         raise UserError(f"network={cfg.network} cannot be exported; give a card, a block list or <space>/smallest")
     if named.net.spec.classes != len(data.classes):

@@ -4,6 +4,7 @@ runs/digits/specialize/phone/float.json      a card, with its weights
 net.config@net.pth                           a block list of once-for-all or MCUNet, with weights
 digits_mbv3/smallest, digits_mbv3/arch.json  an architecture of a space: smallest, largest, or a file
 my/space/board.yaml/largest                  the same of a space of one's own
+digits_mbv3/arch.json@supernet.safetensors   the same with its weights, or cut out of a supernet with these
 resnet18, resnet18@net.pth, resnet18@DEFAULT torchvision's, fresh, with weights, or with those that it publishes;
                                              also written torchvision:resnet18
 """
@@ -12,17 +13,22 @@ from __future__ import annotations
 
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import nn
 
 from ofa.checkpoint import read_checkpoint
 from ofa.errors import UserError
+from ofa.evaluate import specialise
 from ofa.files import read_json
 from ofa.space import Arch, Space, load_space
 from ofa.static import build
+from ofa.supernet import Supernet
 from ofa.weights import load_tensors, load_weights
+
+if TYPE_CHECKING:
+    from ofa.data import ImageData
 
 FORMS = "a card (.json), a block list, <space>/smallest, <space>/largest, <space>/<arch.json>, or torchvision's name"
 HEADS = ("aux1", "aux2", "AuxLogits")  # GoogLeNet's and Inception's further classifiers, of use in training alone
@@ -37,17 +43,18 @@ class Named(NamedTuple):
     space: Space | None = None
 
 
-def load_net(text: str, *, channels: int, classes: int) -> Named:
+def load_net(text: str, data: ImageData) -> Named:
     """The network that `text` names, in evaluation mode; after an @, a file of weights.
 
-    channels, classes: of the images, for networks that are made anew.  Raises UserError for a name that is none of the
-    above, for weights that do not fit, and for a torchvision network given images that are not in colour.
+    data: networks that are made anew are for its images, and those cut out of a supernet have their batch norms
+    calibrated on them.  Raises UserError for a name that is none of the above, for weights that do not fit, and for a
+    torchvision network given images that are not in colour.
     """
     name, _, weights = text.partition("@")
-    found = _unweighted(name, weights, channels, classes)
+    found = _unweighted(name, weights, data.channels, len(data.classes))
     if weights and not found.learned:
-        load_weights(found.net, _tensors(weights, found.net), weights)
-    return found._replace(net=found.net.eval(), learned=found.learned or bool(weights))
+        found = found._replace(net=_weighted(found, weights, data), learned=True)
+    return found._replace(net=found.net.eval())
 
 
 @torch.no_grad()
@@ -118,12 +125,20 @@ def _single(net: nn.Module) -> nn.Module:
     return net
 
 
-def _tensors(weights: str, net: nn.Module) -> Any:
-    tensors = load_tensors(weights)[0] if weights.endswith(".safetensors") else read_checkpoint(weights)[0]
-    counters = {k: v for k, v in net.state_dict().items() if k.endswith("num_batches_tracked")}
-    if hasattr(net, "aux_logits"):  # published files have the heads
+def _weighted(found: Named, file: str, data: ImageData) -> nn.Module:
+    """The network with the weights of a file, which are its own or those of its space's supernet."""
+    tensors = load_tensors(file)[0] if file.endswith(".safetensors") else read_checkpoint(file)[0]
+    own = found.net.state_dict()
+    if found.space is not None and found.arch is not None:
+        supernet = Supernet(found.space)
+        if set(tensors) == set(supernet.state_dict()):
+            load_weights(supernet, tensors, file)
+            return specialise(supernet.eval(), found.arch, data)
+    if hasattr(found.net, "aux_logits"):  # published files have the heads
         tensors = {name: tensor for name, tensor in tensors.items() if name.partition(".")[0] not in HEADS}
-    return counters | tensors  # older files have none
+    counters = {k: v for k, v in own.items() if k.endswith("num_batches_tracked")}  # older files have none
+    load_weights(found.net, counters | tensors, file)
+    return found.net
 
 
 def _space(name: str) -> tuple[Space | None, str]:

@@ -20,11 +20,13 @@ from torch import nn
 from torchvision.models import get_model
 
 from ofa.data import digits
+from ofa.data.images import ImageData, Split
 from ofa.distill.nets import load_net, require_images
 from ofa.errors import UserError
-from ofa.evaluate import accuracy
+from ofa.evaluate import accuracy, specialise
 from ofa.export.card import Card, load_card, rebuild, save_net
 from ofa.space import Arch, load_space
+from ofa.supernet import Supernet
 from ofa.weights import save_tensors
 from scripts.distill import main
 from tests.ofa.nets import RESNET, SPEC, random_net
@@ -45,6 +47,12 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def images(channels: int, classes: int) -> ImageData:
+    split = Split(torch.randint(256, (60, channels, 16, 16), dtype=torch.uint8), torch.arange(60) % classes)
+    names = tuple(map(str, range(classes)))
+    return ImageData("random", names, split, split, split, (0.5,) * channels, (0.3,) * channels)
+
+
 def distil(folder: Path, *options: str) -> None:
     main(compose("config", [f"run={folder}", *SHORT, *options]))
 
@@ -54,29 +62,51 @@ def distil(folder: Path, *options: str) -> None:
 
 def test_a_card_a_space_and_torchvision_name_networks(teacher: Path, tmp_path: Path) -> None:
     x = torch.randn(2, 1, 16, 16)
-    card = load_net(str(teacher), channels=1, classes=10)
+    card = load_net(str(teacher), images(1, 10))
     assert card.learned and torch.equal(card.net(x), random_net(RESNET)(x))
-    small = load_net("digits_mbv3/smallest", channels=1, classes=7)
+    small = load_net("digits_mbv3/smallest", images(1, 7))
     assert small.arch == small.space.decode(small.space.smallest())[0] and small.net.spec.classes == 7
     (tmp_path / "arch.json").write_text(json.dumps({"arch": small.arch.to_dict()}))
-    assert load_net(f"digits_mbv3/{tmp_path}/arch.json", channels=1, classes=7).net.spec == small.net.spec
+    assert load_net(f"digits_mbv3/{tmp_path}/arch.json", images(1, 7)).net.spec == small.net.spec
     (tmp_path / "own.yaml").write_text((Path(str(files("conf"))) / "space" / "digits_mbv3.yaml").read_text())
     for choice in ("smallest", f"{tmp_path}/arch.json"):
-        own = load_net(f"{tmp_path}/own.yaml/{choice}", channels=1, classes=7)
+        own = load_net(f"{tmp_path}/own.yaml/{choice}", images(1, 7))
         assert own.net.spec == small.net.spec and own.space == small.space
     for name in ("squeezenet1_1", "torchvision:squeezenet1_1"):
-        fresh = load_net(name, channels=3, classes=5)
+        fresh = load_net(name, images(3, 5))
         assert not fresh.learned and fresh.net(torch.randn(1, 3, 64, 64)).shape == (1, 5)
+
+
+@pytest.mark.parametrize("name", ["digits_mbv3", "cifar_pool"])
+@pytest.mark.parametrize("choice", ["smallest", "largest"])
+def test_weights_of_a_supernet_give_the_network_that_is_cut_out_of_it(name: str, choice: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    data = images(1, 7)
+    space = load_space(name).adapt(in_channels=1, classes=7)
+    space = space.restrict(resolution=[space.resolution[0]])
+    supernet = Supernet(space).eval()
+    save_tensors(tmp_path / "supernet.safetensors", supernet.state_dict())
+    (tmp_path / "own.yaml").write_text(json.dumps(space.to_dict()))
+    found = load_net(f"{tmp_path}/own.yaml/{choice}@{tmp_path}/supernet.safetensors", data)
+    arch = space.decode(getattr(space, choice)())[0]
+    expected = specialise(supernet, arch, data).state_dict()
+    assert found.learned and found.arch == arch
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in found.net.state_dict().items())
+    save_tensors(tmp_path / "net.safetensors", found.net.state_dict())
+    again = load_net(f"{tmp_path}/own.yaml/{choice}@{tmp_path}/net.safetensors", images(1, 7)).net.state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in again.items())
+    with pytest.raises(UserError, match=r"supernet\.safetensors does not fit this network"):
+        load_net(f"digits_mbv3/{choice}@{tmp_path}/supernet.safetensors", images(1, 8))
 
 
 @pytest.mark.parametrize("suffix", ["pth", "safetensors"])
 def test_weights_follow_an_at_sign(suffix: str, tmp_path: Path) -> None:
     net, file = get_model("squeezenet1_1", num_classes=5).eval(), tmp_path / f"net.{suffix}"
     torch.save(net.state_dict(), file) if suffix == "pth" else save_tensors(file, net.state_dict())
-    found, x = load_net(f"squeezenet1_1@{file}", channels=3, classes=5), torch.randn(1, 3, 64, 64)
+    found, x = load_net(f"squeezenet1_1@{file}", images(3, 5)), torch.randn(1, 3, 64, 64)
     assert found.learned and torch.equal(found.net(x), net(x))
     with pytest.raises(UserError, match=r"does not fit this network: .*other shape \['classifier.1"):
-        load_net(f"squeezenet1_1@{file}", channels=3, classes=6)
+        load_net(f"squeezenet1_1@{file}", images(3, 6))
 
 
 @pytest.mark.parametrize(
@@ -92,7 +122,7 @@ def test_weights_follow_an_at_sign(suffix: str, tmp_path: Path) -> None:
 )
 def test_wrong_names_are_answered(name: str, answer: str) -> None:
     with pytest.raises(UserError, match=answer):
-        load_net(name, channels=1, classes=10)
+        load_net(name, images(1, 10))
 
 
 def test_weights_that_cannot_be_downloaded_are_answered(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -105,30 +135,30 @@ def test_weights_that_cannot_be_downloaded_are_answered(monkeypatch: pytest.Monk
     with pytest.raises(
         UserError, match=r"weights of resnet18 cannot be downloaded \(<urlopen error refused>\); give resnet18@<file>"
     ):
-        load_net("resnet18@DEFAULT", channels=3, classes=10)
+        load_net("resnet18@DEFAULT", images(3, 10))
 
 
 @pytest.mark.parametrize("weights", ["DEFAULT", "other.pth"])
 def test_weights_for_a_card_are_refused_since_it_has_its_own(teacher: Path, weights: str) -> None:
     with pytest.raises(UserError, match=rf"net\.json is a card, which has weights of its own; leave out @{weights}"):
-        load_net(f"{teacher}@{weights}", channels=1, classes=10)
+        load_net(f"{teacher}@{weights}", images(1, 10))
 
 
 @pytest.mark.parametrize("content", ["[1, 2]", "3", '{"arch": 3}', '{"arch": ["a", 1]}'])
 def test_a_file_that_is_no_architecture_is_answered(content: str, tmp_path: Path) -> None:
     (tmp_path / "arch.json").write_text(content)
     with pytest.raises(UserError, match="an architecture has the fields"):
-        load_net(f"digits_mbv3/{tmp_path}/arch.json", channels=1, classes=10)
+        load_net(f"digits_mbv3/{tmp_path}/arch.json", images(1, 10))
 
 
 @pytest.mark.filterwarnings("ignore:The default weight initialization")
 @pytest.mark.parametrize(("name", "side"), [("googlenet", 32), ("inception_v3", 75)])
 def test_a_network_with_further_classifiers_gives_logits_alone(name: str, side: int, tmp_path: Path) -> None:
     torch.save(get_model(name, num_classes=5).state_dict(), tmp_path / "theirs.pth")
-    found = load_net(f"{name}@{tmp_path}/theirs.pth", channels=3, classes=5)
+    found = load_net(f"{name}@{tmp_path}/theirs.pth", images(3, 5))
     assert found.net.train()(torch.randn(2, 3, side, side)).shape == (2, 5)
     torch.save(found.net.state_dict(), tmp_path / "ours.pth")
-    again = load_net(f"{name}@{tmp_path}/ours.pth", channels=3, classes=5)
+    again = load_net(f"{name}@{tmp_path}/ours.pth", images(3, 5))
     assert all(torch.equal(a, b) for a, b in zip(found.net.parameters(), again.net.parameters(), strict=True))
     with pytest.raises(UserError, match=r"it cannot take images of 8 x 8 pixels in 3 channels \(.*\); give larger"):
         require_images(found.net.eval(), "it", channels=3, side=8)
@@ -172,9 +202,9 @@ def test_a_network_with_another_first_layer_and_mutual_learning(
 def test_a_student_of_torchvision_is_written_as_weights_that_it_reads_again(teacher: Path, tmp_path: Path) -> None:
     from scripts.distill import _save
 
-    found = load_net("squeezenet1_1", channels=3, classes=5)
+    found = load_net("squeezenet1_1", images(3, 5))
     file = _save(tmp_path, found, digits(), 0, 0.5, {})
-    again = load_net(f"torchvision:squeezenet1_1@{file}", channels=3, classes=5)
+    again = load_net(f"torchvision:squeezenet1_1@{file}", images(3, 5))
     assert all(torch.equal(a, b) for a, b in zip(found.net.parameters(), again.net.parameters(), strict=True))
 
 
