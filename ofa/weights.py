@@ -25,13 +25,13 @@ def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapp
 def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and metadata of a file; raises UserError, naming it, where it is absent or corrupt."""
     if not Path(path).is_file():
-        raise UserError(f"{path} does not exist; run the stage that writes it first")
+        raise UserError(f"{path} does not exist; give another file, or run the stage that writes it")
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
             metadata = {key: json.loads(value) for key, value in (file.metadata() or {}).items()}
     except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"{path} is corrupt ({error}); delete it and run its stage again") from None
+        raise UserError(f"{path} is corrupt ({error}); give another, or delete it and run its stage again") from None
     return tensors, metadata
 
 

@@ -45,7 +45,7 @@ from omegaconf import DictConfig, OmegaConf
 from ofa.errors import UserError
 from ofa.kinds import check_kinds
 from scripts.mistakes import UsageError, chain, explain, faulty_argument
-from scripts.options import check_file, check_type, flatten, groups, help_text, sections
+from scripts.options import check_file, check_known, check_type, flatten, groups, help_text, sections
 from scripts.stage import next_command, plain
 
 Function = Callable[[DictConfig], None]
@@ -159,6 +159,7 @@ def prepare(cfg: DictConfig) -> None:
     _check_parts(cfg)
     options: Any = OmegaConf.to_container(cfg, resolve=False)
     for name, value in flatten(options):
+        check_known(name)
         check_file(name, value)
     if cfg.step:
         _check_steps([*hydra.overrides.hydra, *hydra.overrides.task])

@@ -18,6 +18,7 @@ from omegaconf import OmegaConf
 from ofa.errors import UserError
 
 FILES = ("run", "checkpoint", "model", "initial", "path", "folder", "table", "remote", "storage")
+FREE = ("search.objectives",)  # sections whose keys are the user's
 WIDTH = 34  # characters of an option and its value, before its explanation
 KEY = re.compile(r"^(?P<indent> *)(?P<key>[\w.-]+):(?P<value>.*?)(?: # (?P<comment>.*))?$")
 
@@ -93,6 +94,17 @@ def sections() -> dict[str, str]:
     """The main file's sections as dotted names, each with its first option."""
     keys = reversed(list(_source("", "config").values))  # the first one stays
     return {key[:at]: key for key in keys for at, sign in enumerate(key) if sign == "."}
+
+
+def check_known(name: str) -> None:
+    """Refuse an option in a section of the main file that it does not have, such as a misspelt one of an experiment."""
+    main = _source("", "config").values
+    section, _, key = name.partition(".")
+    parts = {name[:at] for at, sign in enumerate(f"{name}.") if sign == "."}
+    if not key or section not in sections() or parts & {*main, *FREE}:
+        return
+    near = " or ".join(f"{key}=" for key in similar(name))
+    raise UserError(f"{name} is not an option; {f'did you mean {near}? ' if near else ''}--help lists all options")
 
 
 def check_type(name: str, value: Any) -> None:

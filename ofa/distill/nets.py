@@ -74,6 +74,8 @@ def _unweighted(name: str, weights: str, channels: int, classes: int) -> Named:
     space, choice = _space(name)
     if space is not None:
         return _of_space(space.adapt(in_channels=channels, classes=classes), choice)
+    if name.endswith(".json"):
+        raise UserError(f"{name} does not exist; give {FORMS}")
     net = _torchvision(name.removeprefix("torchvision:"), weights, channels, classes)
     return Named(net, learned=weights == "DEFAULT")
 

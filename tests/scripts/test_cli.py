@@ -145,6 +145,7 @@ def test_help_explains_the_options_of_the_stage(command: Command) -> None:
         (["run=3"], 1, ["run=3 is no path"]),
         (["restart=3"], 1, ["restart=3 is not true or false"]),
         (["device=[]"], 1, ["device has no value; choose from device=phone, server, stm32f746"]),
+        (["+train.watch.image=3"], 1, ["train.watch.image is not an option", "did you mean train.watch.images="]),
         (["threads=0"], 1, ["threads=0", "at least 1"]),
     ],
 )
@@ -208,6 +209,16 @@ def test_step_that_an_experiment_names_twice_is_refused(command: Command, tmp_pa
     assert answer.status == 1 and "step names scales twice" in answer.err and len(answer.err.splitlines()) == 1
     again = command(*options, "step=[scales]", "+step@step.scales_again=scales")
     assert again.status == 0, again.err
+
+
+def test_option_that_an_experiment_misspells_is_refused(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "more/experiment").mkdir(parents=True)
+    text = "# @package _global_\nnote: mine\nsearch: {objectives: {params: 1}}\nmeasure: {%s: 3}\n"
+    for option, status in (("subnetz", 1), ("subnets", 0)):
+        (tmp_path / "more/experiment/mine.yaml").write_text(text % option)
+        answer = command("--config-dir", "more", "experiment=mine")
+        assert answer.status == status, answer.err
+        assert ("measure.subnetz is not an option; did you mean measure.subnets=" in answer.err) == bool(status)
 
 
 OPTIONS = "_target_: search.evolution.Evolution\npopulation: 20\n"

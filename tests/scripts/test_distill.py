@@ -114,6 +114,7 @@ def test_weights_follow_an_at_sign(suffix: str, tmp_path: Path) -> None:
     [
         ("resnet19", "network 'resnet19' is not known; give a card"),
         ("resnet18", "resnet18 takes images in colour, these have 1 channel"),
+        ("none.json", "none.json does not exist; give a card"),
         ("digits_mbv3/none.json", "none.json does not exist"),
         ("none.yaml/largest", "none.yaml cannot be read as a space .*; give a YAML file of conf/space's form"),
         ("digits_mbv3/smallest@none.pth", "none.pth does not exist"),
