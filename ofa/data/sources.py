@@ -6,6 +6,7 @@ class.
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import warnings
@@ -26,6 +27,7 @@ from ofa.errors import UserError
 
 FILES = {"train": ("train", "training"), "val": ("validation", "val", "valid"), "test": ("test", "testing")}
 LAYOUT = "data.path holds <class>/<image>, or train/<class>/<image>"
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,6 +209,10 @@ def assemble(name: str, parts: dict[str, Labelled], classes: Sequence[str], opti
         raise UserError(f"{name} has {len(classes)} classes ({', '.join(classes)}); give images of at least 2")
     if empty := [split for split, part in parts.items() if not len(part.labels)]:
         raise UserError(f"{empty[0]} of {name} holds no images; add some or remove it")
+    for split, part in parts.items():
+        absent = np.flatnonzero(np.bincount(part.labels, minlength=len(classes)) == 0)
+        if absent.size:
+            log.warning("%s: no image of %s is in %s, so that it says nothing of it", name, classes[absent[0]], split)
     for i, (split, size) in enumerate({"test": options.test_size, "val": options.val_size}.items()):
         if split not in parts:
             kept, taken = cut(parts["train"].labels, size, np.random.default_rng((options.seed, i)), split)

@@ -360,6 +360,14 @@ def test_shards_are_one_data_set(photos: Path) -> None:
     assert np.array_equal(stored(parquet(photos), "train")[0], stored(whole, "train")[0])
 
 
+def test_a_class_that_a_split_lacks_is_named(pictures: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder(pictures)
+    assert not caplog.messages
+    shutil.rmtree(pictures / "test" / "3")
+    assert folder(pictures).size("test") < 40
+    assert caplog.messages == ["pictures: no image of 3 is in test, so that it says nothing of it"]
+
+
 def test_classes_without_names_are_numbers(photos: Path) -> None:
     for split in ("train", "test"):
         table = pq.read_table(photos / f"{split}.parquet").replace_schema_metadata()
