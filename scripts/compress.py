@@ -115,12 +115,9 @@ def _network(cfg: DictConfig, data: ImageData) -> tuple[nn.Module, int]:
 
     torch.manual_seed(cfg.seed)  # of a network without weights
     net = load_net(str(cfg.network), data).net
-    if isinstance(net, StaticNet) and net.spec.classes != len(data.classes):
-        raise UserError(
-            f"{cfg.network} has {net.spec.classes} classes and {data.name} {len(data.classes)}; give the data it is for"
-        )
     resolution = net.spec.resolution if isinstance(net, StaticNet) else data.side
-    require_images(net, f"network {cfg.network}", channels=data.channels, side=resolution)
+    shape = {"channels": data.channels, "side": resolution, "classes": len(data.classes)}
+    require_images(net, f"network {cfg.network}", **shape)
     return net, resolution
 
 

@@ -74,7 +74,8 @@ def _parts(cfg: DictConfig, data: ImageData) -> tuple[Finetuning, Named, list[Na
     torch.manual_seed(cfg.seed)
     student = load_net(str(cfg.student), data)
     resolution = _resolution(student, data)
-    require_images(student.net, f"student {cfg.student}", channels=data.channels, side=resolution)
+    shape = {"channels": data.channels, "side": resolution, "classes": len(data.classes)}
+    require_images(student.net, f"student {cfg.student}", **shape)
     return settings, student, load_teachers(cfg, data, settings.lesson(1), resolution)
 
 
@@ -101,6 +102,8 @@ def _distil(
     named = {"student": net} | {f"teacher {i}": found.net for i, found in enumerate(teachers)}
     if settings.lesson(1).mutual:
         named = {"student": net}  # the teachers that learned along are gone
+    probe = next(iter(data.calibration("val", 1, resolution)))
+    named = {name: one for name, one in named.items() if one(probe).shape[1] == len(data.classes)}
     scores = {name: accuracy(one, data, "val", resolution=resolution) for name, one in named.items()}
     training = {"student": cfg.student, "teacher": plain(cfg.teacher), **asdict(settings)}
     file = _save(folder, student._replace(net=net), data, cfg.seed, scores["student"], training)

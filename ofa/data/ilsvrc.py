@@ -36,7 +36,7 @@ def imagenet(path: str | Path, *, labels: str | None = None, size: int = 256, **
     if missing := [name for name in ("train", "val") if not (root / name).is_dir()]:
         raise UserError(f"{root} has no folder {missing[0]}; unpack ImageNet's {missing[0]} archive there")
     (classes, train), val = training_folder(root / "train"), root / "val"
-    flat = not any(entry.is_dir() for entry in val.iterdir())
+    flat = not any(entry.is_dir() and not entry.name.startswith(".") for entry in val.iterdir())
     test = _flat(val, _label_file(root, labels), classes) if flat else image_folder(val, classes)
     return assemble(root.resolve().name, {"train": train, "test": test}, classes, settings)
 
@@ -54,7 +54,8 @@ def _label_file(root: Path, name: str | None) -> Path:
 
 def _flat(where: Path, file: Path, classes: tuple[str, ...]) -> Labelled:
     """Images of one folder, labelled by a file; raises UserError where the two do not fit."""
-    images = sorted(entry.name for entry in os.scandir(where) if entry.name.lower().endswith(ENDINGS))
+    shown = (entry.name for entry in os.scandir(where) if not entry.name.startswith("."))
+    images = sorted(name for name in shown if name.lower().endswith(ENDINGS))
     lines = [re.split(r"[,\s]+", line.strip()) for line in file.read_text().splitlines() if line.strip()]
     if all(len(line) == 1 for line in lines):
         if len(lines) != len(images):

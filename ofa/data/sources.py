@@ -190,6 +190,8 @@ def cut(
     if most < 1:
         raise UserError(f"of {n} images, one a class, none can be cut for {name}; add images, or a split {name}")
     count = round(size * n if size < 1 else size) if math.isfinite(size) else 0
+    if 0 < size < 1 and count < 1:
+        raise UserError(f"data.{name}_size is {size}, no whole one of {n} images; give more images, or {1 / n:.2g}")
     if (size >= 1 and size != count) or not 1 <= count <= most:
         range_of = f"a whole number from 1 to {most} of the {n} images (each class keeps one), or a share below 1"
         raise UserError(f"data.{name}_size is {size}; give {range_of}")

@@ -58,14 +58,21 @@ def load_net(text: str, data: ImageData) -> Named:
 
 
 @torch.no_grad()
-def require_images(net: nn.Module, name: str, *, channels: int, side: int) -> None:
-    """Raise UserError where a network in evaluation mode cannot take images (1, channels, side, side)."""
+def require_images(net: nn.Module, name: str, *, channels: int, side: int, classes: int | None = None) -> None:
+    """Raise UserError where a network in evaluation mode cannot take images (1, channels, side, side).
+
+    classes: that it must tell apart (None: any number).
+    """
     weight = next(net.parameters())
     try:
-        net(weight.new_zeros(1, channels, side, side))
+        logits = net(weight.new_zeros(1, channels, side, side))
     except (RuntimeError, AssertionError) as error:
         images = f"images of {side} x {side} pixels in {channels} channel" + "s" * (channels > 1)
         raise UserError(f"{name} cannot take {images} ({error}); give larger images, or another network") from error
+    if classes is not None and logits.shape[1] != classes:
+        raise UserError(
+            f"{name} has {logits.shape[1]} classes and the images {classes}; give its own data, or another network"
+        )
 
 
 def _unweighted(name: str, weights: str, channels: int, classes: int) -> Named:

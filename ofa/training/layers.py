@@ -79,11 +79,15 @@ def _together(bn: nn.Module, act: nn.Module) -> bool:
     return type(act) in NAMES and "forward" not in vars(act) and not any(hooks)
 
 
-def _own(part: nn.Module) -> bool:
-    """Whether a part of a gate is as it was built: what it computes need not be asked of it."""
-    hooks = part._forward_pre_hooks, part._forward_hooks, part._backward_pre_hooks, part._backward_hooks
-    kinds = nn.AdaptiveAvgPool2d, nn.Conv2d, nn.ReLU, nn.Hardsigmoid
-    return type(part) in kinds and "forward" not in vars(part) and not any(hooks)
+def _as_built(gate: SqueezeExcite) -> bool:
+    """Whether nobody has changed a part of a gate, or looks at one."""
+    kinds = nn.AdaptiveAvgPool2d, nn.Conv2d, nn.ReLU, nn.Conv2d, nn.Hardsigmoid
+    return len(kinds) == len(parts := list(gate.children())) and all(
+        type(part) is kind
+        and "forward" not in vars(part)
+        and not (part._forward_pre_hooks or part._forward_hooks or part._backward_pre_hooks or part._backward_hooks)
+        for part, kind in zip(parts, kinds, strict=True)
+    )
 
 
 def _kind(layer: nn.Module) -> type[nn.Module] | None:
@@ -95,7 +99,7 @@ def _kind(layer: nn.Module) -> type[nn.Module] | None:
     if type(layer) is nn.Linear:
         return FastLinear
     if type(layer) is SqueezeExcite:
-        return _Gate if all(_own(part) for part in layer.children()) else None
+        return _Gate if _as_built(layer) else None
     if type(layer) is not nn.Conv2d:
         return None
     (k, k_wide), (stride, stride_wide) = layer.kernel_size, layer.stride

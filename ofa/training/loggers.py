@@ -57,10 +57,12 @@ def _tensorboard(folder: Path, about: Mapping[str, Any]) -> tuple[Report, Callab
     writers: list[SummaryWriter] = []
 
     def log(values: Mapping[str, Any]) -> None:
-        if not writers:  # what a killed run drew from here on is hidden
-            writers.append(SummaryWriter(str(folder / "tensorboard"), purge_step=values["step"]))
+        if not writers or "rollback" in values:  # what a killed run drew from here on is hidden, and what is undone
+            close()
+            done = int("rollback" in values)
+            writers.append(SummaryWriter(str(folder / "tensorboard"), purge_step=values["step"] + done))
         for name, value in scalars(values).items():
-            writers[0].add_scalar(name, value, values["step"])
+            writers[-1].add_scalar(name, value, values["step"])
 
     def close() -> None:
         for writer in writers:

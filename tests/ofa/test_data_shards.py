@@ -56,6 +56,14 @@ def test_a_flat_val_folder_has_the_labels_of_its_file(folder: Path, tmp_path: Pa
     assert imagenet(tmp_path / "flat", size=16, val_size=30, labels="mine.txt").test.labels.tolist() == numbers
 
 
+def test_a_flat_val_folder_may_have_hidden_entries(folder: Path, tmp_path: Path) -> None:
+    named = flatten(folder / "files", tmp_path / "flat")
+    (tmp_path / "flat/val_labels.txt").write_text("\n".join(named[name] for name in sorted(named)))
+    (tmp_path / "flat/val/.cache").mkdir()
+    (tmp_path / f"flat/val/._{min(named)}").write_bytes(b"a resource fork")
+    assert imagenet(tmp_path / "flat", size=16, val_size=30).size("test") == len(named)
+
+
 def test_a_flat_val_folder_takes_the_same_kinds_of_files_as_folders_of_classes(folder: Path, tmp_path: Path) -> None:
     named = flatten(folder / "files", tmp_path / "flat")
     first = min((tmp_path / "flat/val").iterdir())

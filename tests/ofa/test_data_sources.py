@@ -99,6 +99,13 @@ def test_a_cut_has_the_size_asked_for_and_the_same_share_of_each_class(values: l
         assert np.abs(np.bincount(labels[taken], minlength=len(share)) - share).max() <= 2
 
 
+def test_a_share_that_is_less_than_an_image_is_answered() -> None:
+    with pytest.raises(
+        UserError, match=r"data\.val_size is 0\.1, no whole one of 5 images; give more images, or 0\.2$"
+    ):
+        cut(np.array([0, 0, 1, 1, 1]), 0.1, np.random.default_rng(0), "val")
+
+
 def test_splits_of_one_image_are_refused_and_two_calibrate_maps_of_one_pixel() -> None:
     with pytest.raises(UserError, match=r"val of digits has 1 of the 2 images .* change data\.val_size"):
         digits(val_size=1)

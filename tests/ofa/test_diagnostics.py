@@ -365,6 +365,21 @@ def test_tensorboard_hides_what_a_killed_run_drew_beyond_its_checkpoint(tmp_path
     ]
 
 
+def test_tensorboard_hides_what_a_rollback_undid(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    with open_loggers("tensorboard", tmp_path, {}) as (log,):
+        for step in range(1, 6):
+            log({"step": step, "loss": 9.0})
+        log({"step": 3, "rollback": {"factor": 0.5}})
+        for step in (4, 5):
+            log({"step": step, "loss": 1.0})
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [(e.step, e.value) for e in events.Scalars("step/loss")] == [(1, 9), (2, 9), (3, 9), (4, 1), (5, 1)]
+
+
 def test_wandb_keeps_one_curve_for_a_run_that_is_started_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("wandb")
     for name, value in {"WANDB_MODE": "offline", "WANDB_SILENT": "true"}.items():

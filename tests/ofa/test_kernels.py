@@ -467,7 +467,7 @@ def test_squeeze_excite_with_weights_that_are_not_trained_or_images_that_need_no
     torch.testing.assert_close(x.grad, expected)
 
 
-@pytest.mark.parametrize("changed", ["nothing", "hook", "pre-hook", "forward", "kind"])
+@pytest.mark.parametrize("changed", ["nothing", "hook", "pre-hook", "forward", "kind", "kind of another part"])
 def test_fine_tuning_runs_squeeze_excite_in_fewer_passes_unless_a_part_of_it_was_changed(changed: str) -> None:
     torch.manual_seed(0)
     net, x, seen = SqueezeExcite(16, 8), images(2, 16, 6, 6), list[Tensor]()
@@ -479,6 +479,8 @@ def test_fine_tuning_runs_squeeze_excite_in_fewer_passes_unless_a_part_of_it_was
         net.relu.forward = lambda y: 2 * y  # type: ignore[method-assign, assignment, misc]
     elif changed == "kind":
         net.gate = nn.Sigmoid()  # type: ignore[assignment]
+    elif changed == "kind of another part":
+        net.gate = nn.ReLU()  # type: ignore[assignment]
     expected = net(x)
     seen.clear()
     with fast_layers(net):

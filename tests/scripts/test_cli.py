@@ -118,6 +118,11 @@ def test_help_explains_the_options_of_the_stage(command: Command) -> None:
             2,
             ["limits has no latency_ms to change", "write +device.stm32f746.limits.latency_ms=<value>"],
         ),
+        (
+            ["schedule=attentivenas", "schedule.clip_norm=5"],
+            2,
+            ["clip_norm is not among the options of this schedule; write +schedule.clip_norm=<value> to add it"],
+        ),
         (["sede=4"], 2, ["sede is not an option", "did you mean seed="]),
         (["data.path=here"], 2, ["data.path", "belongs to", "data=parquet"]),
         (["step=[scales,norms,scales]"], 1, ["names scales twice", "+step@step.scales_again=scales"]),

@@ -260,6 +260,11 @@ def test_a_teacher_of_other_classes_and_a_diverging_rate_are_answered(teacher: P
     options = ["student=digits_mbv3/smallest"]
     with pytest.raises(UserError, match="the teacher has 7, the student 10; give a teacher of the same classes, or"):
         distil(tmp_path / "run", *options, f"teacher={tmp_path}/seven.json")
+    with pytest.raises(UserError, match=r"student .*seven\.json has 7 classes and the images 10; give its own data"):
+        distil(tmp_path / "none", f"student={tmp_path}/seven.json", f"teacher={teacher}", "distill=relations")
+    assert not (tmp_path / "none").exists()
+    distil(tmp_path / "relations", *options, f"teacher={tmp_path}/seven.json", "distill=relations")
+    assert list(json.loads((tmp_path / "relations/distill/result.json").read_text())["accuracy_val"]) == ["student"]
     with pytest.raises(UserError, match=r"the loss is .* lower lr"):
         distil(tmp_path / "fast", *options, f"teacher={teacher}", "finetune.lr=1e12", "finetune.epochs=1")
     assert load_card(teacher).spec == RESNET and rebuild(teacher)
