@@ -42,9 +42,12 @@ def main(cfg: DictConfig) -> None:
     chain = "-".join(cfg.step)
     with open_stage(cfg, f"compress/{folder_name(cfg.network)}/{chain}", READS) as stage:
         if not stage.done:
+            from ofa.compress.chain import check_network
+
             steps = _steps(cfg)
             data = load_data(cfg)
             net, resolution = _network(cfg, data)
+            check_network(net)
             _sensitivities(cfg, net, data, resolution, stage.folder)
             _compress(cfg, steps, net, data, resolution, stage.folder)
         rows = read_jsonl(stage.folder / STEPS)

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import shlex
@@ -30,6 +31,7 @@ from ofa.files import atomic_write, read_json, versions, write_json
 STAGES = ("train", "measure", "fit", "search", "specialize", "export", "report")
 CONFIG, LOCK, COMMAND = "config.json", ".lock", "command.json"
 IDLE = ("data.workers", "train.save_seconds", "train.loggers", "train.profile")
+NETWORKS = ("network", "student", "teacher")  # options that name files
 INFEASIBLE = "infeasible.json"  # in search/<device>: why no network fits that device
 
 
@@ -57,6 +59,7 @@ def open_stage(cfg: DictConfig, name: str, reads: Sequence[str], *, needs: Seque
         _bring_back(folder, aside)
         config: dict[str, Any] = {
             "reads": _reads(cfg, reads),
+            "files": _files(cfg, reads),
             "after": _before(cfg, name, needs),
             "done": None,
             "seconds": 0.0,
@@ -148,6 +151,9 @@ def _settle(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
         write_json(path, config)
         return config
     _agree(folder, made, config["reads"], "restart=true to discard what is there")
+    for file, digest in made.get("files", {}).items():
+        if config["files"].get(file, digest) != digest:
+            raise UserError(f"{file} was changed after {folder} was made; give restart=true to make it again too")
     for stage, done in made["after"].items():
         if config["after"].get(stage, done) != done:
             raise UserError(f"{stage} was run again after {folder} was made; give restart=true to make it again too")
@@ -210,6 +216,14 @@ def _difference(was: Any, now: Any, key: str = "") -> tuple[str, str, str] | Non
 def _reads(cfg: DictConfig, names: Sequence[str]) -> dict[str, Any]:
     """The named parts of the configuration as JSON values."""
     return json.loads(json.dumps({name: plain(OmegaConf.select(cfg, name)) for name in names}))
+
+
+def _files(cfg: DictConfig, reads: Sequence[str]) -> dict[str, str]:
+    """Digests of the files of networks that options name, in each part of <space>/<architecture>@<weights>."""
+    given = [plain(OmegaConf.select(cfg, name)) for name in NETWORKS if name in reads]
+    texts = [str(text) for value in given for text in (value if isinstance(value, list) else [value])]
+    parts = [part for text in texts for half in text.split("@") for part in (half, half.partition("/")[2])]
+    return {part: hashlib.sha256(Path(part).read_bytes()).hexdigest() for part in parts if Path(part).is_file()}
 
 
 def plain(value: Any) -> Any:

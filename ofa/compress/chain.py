@@ -59,10 +59,19 @@ class Step(Protocol):
 def compress(net: nn.Module, steps: Mapping[str, Step], work: Work) -> Iterator[tuple[str, nn.Module]]:
     """Each step's name and network, in order; the first network is the teacher where `work` names none.
 
-    Raises UserError, before the first step, where one cannot follow another (`check_order`), and for layers whose
-    weight is no plain parameter, or not finite.
+    Raises UserError, before the first step, where one cannot follow another (`check_order`), and for what
+    `check_network` refuses.
     """
     check_order(steps)
+    check_network(net)
+    work = replace(work, teacher=work.teacher or net)
+    for name, step in steps.items():
+        net = step(net, work)
+        yield name, net
+
+
+def check_network(net: nn.Module) -> None:
+    """Raise UserError for layers whose weight is no plain parameter, or not finite."""
     for place, module in net.named_modules():
         if is_parametrized(module) or hasattr(module, "weight_orig"):  # a step would change a copy
             raise UserError(
@@ -71,7 +80,3 @@ def compress(net: nn.Module, steps: Mapping[str, Step], work: Work) -> Iterator[
             )
     if wrong := [name for name, p in net.named_parameters() if not p.isfinite().all()]:
         raise UserError(f"{wrong[0]} has values that are not finite; give a network whose training went well")
-    work = replace(work, teacher=work.teacher or net)
-    for name, step in steps.items():
-        net = step(net, work)
-        yield name, net

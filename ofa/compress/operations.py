@@ -58,8 +58,9 @@ def weight_bits(layer: Layer) -> int:
         span = int(numbers.max().round() - numbers.min().round()) + 1
         if span <= MOST and torch.allclose(numbers, numbers.round(), atol=1e-3):
             return max(1, (span - 1).bit_length())
-    values = len(weight.unique())
-    return max(1, (values - 1).bit_length()) if values <= MOST and 2 * values < weight.numel() else 32
+    values, others = len(weight.unique()), weight[weight != 0]
+    shared = 4 * len(others.unique()) <= 3 * len(others)  # which those of a sparse float layer are not
+    return max(1, (values - 1).bit_length()) if values <= MOST and shared else 32
 
 
 def _input_bits(layer: Layer) -> int:

@@ -13,6 +13,15 @@ if TYPE_CHECKING:
 
 QUANTIZED = ("Linear", "Mixed", "Pt2e")
 FOLDED = (*QUANTIZED, "Equalization")
+LOOSE = (
+    "Magnitude",
+    "NOfM",
+    "Movement",
+    "SoftFilter",
+    "binary",
+    "ternary",
+    "scaled",
+)  # train all weights at a high rate
 AFTER = {  # a step, by its class or its kind of levels, and those that take away what it needs
     "Channels": (*QUANTIZED, "Gating", "scaled", "xnor"),  # layers with nothing more in them than weight and bias
     "Gating": (*FOLDED, "Gating"),  # batch norms
@@ -28,10 +37,16 @@ def check_order(steps: Mapping[str, Step]) -> None:
     Orders that depend on the network or on `keep` are left to the steps, which answer when it is their turn.
     """
     for (earlier, first), (later, second) in combinations(steps.items(), 2):
-        trains = getattr(second, "finetuning", None) is not None and getattr(second, "mode", "") != "ptq"
+        finetuning = getattr(second, "finetuning", None)
+        trains = finetuning is not None and getattr(second, "mode", "") != "ptq"
         if _kind(first) == "Norms" and trains:
             raise UserError(
                 f"step {later} trains or recalibrates, which {earlier} leaves no statistics for; put {later} before it"
+            )
+        if _kind(first) in FOLDED and _kind(second) in LOOSE and finetuning is not None and finetuning.epochs:
+            raise UserError(
+                f"step {later} trains all weights, for which {earlier} leaves no batch norms; "
+                f"put {later} before it, or give step.{later}.finetuning=null"
             )
         if _kind(first) not in AFTER.get(_kind(second), ()) or getattr(second, "keep", False):
             continue

@@ -185,6 +185,20 @@ def test_training_renews_assignments_only_if_asked(renewed: bool, work: Work) ->
     assert all(same) != renewed
 
 
+def test_weights_of_a_sparse_layer_are_32_bits_unless_they_share_values() -> None:
+    torch.manual_seed(0)
+    layer = nn.Conv2d(48, 48, 1)
+    with torch.no_grad():
+        layer.weight.mul_(torch.rand_like(layer.weight) < 0.05)
+    assert weight_bits(layer) == 32 and len(layer.weight.unique()) <= 256
+    with torch.no_grad():
+        layer.weight.copy_((16 * layer.weight).round())
+    assert weight_bits(layer) <= 3
+    with torch.no_grad():
+        layer.weight.zero_()
+    assert weight_bits(layer) == 1
+
+
 def test_a_network_has_at_most_the_values_asked_for_after_training_and_a_small_file(work: Work) -> None:
     net = random_net()
     before = copy.deepcopy(net.state_dict())

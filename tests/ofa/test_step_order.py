@@ -16,6 +16,8 @@ from ofa.compress.equalize import Equalization
 from ofa.compress.gating import Gating
 from ofa.compress.linear import Linear
 from ofa.compress.low_rank import LowRank
+from ofa.compress.magnitude import Magnitude, NOfM
+from ofa.compress.movement import Movement, SoftFilter
 from ofa.compress.norms import Norms
 from ofa.compress.order import check_order
 from ofa.compress.pt2e import Pt2e
@@ -77,6 +79,14 @@ def test_a_weight_that_is_computed_is_refused(computed: Callable[[nn.Module], nn
         ((XNOR, XNOR), "leave one of them out"),
         ((XNOR, Pt2e()), "leave one of them out"),
         ((Pt2e(), XNOR), "leave one of them out"),
+        *(
+            (
+                (first, second),
+                r"step 1 trains all weights, for which 0 leaves no batch norms; put 1 before it, or give s",
+            )
+            for first in (INT8, Equalization(), Pt2e())
+            for second in (Magnitude(), NOfM(), Movement(), SoftFilter(), Binary("ternary"))
+        ),
     ],
 )
 def test_an_order_that_never_works_is_refused_before_any_step(steps: tuple[Step, ...], remedy: str) -> None:
@@ -103,6 +113,7 @@ def test_a_chain_begins_no_step_where_a_later_one_cannot_follow() -> None:
         (CHANNELS, Binary("ternary"), XNOR, INT8),
         (Equalization(relu6="relu"), CHANNELS),  # works on modules that are no StaticNet
         (INT8, Binary("xnor", keep=("units.0.*",))),  # may keep what is quantized
+        (INT8, Magnitude(finetuning=None), NOfM(finetuning=BARE), Linear(finetuning=Finetuning(epochs=1))),
     ],
 )
 def test_an_order_that_may_work_is_left_to_the_steps(steps: tuple[Step, ...]) -> None:

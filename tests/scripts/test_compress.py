@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hydra import compose, initialize_config_module
 from omegaconf import DictConfig
 from PIL import Image
@@ -18,10 +19,12 @@ from ofa.compress.packed import load_packed
 from ofa.data import digits
 from ofa.errors import UserError
 from ofa.evaluate import accuracy
-from ofa.space import load_space
+from ofa.export.card import Card, save_net
+from ofa.space import Arch, load_space
 from ofa.static import build
 from ofa.weights import load_weights
 from scripts.compress import main
+from tests.ofa.nets import SPEC, random_net
 
 FOLDER = "compress/digits_mbv3-smallest/magnitude-channels"
 
@@ -73,6 +76,28 @@ def test_a_packed_file_is_the_network_that_was_measured(tmp_path: Path) -> None:
     load_weights(net, tensors, "magnitude.ofap")
     assert about["step"] == "magnitude"
     assert accuracy(net, digits(), "test", resolution=arch.resolution) == rows[1]["accuracy"]
+
+
+def test_a_network_that_was_replaced_is_not_taken_for_the_old_one(tmp_path: Path) -> None:
+    card = Card(Arch(16), {}, SPEC, {}, {}, 0)
+    options = config(tmp_path / "run", f"network={tmp_path}/net.json")
+    for seed in (0, 0, 1):
+        save_net(tmp_path / "net.json", random_net(seed=seed), card)
+        if not seed:
+            main(options)
+    with pytest.raises(
+        UserError, match=r"net\.json was changed after .*channels was made; give restart=true to make it"
+    ):
+        main(options)
+    main(config(tmp_path / "run", f"network={tmp_path}/net.json", "restart=true"))
+
+
+def test_values_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    net = random_net()
+    net.units[0].conv.weight.data[0] = torch.nan
+    save_net(tmp_path / "a.json", net, Card(Arch(16), {}, SPEC, {}, {}, 0))
+    with pytest.raises(UserError, match=r"units\.0\.conv\.weight has values that are not finite"):
+        main(config(tmp_path / "run", f"network={tmp_path}/a.json"))
 
 
 def test_a_stopped_chain_goes_on_after_its_last_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
