@@ -1,7 +1,8 @@
 """Optuna's samplers behind ask and tell.  N networks, G genes, M objectives.
 
 Each gene is a categorical parameter, its values the integers of the choices.  A trial takes 10-70 ms, the more the more
-there were before: this agent is for some hundreds of networks, `Evolution` for many thousands.
+there were before, with gp a second and more: this agent is for some hundreds of networks, `Evolution` for many
+thousands.
 """
 
 from __future__ import annotations

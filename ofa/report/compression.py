@@ -16,7 +16,12 @@ from ofa.report.summary import label, show
 from ofa.report.table import heads
 
 COLUMNS = ("accuracy", "macs", "sparse_macs", "bit_operations", "file_bytes", "peak_memory_bytes", "latency_ms")
-NAMES = {"sparse_macs": "not by zero", "bit_operations": "bit-operations", "file_bytes": "packed file"}
+NAMES = {
+    "sparse_macs": "not by zero",
+    "bit_operations": "bit-operations",
+    "file_bytes": "packed file",
+    "peak_memory_bytes": "float peak memory",
+}
 MOST_COLOURED = 0.3  # of accuracy lost: the strongest colour of a cell
 
 

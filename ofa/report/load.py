@@ -66,6 +66,7 @@ class Device:
     """One budget, and how far the run has come for it; dicts are empty where a stage has not written yet.
 
     name: of its folders; title: what people call it; infeasible: why no network fits it, empty where one may.
+    searches: under the limits and for the objectives of the one that chose; others: the agents of earlier ones.
     """
 
     name: str
@@ -73,6 +74,7 @@ class Device:
     description: str
     limits: dict[str, float]
     searches: tuple[Search, ...]
+    others: tuple[str, ...]
     chosen: dict[str, Any]
     infeasible: str
     specialized: bool
@@ -192,6 +194,10 @@ def _outdated(folder: Path) -> tuple[str, ...]:
         for place, config in made.items()
         if any(done.get(earlier, then) != then for earlier, then in config.get("after", {}).items())
     }
+    for path in folder.glob("search/*/chosen.json"):
+        made_for = _json(folder / "export" / path.parent.name / "result.json").get("arch")
+        if made_for and made_for != _json(path).get("arch"):  # another search has chosen since
+            old |= {"specialize", "export"}
     return tuple(stage for stage in STAGES if stage in old)
 
 
@@ -218,17 +224,26 @@ def _device(folder: Path, name: str) -> Device:
     )
     infeasible = _json(folder / "search" / name / "infeasible.json")
     about = infeasible.get("device") or export.get("device") or chosen.get("device") or {}
+    known = {search.agent: _asked(search) for search in searches}
+    asked = known.get(chosen.get("agent", ""), known[searches[0].agent] if searches else {})
+    alike = tuple(search for search in searches if known[search.agent] == asked)
     return Device(
         name=name,
         title=about.get("name", name),
         description=about.get("description", ""),
-        limits=searches[0].result.get("limits", {}) if searches else {},
-        searches=searches,
+        limits=alike[0].result.get("limits", {}) if alike else {},
+        searches=alike,
+        others=tuple(agent for agent in known if known[agent] != asked),
         chosen=chosen,
         infeasible=infeasible.get("reason", ""),
         specialized=(folder / "specialize" / name / "result.json").exists(),
         export=export,
     )
+
+
+def _asked(search: Search) -> dict[str, Any]:
+    """What a search was asked for."""
+    return {name: search.result.get(name, {}) for name in ("limits", "objectives")}
 
 
 def _done(folder: Path, devices: list[Device]) -> frozenset[str]:

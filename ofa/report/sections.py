@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ofa.blocks import BLOCKS
@@ -50,9 +50,14 @@ def hypervolume(run: Run) -> Html | None:
     series = _agents(run)
     panels = []
     for device in run.devices:
-        if device.searches:
-            ends = ", ".join(_end(search, figures.best_hypervolume(device)) for search in device.searches)
-            panels.append(_panel(device.title, figures.hypervolume(device, series), f"In the end: {ends}."))
+        alike: dict[str, list[Search]] = {}  # volumes of what is predicted and of what is measured are no rivals
+        for search in device.searches:
+            alike.setdefault(str([search.result.get(name) for name in ("measured", "reference")]), []).append(search)
+        for part in (replace(device, searches=tuple(searches)) for searches in alike.values()):
+            ends = ", ".join(_end(search, figures.best_hypervolume(part)) for search in part.searches)
+            measured = part.searches[0].result.get("measured")
+            title = f"{device.title}, {', '.join(map(label, measured))} measured" if measured else device.title
+            panels.append(_panel(title, figures.hypervolume(part, series), f"In the end: {ends}."))
     return join(_legend(*_agent_keys(series)), el("div", *panels, class_="grid")) if panels else None
 
 
@@ -176,7 +181,9 @@ def _training_caption(log: Sequence[dict[str, Any]], tested: dict[str, float]) -
 def _front_caption(device: Device, x: str, y: str) -> str:
     tried = sum(len(search.evaluations) for search in device.searches)
     inside = sum(int((search.evaluations["violation"] <= 0).sum()) for search in device.searches)
-    text = f"{label(y)} against {label(x)}; n = {tried:,} evaluated nets, {inside:,} of them within the budget."
+    text = f"{label(y)} against {label(x)}; n = {tried:,} evaluations, {inside:,} of them within the budget."
+    if device.others:
+        text += f" Left out, as their limits or objectives were others: {', '.join(device.others)}."
     if x in device.limits and not figures.limit_inside(device, x):
         text += f" The limit, {bound(x, device.limits[x])}, is right of everything shown."
     elif x in device.limits and figures.tried(device, [x])[x].max() > figures.BEYOND * device.limits[x]:

@@ -192,7 +192,7 @@ def test_captions_carry_scores_and_sample_counts(page: str) -> None:
     captions = " ".join(texts(tree(page), "figcaption")).replace("\u00a0", " ")
     for fact in ("tau 0.912 ± 0.013, RMSE 0.49 ± 0.07 points; n = 40 held-out nets (one of 5 random splits).",
                  "tau 0.956, MAPE 4.3 %, 95 % within 10 %; n = 40 held-out nets.",
-                 "n = 900 evaluated nets", "Epoch 24 of 24", "n = 5 nets, 288 validation images"):  # fmt: skip
+                 "n = 900 evaluations", "Epoch 24 of 24", "n = 5 nets, 288 validation images"):  # fmt: skip
         assert fact in captions
 
 
@@ -291,6 +291,35 @@ def test_stages_made_from_what_was_made_again_are_named(run: Path, tmp_path: Pat
     text = "fit, export: made before what they build on was made again; next: ofa-fit "
     assert text in terminal(folder) and text in write_report(folder).read_text()
     assert read_json(folder / "report/summary.json")["outdated"] == ["fit", "export"]
+
+
+def test_a_network_exported_before_another_was_chosen_is_out_of_date(run: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(run, tmp_path / "digits"))
+    chosen = read_json(folder / "search/phone/chosen.json")
+    write_json(folder / "search/phone/chosen.json", chosen | {"arch": chosen["arch"] | {"resolution": 12}})
+    assert load_run(folder).outdated == ("specialize", "export")
+
+
+def test_searches_under_other_limits_are_left_out(run: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(run, tmp_path / "digits"))
+    chosen, (other, *_) = read_json(folder / "search/phone/chosen.json")["agent"], AGENTS
+    assert other != chosen
+    file = folder / f"search/phone/{other}/result.json"
+    result = read_json(file)
+    write_json(file, result | {"limits": result["limits"] | {"macs": 1.0}})
+    phone = next(device for device in load_run(folder).devices if device.name == "phone")
+    assert phone.others == (other,) and [s.agent for s in phone.searches] == sorted({*AGENTS} - {other})
+    assert phone.limits == LIMITS["phone"]
+    assert f"Left out, as their limits or objectives were others: {other}." in write_report(folder).read_text()
+
+
+def test_hypervolumes_of_measured_and_predicted_values_are_not_compared(run: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(run, tmp_path / "digits"))
+    other = next(iter(AGENTS))
+    file = folder / f"search/phone/{other}/result.json"
+    write_json(file, read_json(file) | {"measured": ["accuracy"], "reference": [-0.5, 1.0], "hypervolume": 1e-3})
+    page = write_report(folder).read_text()
+    assert "accuracy measured" in page and f"In the end: {other} 100.0" in page
 
 
 def test_a_device_that_no_network_fits_is_told_and_nothing_of_it_is_missing(tmp_path: Path) -> None:
