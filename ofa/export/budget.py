@@ -93,7 +93,7 @@ def prove_tflm(net: nn.Module, images: Tensor, limits: Limits, exact: Limits, fo
         SRAM: (found.total, f"arena of {file.name} in TFLM's interpreter"),
         FLASH: (file.stat().st_size, f"{file.name}, which goes into flash whole; the interpreter's code is not in it"),
     }
-    notes = explain(exact[SRAM], found.tensors, found.tables, fullest)
+    notes = explain(exact[SRAM], found.tensors, found.tables, fullest, found.planning)
     return Proof("tflm", _rows(limits, measured, exact), tuple(notes))
 
 
@@ -161,11 +161,12 @@ def require_provable(device: str, names: list[str]) -> None:
         raise UserError(f"nothing here can prove device {device} in {', '.join(names)}; {remedies}, or name c, too")
 
 
-def explain(predicted: float, tensors: int, tables: int, fullest: flatbuffer.Peak) -> list[str]:
+def explain(predicted: float, tensors: int, tables: int, fullest: flatbuffer.Peak, planning: int = 0) -> list[str]:
     """The arena beside the predicted peak, and, where they are not within `CLOSE`, why, in numbers."""
-    note, far = beside(tensors + tables, predicted)
+    note, far = beside(tensors + tables + planning, predicted)
+    early = [f"of it {planning:,} are needed before the first inference alone, for plans"] if planning else []
     if not far:
-        return [note]
+        return [note, *early]
     alive = ", ".join(f"{size:,}" for size in fullest.alive[:4])
     return [
         f"{note}, which counts the input, output and held shortcut of convolutions alone",
@@ -174,6 +175,7 @@ def explain(predicted: float, tensors: int, tables: int, fullest: flatbuffer.Pea
             f"{fullest.bytes:,} are tensors alive at once at operator {fullest.index} ({fullest.operator}): {alive}; "
             f"{tensors - fullest.bytes:,} more lie idle between tensors, where the planner found no better place"
         ),
+        *early,
     ]
 
 

@@ -71,6 +71,7 @@ def test_an_accuracy_must_be_at_least_its_limit() -> None:
 def test_a_difference_above_ten_percent_is_explained_in_numbers() -> None:
     fullest = Peak(900, "PAD", 6, (500, 400))
     assert explain(1000, 1000, 99, fullest) == ["arena 1,099 bytes, +10% of the predicted 1,000"]
+    assert explain(1000, 900, 99, fullest, 50)[1] == "of it 50 are needed before the first inference alone, for plans"
     text = " ".join(explain(1000, 1000, 400, fullest))
     assert "1,400 bytes, +40% of the predicted 1,000" in text
     assert "400 are the interpreter's own tables" in text

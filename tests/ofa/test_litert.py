@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,10 @@ from ofa.export.onnx import compare, run_torch
 from ofa.export.runtime import run
 from ofa.export.runtimes.litert import LiteRT, convert, quantize
 from ofa.export.runtimes.onnx import Onnx
-from ofa.export.runtimes.tflm import UNITS, Tflm, arena, open_micro, units_apart
+from ofa.export.runtimes.tflm import UNITS, Tflm, _runs, arena, open_micro, units_apart
 from ofa.integer.tflite import read_tflite
 from ofa.modules import ConvBN, SqueezeExcite
-from tests.ofa.nets import random_net
+from tests.ofa.nets import SPEC, random_net
 
 pytest.importorskip("litert_torch")
 pytest.importorskip("tflite_micro")
@@ -121,8 +122,17 @@ def test_the_arena_holds_at_least_the_tensors_alive_at_once(folder: Path) -> Non
     found, fullest = arena(folder / "int8.tflite"), flatbuffer.peak(folder / "int8.tflite")
     assert fullest.bytes == sum(fullest.alive)
     assert fullest.bytes <= found.tensors <= 1.25 * fullest.bytes + 64
-    assert found.total == found.tensors + found.tables
+    assert found.total == found.tensors + found.tables and found.planning == 0
     assert Tflm().describe(folder / "int8.tflite")["arena_bytes"] == found.total
+
+
+def test_an_arena_that_planning_outgrows_is_measured_by_trying(calibration: Tensor, tmp_path: Path) -> None:
+    last = replace(SPEC.units[-1], cout=3000)
+    spec, path = replace(SPEC, units=(*SPEC.units[:-1], last), classes=3000), tmp_path / "net.tflite"
+    Tflm().export(random_net(spec), path, calibration)
+    found = arena(path)
+    assert found.planning > 0.05 * found.total
+    assert _runs(path, found.total) and not _runs(path, int(0.98 * found.total))
 
 
 def test_weights_outside_the_flatbuffer_are_refused_and_can_be_moved_inside(folder: Path, images: Tensor) -> None:

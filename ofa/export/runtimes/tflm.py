@@ -7,6 +7,8 @@ tables have pointers of 64 bits where a Cortex-M's have 32.
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,20 +26,30 @@ from ofa.extras import extra, quiet
 
 PACKAGES = (*litert.PACKAGES, "tflite_micro")
 ROOM = 64_000_000  # bytes of arena that the recording interpreter gets
+ALIGNED = 16  # bytes, to which the interpreter moves the start of its arena
+TRIAL = """
+import sys
+from pathlib import Path
+from tflite_micro.python.tflite_micro.runtime import Interpreter
+
+interpreter = Interpreter.from_bytes(Path(sys.argv[1]).read_bytes(), arena_size=int(sys.argv[2]))
+interpreter.invoke()
+"""
 UNITS = 3  # by which TFLM may round apart from LiteRT's reference kernels
 
 
 @dataclass(frozen=True, slots=True)
 class Arena:
-    """Bytes of SRAM that the interpreter took: tensors it plans, its own tables, both."""
+    """Bytes of SRAM that the interpreter needs: tensors it plans, its own tables, and more while it plans."""
 
     tensors: int
     tables: int
+    planning: int
 
     @property
     def total(self) -> int:
-        """Both."""
-        return self.tensors + self.tables
+        """All of them."""
+        return self.tensors + self.tables + self.planning
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +87,7 @@ class Tflm:
             "arena_bytes": found.total,
             "arena_tensors_bytes": found.tensors,
             "arena_tables_bytes": found.tables,
+            "arena_planning_bytes": found.planning,
             "operators": dict(flatbuffer.operators(path)),
         }
 
@@ -94,7 +107,7 @@ def open_micro(path: Path) -> Any:
 
 
 def arena(path: Path) -> Arena:
-    """The arena that the interpreter took for one inference."""
+    """The least arena that the interpreter starts and runs one inference in."""
     interpreter = open_micro(path)
     into = interpreter.get_input_details(0)
     interpreter.set_input(np.zeros(into["shape"], into["dtype"]), 0)
@@ -104,7 +117,26 @@ def arena(path: Path) -> Arena:
     found = dict(re.findall(r"Arena allocation (total|head|tail) (\d+)", said[0]))
     if set(found) != {"total", "head", "tail"}:
         raise RuntimeError(f"TFLM's report has no arena: {said[0][:200]}")
-    return Arena(int(found["head"]), int(found["tail"]))
+    taken = int(found["head"]) + int(found["tail"])
+    return Arena(int(found["head"]), int(found["tail"]), _least(path, taken) - taken)
+
+
+def _least(path: Path, taken: int) -> int:
+    """The least arena, which is what one inference took in a large one unless planning needs more: within 1 %."""
+    low, high = taken, taken + ALIGNED
+    if _runs(path, high):
+        return taken
+    while not _runs(path, high):
+        low, high = high, min(2 * high, ROOM)
+    while high - low > 0.01 * low:
+        middle = (low + high) // 2
+        low, high = (low, middle) if _runs(path, middle) else (middle, high)
+    return high
+
+
+def _runs(path: Path, size: int) -> bool:
+    """Whether an arena of `size` bytes is enough, in a process of its own, which one too small may end."""
+    return subprocess.run([sys.executable, "-c", TRIAL, str(path), str(size)], capture_output=True).returncode == 0
 
 
 def units_apart(path: Path, images: Tensor) -> int:
