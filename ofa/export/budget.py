@@ -140,17 +140,24 @@ def prove(
 ) -> tuple[list[Proof], list[str]]:
     """A proof for each named runtime that is installed, and for the others a line on how to have it.
 
-    Raises UserError for an unknown name.
+    Raises UserError for an unknown name, and what a runtime says that refuses the network, unless another proves it.
     """
-    proofs, missing = [], []
+    proofs: list[Proof] = []
+    missing, refused = [], None
     for name in names:
         if name not in MICRO:
             raise UserError(f"device runtime {name!r} is not known; choose from {', '.join(MICRO)}")
         measure, module, remedy = MICRO[name]
-        if _has(module):
-            proofs.append(measure(net, images, limits, exact, folder, board))
-        else:
+        if not _has(module):
             missing.append(f"{name}: not measured; {remedy}")
+            continue
+        try:
+            proofs.append(measure(net, images, limits, exact, folder, board))
+        except UserError as error:
+            refused = error
+            missing.append(f"{name}: not measured; {error}")
+    if refused and not proofs:
+        raise refused
     return proofs, missing
 
 

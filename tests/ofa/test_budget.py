@@ -78,6 +78,20 @@ def test_a_difference_above_ten_percent_is_explained_in_numbers() -> None:
     assert "900 are tensors alive at once at operator 6 (PAD): 500, 400; 100 more" in text
 
 
+def test_a_runtime_that_refuses_a_network_leaves_it_to_another(monkeypatch: Any, tmp_path: Path) -> None:
+    def refuse(*_: object) -> Proof:
+        raise UserError("it has an operator too many; leave it out")
+
+    monkeypatch.setitem(budget.MICRO, "tflm", (refuse, "sys", "nothing"))
+    net, images = random_net(), torch.randn(8, 1, 16, 16)
+    exact = {"macs": 1.0, "peak_memory_bytes": 1e4}
+    proofs, missing = prove(["tflm", "c"], net, images, {"macs": 2.0}, exact, tmp_path)
+    assert [proof.runtime for proof in proofs] == ["c"]
+    assert missing == ["tflm: not measured; it has an operator too many; leave it out"]
+    with pytest.raises(UserError, match="an operator too many"):
+        prove(["tflm"], net, images, {"macs": 2.0}, exact, tmp_path)
+
+
 def test_without_the_extra_the_proof_says_which_one_is_missing(monkeypatch: Any, tmp_path: Path) -> None:
     monkeypatch.setattr(budget, "_has", lambda module: False)
     proofs, missing = prove(["tflm"], random_net(), torch.zeros(1, 1, 16, 16), {}, {}, tmp_path)
