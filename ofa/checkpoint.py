@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import torch
 from torch import Tensor, nn
@@ -65,7 +66,8 @@ def read_checkpoint(source: str | Path, *, sha256: str | None = None) -> tuple[d
     path = _fetch(str(source)) if fetched else Path(source)
     again = "delete it to fetch it again" if fetched else "fetch it again"
     if not path.is_file():
-        raise UserError(f"checkpoint {path} does not exist; give a file or a URL")
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise UserError(f"checkpoint {path} {what}; give a file or a URL")
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     if sha256 is not None and digest != sha256.lower():
         raise UserError(f"{path} has the SHA-256 {digest}, not {sha256}; {again}, or correct sha256")
@@ -81,14 +83,15 @@ def _state(content: Any, source: str | Path) -> dict[str, Tensor]:
     for key in 2 * ("state_dict", "model"):  # some lie in one another
         content = content.get(key, content) if isinstance(content, Mapping) else content
     if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise UserError(f"{source} holds no state_dict; give net.state_dict(), or the file that torch.save wrote of it")
+        found = f" but {', '.join(map(str, list(content)[:5]))}" if isinstance(content, Mapping) else ""
+        raise UserError(f"{source} holds no state_dict{found}; give the file that torch.save wrote of net.state_dict()")
     return dict(content)
 
 
 def _fetch(url: str) -> Path:
     """The cached file of a URL, downloaded now if it is not there."""
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"), "ofa-nas")
-    path = cache / f"{hashlib.sha256(url.encode()).hexdigest()[:16]}-{Path(url).name}"
+    path = cache / f"{hashlib.sha256(url.encode()).hexdigest()[:16]}-{Path(urlsplit(url).path).name[-100:]}"
     if not path.exists():
         try:
             with urllib.request.urlopen(url, timeout=60) as response:

@@ -52,11 +52,11 @@ def read_json(path: str | Path) -> Any:
     try:
         return json.loads(Path(path).read_text())
     except FileNotFoundError:
-        raise UserError(f"{path} does not exist; run the stage that writes it first") from None
+        raise UserError(f"{path} does not exist; give another file, or run the stage that writes it") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); give the path of a JSON file") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid JSON ({error}); delete it and run its stage again") from None
+        raise UserError(f"{path} is not valid JSON ({error}); mend it, or delete it and run its stage again") from None
 
 
 def append_jsonl(path: str | Path, value: Any) -> None:

@@ -39,9 +39,7 @@ def parse_limit(name: str, value: float | str, *, unit: str | None = None) -> fl
         known = ", ".join(unit for unit in units if unit)
         raise UserError(f"limit {name}={value} is not understood; write a number, or one followed by {known}") from None
     if not (math.isfinite(number) and number > 0):
-        raise UserError(
-            f"limit {name}={value} must be above 0; leave it out, or take it out by ~device.<name>.limits.{name}"
-        )
+        raise UserError(f"limit {name}={value} must be above 0; leave the limit out to have none")
     if sought(name) < 0 and number > 1:
         raise UserError(f"limit {name}={value} is a share, at most 1; write it like 0.9 or 90%")
     return number

@@ -100,6 +100,7 @@ class Space:
             object.__setattr__(self, name, records(kind, name, getattr(self, name)))
         self._check_numbers()
         self._check_empty_stages()
+        self._check_neighbours()
 
     def _check_numbers(self) -> None:
         """Raise UserError for sizes and widths that no network has, and for fixed layers that cannot be built."""
@@ -136,6 +137,21 @@ class Space:
                     f"stage {s} may keep no block, but makes {stage.channels} channels of {given[0]}; keep at least 1"
                 )
             given = stage.channels, stage.width
+
+    def _check_neighbours(self) -> None:
+        """Raise UserError for width multipliers in a row that look-up tables of costs cannot tell apart."""
+        chain: list[tuple[str, Layer | Stage]] = [(f"stem.{i}", layer) for i, layer in enumerate(self.stem)]
+        for s, stage in enumerate(self.stages):
+            chain += [(f"stages.{s}.before.{i}", layer) for i, layer in enumerate(stage.before)]
+            chain.append((f"stages.{s}", stage))
+        chain += [(f"head.{i}", layer) for i, layer in enumerate(self.head)]
+        widths = [(place, part.width) for place, part in chain if part.channels and len(self.width) > 1]
+        for (_, first), (place, second) in pairwise(widths):
+            if first is not None and second is not None and first != second and first % 2 == second % 2:
+                raise UserError(
+                    f"{place} lies between width multipliers {first} and {second}; of two in a row one must be even "
+                    "and one odd, as 0, 1, 2 from stem to head, or the width of one null: its channels stay"
+                )
 
     # -- genes -------------------------------------------------------------------------------------------------------
 
@@ -394,7 +410,7 @@ class Space:
             most = self.counts[self.columns(name)].max(initial=0)
             if known and np.iterable(wanted) and (strange := set(wanted) - known):
                 raise UserError(f"{name} {sorted(strange)} is not in space {self.name}; choose from {sorted(known)}")
-            if isinstance(wanted, int | np.integer) and wanted in known and wanted > most > 1:
+            if isinstance(wanted, int | np.integer) and wanted > most > 1:
                 raise UserError(f"{name}={wanted} keeps the {wanted} largest of {most} choices; give {name}=[{wanted}]")
         own: dict[str, Any] = {
             name: kept_choices(name, getattr(self, name), choices.get(name)) for name in ("resolution", "width")

@@ -13,6 +13,7 @@ import numpy as np
 
 from ofa.arrays import Bool, Int, make_divisible
 from ofa.blocks import BLOCKS
+from ofa.errors import UserError
 from ofa.space import Arch, Genes, Layer, Space, Stage
 from ofa.spec import NetSpec, Unit
 
@@ -114,9 +115,15 @@ def _forms(space: Space, *dimensions: str) -> Genes:
     return genes
 
 
-@lru_cache(maxsize=4096)
 def arch_units(space: Space, arch: Arch) -> tuple[Unit | None, ...]:
     """The unit at each place of the supernet, None where the architecture skips it."""
+    if not isinstance(arch, Arch):
+        raise UserError(f"{type(arch).__name__} is no architecture; give Arch(...), or Arch.from_dict(...)")
+    return _arch_units(space, arch)
+
+
+@lru_cache(maxsize=4096)
+def _arch_units(space: Space, arch: Arch) -> tuple[Unit | None, ...]:
     return unit_table(space, space.encode([arch])).row(0)
 
 

@@ -45,4 +45,9 @@ def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], source: str |
             f"{source} does not fit this network: missing {missing[:3]}, unknown {extra[:3]}, "
             f"other shape {shapes[:3]}; use the file of the same space and data"
         )
+    for name, tensor in tensors.items():
+        if own[name].is_floating_point() and not (tensor.is_floating_point() and bool(tensor.isfinite().all())):
+            raise UserError(
+                f"{source} has values in {name} that are no finite floats; give weights that were trained well"
+            )
     module.load_state_dict(dict(tensors))

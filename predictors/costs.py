@@ -13,6 +13,7 @@ from ofa.space import Genes, Space
 from ofa.table import LayerTable, layer_macs, layer_weights
 from predictors.lookup import Lookup
 
+INT8 = 8  # bits
 CHANNEL_BYTES, LAYER_BYTES = 17, 10  # in an int8 ONNX file, besides a layer's weights
 
 
@@ -59,14 +60,15 @@ class WeightBytes:
 
     quantized: as ONNX Runtime's static quantization by channels stores them, with batch norms folded: the weights at
     `bits` each, 17 bytes for each channel that a layer writes (int32 bias, float scales and zero points of both) and 10
-    for each layer (scales and zero points of two activations; most layers have one or two).
+    for each layer (scales and zero points of two activations; most layers have one or two).  Above 8 bits it changes
+    nothing.
     """
 
     name, unit = "weight_bytes", "bytes"
 
     def __init__(self, space: Space, bits: int = 32, quantized: bool = False) -> None:
         check_bits(bits)
-        self.bits, self.quantized = bits, quantized
+        self.bits, self.quantized = bits, quantized and bits <= INT8
         self._bits = Lookup(space, self._of_layers)
 
     def __call__(self, genes: Genes) -> NDArray[np.int64]:

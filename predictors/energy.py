@@ -63,7 +63,9 @@ def spec_energy(spec: NetSpec, *, bits: int = 8, activations: str = "sram", weig
 def _elements(table: LayerTable) -> NDArray[np.int64]:
     """Elements that a layer reads and writes, (N, L)."""
     last = np.append(np.diff(table.block) != 0, True)
-    moved = table.cin * table.size_in**2 + table.cout * table.size_out**2 + np.where(last, table.held, 0)
+    read = table.cin * table.size_in**2
+    again = np.where(table.held > 0, table.held, read)  # a block of one layer holds nothing besides that layer's input
+    moved = read + table.cout * table.size_out**2 + np.where(last & table.shortcut, again, 0)
     return moved * ~np.isin(table.op, POOLS)
 
 

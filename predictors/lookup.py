@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ofa.errors import UserError
 from ofa.space import OF_BLOCKS, Genes, Space
 from ofa.table import LayerTable, layer_table
 from ofa.units import FIXED, UnitTable
@@ -119,10 +118,5 @@ def _pair(units: UnitTable, unit: int) -> tuple[int, int]:
     pair = [FIXED, FIXED]
     for width in (int(units.width_in[unit]), int(units.width_out[unit])):
         if width != FIXED:
-            if pair[width % 2] not in (FIXED, width):
-                raise UserError(
-                    f"unit {units.names[unit]} lies between width multipliers {pair[width % 2]} and {width}; number "
-                    "them so that of two in a row one is even and one odd, as 0, 1, 2 from stem to head"
-                )
-            pair[width % 2] = width
+            pair[width % 2] = width  # the only one there: a Space refuses others, but where they have no choice
     return pair[0], pair[1]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ofa.spec import NetSpec
 from ofa.table import layer_macs, spec_table
-from predictors.costs import layer_params
+from predictors.costs import check_bits, layer_params
 from predictors.memory import peak_memory
 
 
@@ -13,6 +13,7 @@ def spec_costs(spec: NetSpec, *, bits: int = 32, model: str = "mcunet") -> dict[
 
     `model` names the memory model, as in `PeakMemory`.
     """
+    check_bits(bits)
     table = spec_table(spec)
     params = int(layer_params(table).sum())
     return {

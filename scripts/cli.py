@@ -159,7 +159,8 @@ def prepare(cfg: DictConfig) -> None:
     _check_parts(cfg)
     options: Any = OmegaConf.to_container(cfg, resolve=False)
     for name, value in flatten(options):
-        check_known(name)
+        if not _made(options, name):  # which answers for its options itself
+            check_known(name)
         check_file(name, value)
     if cfg.step:
         _check_steps([*hydra.overrides.hydra, *hydra.overrides.task])
@@ -169,6 +170,13 @@ def prepare(cfg: DictConfig) -> None:
     if not isinstance(cfg.seed, int) or cfg.seed < 0:
         raise UserError(f"seed={cfg.seed} must be a whole number, 0 or more")
     use_threads(cfg.threads)
+
+
+def _made(options: Mapping[str, Any], name: str) -> bool:
+    """Whether an option is in a section that names what takes it."""
+    for key in name.split(".")[:-1]:
+        options = options[key]
+    return "_target_" in options
 
 
 def _check_steps(overrides: list[str]) -> None:

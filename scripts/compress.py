@@ -119,8 +119,7 @@ def _network(cfg: DictConfig, data: ImageData) -> tuple[nn.Module, int]:
     torch.manual_seed(cfg.seed)  # of a network without weights
     net = load_net(str(cfg.network), data).net
     resolution = net.spec.resolution if isinstance(net, StaticNet) else data.side
-    shape = {"channels": data.channels, "side": resolution, "classes": len(data.classes)}
-    require_images(net, f"network {cfg.network}", **shape)
+    require_images(net, f"network {cfg.network}", data, resolution)
     return net, resolution
 
 

@@ -58,7 +58,7 @@ def load_teachers(cfg: DictConfig, data: ImageData, settings: Distillation, reso
             raise UserError(
                 f"teacher {text} has no weights; give {text}@<file>, or distill=mutual, where it learns too"
             )
-        require_images(found[-1].net, f"teacher {text}", channels=data.channels, side=resolution)
+        require_images(found[-1].net, f"teacher {text}", data, resolution, others=True)
     return found
 
 
@@ -74,8 +74,7 @@ def _parts(cfg: DictConfig, data: ImageData) -> tuple[Finetuning, Named, list[Na
     torch.manual_seed(cfg.seed)
     student = load_net(str(cfg.student), data)
     resolution = _resolution(student, data)
-    shape = {"channels": data.channels, "side": resolution, "classes": len(data.classes)}
-    require_images(student.net, f"student {cfg.student}", **shape)
+    require_images(student.net, f"student {cfg.student}", data, resolution)
     return settings, student, load_teachers(cfg, data, settings.lesson(1), resolution)
 
 

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
+from ofa.space import Arch
 from scripts.cli import stage_command
 from scripts.deploy import deploy, proofs_of, require_runtimes
 from scripts.given import export_given
 from scripts.onnx_files import SHIPPED, budget_of, limits_of, write_onnx
 from scripts.parts import MEASURED_HERE, TRAIN, load_parts, reachable, require_images, trained
-from scripts.specialize import READS
+from scripts.specialize import READS, require_arch
 from scripts.stage import open_stage
 
 if TYPE_CHECKING:
@@ -44,11 +45,14 @@ def main(cfg: DictConfig) -> None:
     for device in devices:
         reads = (*READS, "compress.quantization", "export", f"device.{device}", *(["runtime"] if cfg.runtime else []))
         with open_stage(cfg, f"export/{device}", reads, needs=("specialize",)) as stage:
+            chosen, source = (
+                read_json(Path(cfg.run, "search", device, "chosen.json")),
+                Path(cfg.run, "specialize", device),
+            )
+            require_arch(Arch.from_dict(chosen["arch"]), stage.folder if stage.done else source)
             if stage.done:
                 continue
-            chosen = read_json(Path(cfg.run, "search", device, "chosen.json"))
             limits = limits_of(device, chosen["device"]["limits"], learned=True)
-            source = Path(cfg.run, "specialize", device)
             given = {name: (rebuild(source / f"{name}.json"), load_card(source / f"{name}.json")) for name in MADE}
             models = write_onnx(cfg, given, stage.folder, data)
             budget = budget_of(limits, models[SHIPPED])

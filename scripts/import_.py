@@ -49,7 +49,8 @@ def _check_origin(folder: Path, cfg: DictConfig) -> None:
     from ofa.files import read_json
 
     origin = read_json(folder / ORIGIN) if (folder / ORIGIN).exists() else {"checkpoint": "training", "sha256": None}
-    same = origin["checkpoint"] == str(cfg.checkpoint) or origin["sha256"] == read_checkpoint(cfg.checkpoint)[1]
+    named = origin["checkpoint"] == str(cfg.checkpoint) and not Path(cfg.checkpoint).is_file()  # gone since, or a URL
+    same = named or origin["sha256"] == read_checkpoint(cfg.checkpoint)[1]
     if not same or str(cfg.sha256 or origin["sha256"]).lower() != origin["sha256"]:
         raise UserError(
             f"{folder} holds weights of {origin['checkpoint']}, SHA-256 {origin['sha256']}, not of this checkpoint; "

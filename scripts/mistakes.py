@@ -18,7 +18,7 @@ from hydra.errors import (
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from ofa.errors import UserError
-from scripts.options import addable, explanation, groups, owners, similar
+from scripts.options import explanation, groups, owners, similar
 
 ALL = "--help lists all options"
 
@@ -120,10 +120,8 @@ def _composition(error: HydraException, causes: list[BaseException]) -> str:
     )
     if inner and inner not in name.split("."):  # a dict is merged into the one that is there
         return f"{name} has no {inner} to change; write +{name}.{inner}=<value> to add it; {ALL}"
-    if owners(name) and addable(name):
-        return (
-            f"{name} is not among the options of this {name.partition('.')[0]}; write +{name}=<value> to add it; {ALL}"
-        )
+    if owners(name) and name.startswith("schedule."):  # all make the same thing, with all options
+        return f"{name} is not among the options of this schedule; write +{name}=<value> to add it; {ALL}"
     if owners(name):
         return f"{name} is not an option here, it belongs to {' and '.join(owners(name))}; {ALL}"
     near = [f"{key}=" for key in similar(name) if key != name]

@@ -79,13 +79,6 @@ def owners(name: str) -> list[str]:
     return [f"{source.group}={source.name}" for source in sources() if source.group and name in source.values]
 
 
-def addable(name: str) -> bool:
-    """Whether all choices of an option's group make the same thing, so that any of them takes the option."""
-    group = name.partition(".")[0]
-    targets = [re.search(r"^_target_: .*", text, re.MULTILINE) for (own, _), text in _texts().items() if own == group]
-    return len({target and target[0] for target in targets}) == 1
-
-
 def explanation(name: str, chosen: Sequence[Any] = ()) -> str:
     """The comment beside an option, or beside the record it is in; in the files called `chosen` first."""
     found = sorted((source for source in sources() if name in source.comments), key=lambda s: s.name not in chosen)

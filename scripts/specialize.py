@@ -46,7 +46,7 @@ def main(cfg: DictConfig) -> None:
         with open_stage(cfg, f"specialize/{device}", (*READS, f"device.{device}"), needs=("search",)) as stage:
             arch = _arch(path)
             if (stage.folder / RESULT).exists():
-                _require(arch, stage.folder)
+                require_arch(arch, stage.folder)
             else:
                 _specialize(cfg, space, arch, data, stage.folder, device)
             for state in stage.folder.glob(f"*-{STATE}"):
@@ -154,7 +154,7 @@ def _warn(name: str, before: float, after: float, data: ImageData, remedy: str) 
         print(f"warning: the {name} network fell from {100 * before:.1f} to {100 * after:.1f} %; {remedy}")
 
 
-def _require(arch: Arch, folder: Path) -> None:
+def require_arch(arch: Arch, folder: Path) -> None:
     """Raise UserError where a finished folder holds another network than the one that is chosen now."""
     from ofa.export.card import load_card
 

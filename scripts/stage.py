@@ -27,6 +27,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ofa.errors import UserError
 from ofa.files import atomic_write, read_json, versions, write_json
+from ofa.names import parse
 
 STAGES = ("train", "measure", "fit", "search", "specialize", "export", "report")
 CONFIG, LOCK, COMMAND = "config.json", ".lock", "command.json"
@@ -219,11 +220,10 @@ def _reads(cfg: DictConfig, names: Sequence[str]) -> dict[str, Any]:
 
 
 def _files(cfg: DictConfig, reads: Sequence[str]) -> dict[str, str]:
-    """Digests of the files of networks that options name, in each part of <space>/<architecture>@<weights>."""
+    """Digests of the files in the names of networks that options give."""
     given = [plain(OmegaConf.select(cfg, name)) for name in NETWORKS if name in reads]
-    texts = [str(text) for value in given for text in (value if isinstance(value, list) else [value])]
-    parts = [part for text in texts for half in text.split("@") for part in (half, half.partition("/")[2])]
-    return {part: hashlib.sha256(Path(part).read_bytes()).hexdigest() for part in parts if Path(part).is_file()}
+    names = [str(text) for value in given for text in (value if isinstance(value, list) else [value])]
+    return {str(p): hashlib.sha256(p.read_bytes()).hexdigest() for name in names for p in parse(name).files}
 
 
 def plain(value: Any) -> Any:

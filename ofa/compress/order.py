@@ -45,8 +45,7 @@ def check_order(steps: Mapping[str, Step]) -> None:
             )
         if _kind(first) in FOLDED and _kind(second) in LOOSE and finetuning is not None and finetuning.epochs:
             raise UserError(
-                f"step {later} trains all weights, for which {earlier} leaves no batch norms; "
-                f"put {later} before it, or give step.{later}.finetuning=null"
+                f"step {later} trains all weights, for which {earlier} leaves no batch norms; put {later} before it"
             )
         if _kind(first) not in AFTER.get(_kind(second), ()) or getattr(second, "keep", False):
             continue

@@ -211,14 +211,15 @@ def assemble(name: str, parts: dict[str, Labelled], classes: Sequence[str], opti
         raise UserError(f"{name} has {len(classes)} classes ({', '.join(classes)}); give images of at least 2")
     if empty := [split for split, part in parts.items() if not len(part.labels)]:
         raise UserError(f"{empty[0]} of {name} holds no images; add some or remove it")
-    for split, part in parts.items():
-        absent = np.flatnonzero(np.bincount(part.labels, minlength=len(classes)) == 0)
-        if absent.size:
-            log.warning("%s: no image of %s is in %s, so that it says nothing of it", name, classes[absent[0]], split)
     for i, (split, size) in enumerate({"test": options.test_size, "val": options.val_size}.items()):
         if split not in parts:
             kept, taken = cut(parts["train"].labels, size, np.random.default_rng((options.seed, i)), split)
             parts = parts | {"train": parts["train"][kept], split: parts["train"][taken]}
+    for split, part in parts.items():
+        absent = np.flatnonzero(np.bincount(part.labels, minlength=len(classes)) == 0)
+        if absent.size:
+            some = ", ".join(classes[i] for i in absent[:3]) + f" and {len(absent) - 3} others" * (len(absent) > 3)
+            log.warning("%s: %s has no image of %s, so that it says nothing of them", name, split, some)
     images = _load([parts[split].images for split in SPLITS], options)
     splits = {split: Split(x, torch.from_numpy(parts[split].labels)) for split, x in zip(SPLITS, images, strict=True)}
     train, val, test = (splits[split] for split in SPLITS)

@@ -22,6 +22,7 @@ from ofa.checkpoint import read_checkpoint
 from ofa.errors import UserError
 from ofa.evaluate import specialise
 from ofa.files import read_json
+from ofa.names import Name, parse
 from ofa.space import Arch, Space, load_space
 from ofa.static import build
 from ofa.supernet import Supernet
@@ -50,41 +51,42 @@ def load_net(text: str, data: ImageData) -> Named:
     calibrated on them.  Raises UserError for a name that is none of the above, for weights that do not fit, and for a
     torchvision network given images that are not in colour.
     """
-    name, _, weights = text.partition("@")
-    found = _unweighted(name, weights, data.channels, len(data.classes))
-    if weights and not found.learned:
-        found = found._replace(net=_weighted(found, weights, data), learned=True)
+    name = parse(text)
+    found = _unweighted(name, data.channels, len(data.classes))
+    if name.weights and not found.learned:
+        found = found._replace(net=_weighted(found, name.weights, data), learned=True)
     return found._replace(net=found.net.eval())
 
 
 @torch.no_grad()
-def require_images(net: nn.Module, name: str, *, channels: int, side: int, classes: int | None = None) -> None:
-    """Raise UserError where a network in evaluation mode cannot take images (1, channels, side, side).
+def require_images(net: nn.Module, name: str, data: ImageData, side: int, *, others: bool = False) -> None:
+    """Raise UserError where a network in evaluation mode cannot take images of `side` pixels, or has other classes.
 
-    classes: that it must tell apart (None: any number).
+    others: it may have other classes.
     """
     weight = next(net.parameters())
     try:
-        logits = net(weight.new_zeros(1, channels, side, side))
+        logits = net(weight.new_zeros(1, data.channels, side, side))
     except (RuntimeError, AssertionError) as error:
-        images = f"images of {side} x {side} pixels in {channels} channel" + "s" * (channels > 1)
+        images = f"images of {side} x {side} pixels in {data.channels} channel" + "s" * (data.channels > 1)
         raise UserError(f"{name} cannot take {images} ({error}); give larger images, or another network") from error
-    if classes is not None and logits.shape[1] != classes:
-        raise UserError(
-            f"{name} has {logits.shape[1]} classes and the images {classes}; give its own data, or another network"
-        )
+    found, classes = logits.shape[1], len(data.classes)
+    if found != classes and not others:
+        raise UserError(f"{name} has {found} classes, {data.name} {classes}; give its own data, or another network")
 
 
-def _unweighted(name: str, weights: str, channels: int, classes: int) -> Named:
-    if Path(name).is_file():
-        return _of_file(Path(name), weights)
-    space, choice = _space(name)
+def _unweighted(name: Name, channels: int, classes: int) -> Named:
+    if name.network.endswith(".yaml"):
+        raise UserError(f"{name.network} is a space; give {name.network}/largest, /smallest, or /<arch.json>")
+    if Path(name.network).is_file():
+        return _of_file(Path(name.network), name.weights)
+    space = _space(name.space)
     if space is not None:
-        return _of_space(space.adapt(in_channels=channels, classes=classes), choice)
-    if name.endswith(".json"):
-        raise UserError(f"{name} does not exist; give {FORMS}")
-    net = _torchvision(name.removeprefix("torchvision:"), weights, channels, classes)
-    return Named(net, learned=weights == "DEFAULT")
+        return _of_space(space.adapt(in_channels=channels, classes=classes), name.choice)
+    if name.network.endswith(".json"):
+        raise UserError(f"{name.network} does not exist; give {FORMS}")
+    net = _torchvision(name.network.removeprefix("torchvision:"), name.weights, channels, classes)
+    return Named(net, learned=name.weights == "DEFAULT")
 
 
 def _of_file(path: Path, weights: str) -> Named:
@@ -104,6 +106,8 @@ def _of_file(path: Path, weights: str) -> Named:
 def _of_space(space: Space, choice: str) -> Named:
     if choice in ("smallest", "largest"):
         arch = space.decode(getattr(space, choice)())[0]
+    elif not Path(choice).is_file():
+        raise UserError(f"{choice} does not exist; give <space>/smallest, <space>/largest, or <space>/<arch.json>")
     else:
         content = read_json(choice)
         arch = Arch.from_dict(content.get("arch", content) if isinstance(content, dict) else content)
@@ -150,11 +154,9 @@ def _weighted(found: Named, file: str, data: ImageData) -> nn.Module:
     return found.net
 
 
-def _space(name: str) -> tuple[Space | None, str]:
-    """The space in front of an architecture's name, None where there is none, and what is behind it."""
-    file, own, choice = name.partition(".yaml/")
-    if own:
-        return load_space(Path(f"{file}.yaml")), choice
-    space, _, choice = name.partition("/")
+def _space(name: str) -> Space | None:
+    """A space by name or file, None where there is none of that name."""
+    if name.endswith(".yaml"):
+        return load_space(Path(name))
     known = (entry.name.removesuffix(".yaml") for entry in (files("conf") / "space").iterdir())
-    return (load_space(space) if choice and space in known else None), choice
+    return load_space(name) if name in known else None

@@ -195,9 +195,10 @@ def _outdated(folder: Path) -> tuple[str, ...]:
         if any(done.get(earlier, then) != then for earlier, then in config.get("after", {}).items())
     }
     for path in folder.glob("search/*/chosen.json"):
-        made_for = _json(folder / "export" / path.parent.name / "result.json").get("arch")
-        if made_for and made_for != _json(path).get("arch"):  # another search has chosen since
-            old |= {"specialize", "export"}
+        for stage in ("specialize", "export"):
+            card = _json(folder / stage / path.parent.name / "float.json")
+            if card and card.get("arch") != _json(path).get("arch"):  # another search has chosen since
+                old.add(stage)
     return tuple(stage for stage in STAGES if stage in old)
 
 

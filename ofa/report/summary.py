@@ -32,7 +32,7 @@ COLUMNS = ("accuracy", "macs", "params", "peak_memory_bytes", "file_bytes", "lat
 def summary_table(run: str | Path | Run) -> list[dict[str, Any]]:
     """One row per device and model ("predicted", "float", "pruned", "int8"), plain numbers, None where not known.
 
-    Keys: device, model, accuracy (fraction), macs, params, peak_memory_bytes, file_bytes (predicted: of the weights
+    Keys: device, model, accuracy (fraction), macs, params, peak_memory_bytes, file_bytes (predicted: of the constants
     alone), latency_ms, latency_spread_ms, parity_max_abs (largest difference between ONNX Runtime and PyTorch).
     """
     run = run if isinstance(run, Run) else load_run(run)

@@ -372,7 +372,7 @@ def test_a_class_that_a_split_lacks_is_named(pictures: Path, caplog: pytest.LogC
     assert not caplog.messages
     shutil.rmtree(pictures / "test" / "3")
     assert folder(pictures).size("test") < 40
-    assert caplog.messages == ["pictures: no image of 3 is in test, so that it says nothing of it"]
+    assert caplog.messages == ["pictures: test has no image of 3, so that it says nothing of them"]
 
 
 def test_classes_without_names_are_numbers(photos: Path) -> None:

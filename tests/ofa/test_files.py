@@ -94,6 +94,15 @@ def test_weights_survive_and_damage_is_named(tmp_path: Path) -> None:
             load_tensors(tmp_path / "bad.safetensors")
 
 
+def test_weights_that_are_no_finite_floats_are_refused_whole() -> None:
+    net = nn.Linear(3, 2)
+    before = net.weight.clone()
+    for wrong in (torch.full((2, 3), torch.nan), torch.ones(2, 3, dtype=torch.int8), torch.ones(2, 3) + 1j):
+        with pytest.raises(UserError, match="file has values in weight that are no finite floats"):
+            load_weights(net, {"weight": wrong, "bias": torch.ones(2)}, "file")
+    assert torch.equal(net.weight, before)
+
+
 def test_weights_of_another_network_are_refused_whole(tmp_path: Path) -> None:
     net = nn.Linear(3, 2)
     before = {name: value.clone() for name, value in net.state_dict().items()}

@@ -296,8 +296,13 @@ def test_stages_made_from_what_was_made_again_are_named(run: Path, tmp_path: Pat
 def test_a_network_exported_before_another_was_chosen_is_out_of_date(run: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(run, tmp_path / "digits"))
     chosen = read_json(folder / "search/phone/chosen.json")
+    write_json(folder / "export/phone/float.json", {"arch": chosen["arch"]})
+    write_json(folder / "specialize/phone/float.json", {"arch": chosen["arch"]})
+    assert load_run(folder).outdated == ()
     write_json(folder / "search/phone/chosen.json", chosen | {"arch": chosen["arch"] | {"resolution": 12}})
     assert load_run(folder).outdated == ("specialize", "export")
+    write_json(folder / "specialize/phone/float.json", {"arch": chosen["arch"] | {"resolution": 12}})
+    assert load_run(folder).outdated == ("export",)
 
 
 def test_searches_under_other_limits_are_left_out(run: Path, tmp_path: Path) -> None:

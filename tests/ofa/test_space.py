@@ -119,6 +119,8 @@ def test_a_choice_is_not_taken_for_how_many_to_keep() -> None:
     space = load_space("ofa_mbv3_w1.0")
     with pytest.raises(UserError, match=r"resolution=160 keeps the 160 largest of 25 choices; give resolution=\[160\]"):
         space.restrict(resolution=160)
+    with pytest.raises(UserError, match=r"resolution=190 keeps the 190 largest of 25 choices; give resolution=\[190\]"):
+        load_space("ofa_mbv3_w1.0").restrict(resolution=190)
     with pytest.raises(UserError, match=r"depth=4 keeps the 4 largest of 3 choices; give depth=\[4\]"):
         space.restrict(depth=4)
     assert space.restrict(kernel=3, width=2, op=1) == space, "schedules for larger spaces keep what there is"
@@ -402,7 +404,10 @@ def test_a_width_multiplier_that_scales_nothing_is_refused() -> None:
     gap = [stage | {"width": 2 * s} for s, stage in enumerate(values["stages"])]
     with pytest.raises(UserError, match="width multiplier 1 scales nothing; number them 0, 1, 2"):
         load_space(values | {"stages": gap})
-    assert load_space(values | {"stages": gap, "width": [1.0]}).size, "with one choice there is nothing to tell"
+    one = load_space(values | {"stages": gap, "width": [1.0]})
+    assert one.size, "with one choice there is nothing to tell"
+    whole = load_space("digits_mbv3")
+    np.testing.assert_array_equal(Macs(one)(one.largest()), Macs(whole)(whole.largest()))
 
 
 @pytest.mark.parametrize("part", ["stem", "head"])

@@ -82,7 +82,7 @@ def test_a_weight_that_is_computed_is_refused(computed: Callable[[nn.Module], nn
         *(
             (
                 (first, second),
-                r"step 1 trains all weights, for which 0 leaves no batch norms; put 1 before it, or give s",
+                "step 1 trains all weights, for which 0 leaves no batch norms; put 1 before it",
             )
             for first in (INT8, Equalization(), Pt2e())
             for second in (Magnitude(), NOfM(), Movement(), SoftFilter(), Binary("ternary"))
@@ -113,7 +113,7 @@ def test_a_chain_begins_no_step_where_a_later_one_cannot_follow() -> None:
         (CHANNELS, Binary("ternary"), XNOR, INT8),
         (Equalization(relu6="relu"), CHANNELS),  # works on modules that are no StaticNet
         (INT8, Binary("xnor", keep=("units.0.*",))),  # may keep what is quantized
-        (INT8, Magnitude(finetuning=None), NOfM(finetuning=BARE), Linear(finetuning=Finetuning(epochs=1))),
+        (INT8, Magnitude(finetuning=BARE), NOfM(finetuning=BARE), Linear(finetuning=Finetuning(epochs=1))),
     ],
 )
 def test_an_order_that_may_work_is_left_to_the_steps(steps: tuple[Step, ...]) -> None:

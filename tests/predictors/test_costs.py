@@ -122,14 +122,15 @@ def test_width_multipliers_out_of_order_are_explained() -> None:
     space = load_space("ofa_resnet50")
     widths = (0, 2, 4, 3, 5)
     stages = tuple(replace(stage, width=width) for stage, width in zip(space.stages, widths, strict=True))
-    with pytest.raises(UserError, match=r"unit stages\.2\.0 lies between width multipliers 2 and 4; number them so"):
-        Macs(replace(space, stages=stages))
+    with pytest.raises(UserError, match=r"stages\.2 lies between width multipliers 2 and 4; of two in a row one must"):
+        replace(space, stages=stages)
 
 
 @pytest.mark.parametrize(("bits", "share"), [(32, 4), (8, 1), (4, 0.5)])
 def test_weight_bytes_are_parameters_times_their_width(bits: int, share: float) -> None:
     space, genes = load_space("digits_mbv3"), sample("digits_mbv3", 50)
     np.testing.assert_array_equal(WeightBytes(space, bits)(genes), np.ceil(Params(space)(genes) * share))
+    assert (WeightBytes(space, bits, quantized=True)(genes) > WeightBytes(space, bits)(genes)).all() == (bits <= 8)
 
 
 def test_wrong_arguments_are_answered_with_rule_and_value() -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from ofa.errors import UserError
 from ofa.space import load_space
 from ofa.spec import NetSpec, Unit
+from ofa.table import spec_table
 from ofa.units import space_spec
-from predictors.energy import Energy, spec_energy
+from predictors.energy import Energy, _elements, spec_energy
 
 CONV = Unit("conv", 3, 8, 3, 2, act="relu")  # 8x8x3 to 4x4x8
 BLOCK = Unit("mbconv", 8, 8, 3, 1, mid=16, act="relu", expand=True, shortcut=True)  # 4x4x8 to 4x4x8
@@ -32,6 +35,15 @@ def test_where_the_numbers_lie_decides_what_they_cost() -> None:
 
     assert energy("dram", "sram") == pytest.approx((0.3 * MACS + 162.5 * MOVED + 12.5 * PARAMS) / 1e6, rel=1e-12)
     assert energy("sram", "sram") < energy("sram", "dram") < energy("dram", "dram")
+
+
+def test_the_shortcut_of_a_convolution_is_read_once_more_too() -> None:
+    for kind, layers in (("conv", 1), ("mbconv", 3)):
+        with_it = Unit(kind, 8, 8, 3, 1, mid=16 * (layers > 1), act="relu", expand=layers > 1, shortcut=True)
+        rest = Unit("pool", 8, 8), Unit("linear", 8, 10, bn=False)
+        specs = (NetSpec((unit, *rest), 4, 8, 10) for unit in (with_it, replace(with_it, shortcut=False)))
+        more, fewer = (_elements(spec_table(spec)).sum() for spec in specs)
+        assert more - fewer == 8 * 4 * 4
 
 
 def test_without_its_shortcut_a_block_reads_less() -> None:

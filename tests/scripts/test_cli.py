@@ -151,6 +151,7 @@ def test_help_explains_the_options_of_the_stage(command: Command) -> None:
         (["restart=3"], 1, ["restart=3 is not true or false"]),
         (["device=[]"], 1, ["device has no value; choose from device=phone, server, stm32f746"]),
         (["+train.watch.image=3"], 1, ["train.watch.image is not an option", "did you mean train.watch.images="]),
+        (["device=stm32f746", "device.phone.limits.macs=3"], 2, ["belongs to device=phone"]),
         (["threads=0"], 1, ["threads=0", "at least 1"]),
     ],
 )
@@ -219,6 +220,7 @@ def test_step_that_an_experiment_names_twice_is_refused(command: Command, tmp_pa
 def test_option_that_an_experiment_misspells_is_refused(command: Command, tmp_path: Path) -> None:
     (tmp_path / "more/experiment").mkdir(parents=True)
     text = "# @package _global_\nnote: mine\nsearch: {objectives: {params: 1}}\nmeasure: {%s: 3}\n"
+    assert command("+finetune.soft_labels=0.3").status == 0, "its class takes it"
     for option, status in (("subnetz", 1), ("subnets", 0)):
         (tmp_path / "more/experiment/mine.yaml").write_text(text % option)
         answer = command("--config-dir", "more", "experiment=mine")

@@ -26,6 +26,7 @@ from ofa.weights import load_weights
 from scripts.compress import main
 from tests.ofa.nets import SPEC, random_net
 
+SMALLEST = load_space("digits_mbv3").smallest()
 FOLDER = "compress/digits_mbv3-smallest/magnitude-channels"
 
 
@@ -92,11 +93,23 @@ def test_a_network_that_was_replaced_is_not_taken_for_the_old_one(tmp_path: Path
     main(config(tmp_path / "run", f"network={tmp_path}/net.json", "restart=true"))
 
 
+def test_the_files_of_a_space_of_ones_own_are_watched_too(tmp_path: Path) -> None:
+    space = load_space("digits_mbv3").to_dict()
+    (tmp_path / "own.yaml").write_text(json.dumps(space))
+    (tmp_path / "arch.json").write_text(json.dumps(Arch.to_dict(load_space("digits_mbv3").decode(SMALLEST)[0])))
+    for file in ("own.yaml", "arch.json"):
+        options = [f"network={tmp_path}/own.yaml/{tmp_path}/arch.json", "step.magnitude.finetuning.epochs=0"]
+        main(config(tmp_path / f"run-{file}", *options))
+        (tmp_path / file).write_text((tmp_path / file).read_text() + " ")
+        with pytest.raises(UserError, match=rf"{file} was changed after"):
+            main(config(tmp_path / f"run-{file}", *options))
+
+
 def test_values_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     net = random_net()
     net.units[0].conv.weight.data[0] = torch.nan
     save_net(tmp_path / "a.json", net, Card(Arch(16), {}, SPEC, {}, {}, 0))
-    with pytest.raises(UserError, match=r"units\.0\.conv\.weight has values that are not finite"):
+    with pytest.raises(UserError, match=r"values in units\.0\.conv\.weight that are no finite floats"):
         main(config(tmp_path / "run", f"network={tmp_path}/a.json"))
 
 

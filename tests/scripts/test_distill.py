@@ -115,6 +115,7 @@ def test_weights_follow_an_at_sign(suffix: str, tmp_path: Path) -> None:
         ("resnet19", "network 'resnet19' is not known; give a card"),
         ("resnet18", "resnet18 takes images in colour, these have 1 channel"),
         ("none.json", "none.json does not exist; give a card"),
+        ("own.yaml", "own.yaml is a space; give own.yaml/largest"),
         ("digits_mbv3/none.json", "none.json does not exist"),
         ("none.yaml/largest", "none.yaml cannot be read as a space .*; give a YAML file of conf/space's form"),
         ("digits_mbv3/smallest@none.pth", "none.pth does not exist"),
@@ -162,7 +163,7 @@ def test_a_network_with_further_classifiers_gives_logits_alone(name: str, side: 
     again = load_net(f"{name}@{tmp_path}/ours.pth", images(3, 5))
     assert all(torch.equal(a, b) for a, b in zip(found.net.parameters(), again.net.parameters(), strict=True))
     with pytest.raises(UserError, match=r"it cannot take images of 8 x 8 pixels in 3 channels \(.*\); give larger"):
-        require_images(found.net.eval(), "it", channels=3, side=8)
+        require_images(found.net.eval(), "it", images(3, 5), 8)
 
 
 # -- the command -------------------------------------------------------------------------------------------------------
@@ -260,7 +261,7 @@ def test_a_teacher_of_other_classes_and_a_diverging_rate_are_answered(teacher: P
     options = ["student=digits_mbv3/smallest"]
     with pytest.raises(UserError, match="the teacher has 7, the student 10; give a teacher of the same classes, or"):
         distil(tmp_path / "run", *options, f"teacher={tmp_path}/seven.json")
-    with pytest.raises(UserError, match=r"student .*seven\.json has 7 classes and the images 10; give its own data"):
+    with pytest.raises(UserError, match=r"student .*seven\.json has 7 classes, digits 10; give its own data"):
         distil(tmp_path / "none", f"student={tmp_path}/seven.json", f"teacher={teacher}", "distill=relations")
     assert not (tmp_path / "none").exists()
     distil(tmp_path / "relations", *options, f"teacher={tmp_path}/seven.json", "distill=relations")

@@ -48,6 +48,17 @@ def test_another_checkpoint_is_not_taken_for_the_one_that_was_imported(tmp_path:
     assert read_json(tmp_path / "run/train/import.json")["checkpoint"] == str(second)
 
 
+def test_a_checkpoint_that_was_replaced_is_not_taken_for_the_old_one(tmp_path: Path) -> None:
+    file = save(tmp_path / "net.pth", 0)
+    run(tmp_path, f"checkpoint={file}")
+    run(tmp_path, f"checkpoint={file}")
+    save(file, 1)
+    with pytest.raises(UserError, match="not of this checkpoint; give another run"):
+        run(tmp_path, f"checkpoint={file}")
+    file.unlink()
+    run(tmp_path, f"checkpoint={file}")
+
+
 def test_a_trained_supernet_is_not_taken_for_an_imported_one(tmp_path: Path) -> None:
     with open_stage(compose("config", [f"run={tmp_path}/run"]), "train", TRAIN):
         pass
