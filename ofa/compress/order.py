@@ -13,15 +13,8 @@ if TYPE_CHECKING:
 
 QUANTIZED = ("Linear", "Mixed", "Pt2e")
 FOLDED = (*QUANTIZED, "Equalization")
-LOOSE = (
-    "Magnitude",
-    "NOfM",
-    "Movement",
-    "SoftFilter",
-    "binary",
-    "ternary",
-    "scaled",
-)  # train all weights at a high rate
+# Steps that train all weights at a high rate
+LOOSE = ("Magnitude", "NOfM", "Movement", "SoftFilter", "binary", "ternary", "scaled")
 AFTER = {  # a step, by its class or its kind of levels, and those that take away what it needs
     "Channels": (*QUANTIZED, "Gating", "scaled", "xnor"),  # layers with nothing more in them than weight and bias
     "Gating": (*FOLDED, "Gating"),  # batch norms

@@ -124,10 +124,12 @@ def arena(path: Path) -> Arena:
 def _least(path: Path, taken: int) -> int:
     """The least arena, which is what one inference took in a large one unless planning needs more: within 1 %."""
     low, high = taken, taken + ALIGNED
-    if _runs(path, high):
-        return taken
     while not _runs(path, high):
+        if high == ROOM:
+            raise RuntimeError(f"TFLM's interpreter runs {path} here, but not in a process of its own")
         low, high = high, min(2 * high, ROOM)
+    if low == taken:
+        return taken
     while high - low > 0.01 * low:
         middle = (low + high) // 2
         low, high = (low, middle) if _runs(path, middle) else (middle, high)
