@@ -16,7 +16,7 @@ GLOSSARY = {
     "accuracy": "share of the test images classified correctly; nothing before this table used them",
     "MACs": "multiply-accumulate operations for one image, in convolutions and linear layers",
     "peak memory": "largest sum of activations that are alive at the same time, for one image",
-    "size on disk": "of the ONNX file; predicted: of the weights alone. 1 kB is 1,000 bytes",
+    "size on disk": "of the ONNX file; predicted: of its constants alone. 1 kB is 1,000 bytes",
     "latency": "median time of one image in ONNX Runtime on the machine above, ± half the span of the middle 80 %",
     "ONNX error": "largest difference of a logit between ONNX Runtime and PyTorch, on real images",
     "k5e4": "a block with a 5×5 kernel and expand ratio 4; slashes separate the stages",
