@@ -124,6 +124,9 @@ def _block_of(block: Config) -> Unit | None:
     conv = block.get("conv", block.get("mobile_inverted_conv"))
     if conv is None or conv["name"] == "ZeroLayer":
         return None
+    if "MB" not in conv["name"]:
+        raise UserError(f"a block of {conv['name']} is not known; MBConvLayer and MBInvertedConvLayer are")
+    _only(conv, dilation=1, norm_layer="BatchNorm2d")
     cin, cout = conv["in_channels"], conv["out_channels"]
     expand, stride = conv["expand_ratio"], _one(conv.get("stride", 1))
     mid = conv.get("mid_channels") or round(cin * expand)

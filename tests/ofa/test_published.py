@@ -168,6 +168,8 @@ def _with(path: tuple[str | int, ...], value: Any) -> dict[str, Any]:
         (_with(("blocks", 2, "conv", "kernel_size"), 4), "kernel 4 is even"),
         (_with(("blocks", 2, "conv", "groups"), 4), "groups 4 of a block are not supported"),
         (_with(("first_conv", "dilation"), 2), "dilation"),
+        (_with(("blocks", 2, "conv", "dilation"), 2), "dilation=2; only dilation=1"),
+        (_with(("blocks", 2, "conv", "name"), "GhostLayer"), "a block of GhostLayer is not known; MBConvLayer and"),
         (
             _with(("blocks",), [{"name": "ResidualBlock", "conv": {"name": "MBConvLayer"}}]),
             "not a block list .*in_chan",
