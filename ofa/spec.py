@@ -101,6 +101,10 @@ def check_chain(named: Iterable[tuple[str | None, Unit]]) -> None:
             raise UserError(f"{name} reads {unit.cin} channels, but gets {given}; make them equal")
         if unit.kind == "mbconv" and not unit.expand and unit.mid != unit.cin:
             raise UserError(f"{name} has {unit.mid} middle channels, but no expansion; give {unit.cin}, its input's")
+        if not unit.bn and unit.kind in ("mbconv", "bottleneck"):
+            raise UserError(f"{name}, a block of {unit.kind}, always has batch norm; leave its bn out")
+        if unit.kind == "linear" and (unit.kernel, unit.stride, unit.act) != (1, 1, "none"):
+            raise UserError(f"{name} is linear; leave its kernel, stride and act out")
         if unit.shortcut and (unit.stride != 1 or unit.cin != unit.cout):
             raise UserError(f"{name} adds its input to another shape; leave its shortcut out")
         given = unit.cout
