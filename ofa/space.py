@@ -99,8 +99,7 @@ class Space:
         for name, kind in (("stages", Stage), ("stem", Layer), ("head", Layer)):
             object.__setattr__(self, name, records(kind, name, getattr(self, name)))
         self._check_numbers()
-        self._check_empty_stages()
-        self._check_neighbours()
+        self._check_chain()
 
     def _check_numbers(self) -> None:
         """Raise UserError for sizes and widths that no network has, and for fixed layers that cannot be built."""
@@ -119,39 +118,41 @@ class Space:
         if [layer.kind for layer in self._fixed].count("linear") > kinds[-1:].count("linear"):
             raise UserError("a linear layer is the classifier; give one, as the last layer of the head")
 
-    @property
-    def _fixed(self) -> list[Layer]:
-        """Fixed layers: of the stem, the head, and in front of stages."""
-        return [*self.stem, *self.head, *(layer for stage in self.stages for layer in stage.before)]
-
-    def _check_empty_stages(self) -> None:
-        """Raise UserError for a stage that may be left out, but whose channels are not those it gets."""
-        given: tuple[int, int | None] = (self.in_channels, None)
-        for layer in self.stem:
-            given = (layer.channels, layer.width) if layer.channels else given
-        for s, stage in enumerate(self.stages):
-            for layer in stage.before:
-                given = (layer.channels, layer.width) if layer.channels else given
-            if stage.blocks[0] == 0 and (stage.channels, stage.width) != given:
-                raise UserError(
-                    f"stage {s} may keep no block, but makes {stage.channels} channels of {given[0]}; keep at least 1"
-                )
-            given = stage.channels, stage.width
-
-    def _check_neighbours(self) -> None:
-        """Raise UserError for width multipliers in a row that look-up tables of costs cannot tell apart."""
+    @cached_property
+    def _chain(self) -> list[tuple[str, Layer | Stage]]:
+        """Fixed layers and stages from the image to the classes, by name."""
         chain: list[tuple[str, Layer | Stage]] = [(f"stem.{i}", layer) for i, layer in enumerate(self.stem)]
         for s, stage in enumerate(self.stages):
             chain += [(f"stages.{s}.before.{i}", layer) for i, layer in enumerate(stage.before)]
-            chain.append((f"stages.{s}", stage))
-        chain += [(f"head.{i}", layer) for i, layer in enumerate(self.head)]
-        widths = [(place, part.width) for place, part in chain if part.channels and len(self.width) > 1]
-        for (_, first), (place, second) in pairwise(widths):
-            if first is not None and second is not None and first != second and first % 2 == second % 2:
+            chain.append((f"stage {s}", stage))
+        return chain + [(f"head.{i}", layer) for i, layer in enumerate(self.head)]
+
+    @property
+    def _fixed(self) -> list[Layer]:
+        """Fixed layers: of the stem, in front of stages, and of the head."""
+        return [part for _, part in self._chain if isinstance(part, Layer)]
+
+    def _check_chain(self) -> None:
+        """Raise UserError for a stage that may be left out, but whose channels are not those it gets.
+
+        The same for width multipliers in a row that look-up tables of costs cannot tell apart.
+        """
+        channels: int = self.in_channels
+        width: int | None = None
+        for place, part in self._chain:
+            if not part.channels:
+                continue
+            if isinstance(part, Stage) and part.blocks[0] == 0 and (part.channels, part.width) != (channels, width):
                 raise UserError(
-                    f"{place} lies between width multipliers {first} and {second}; of two in a row one must be even "
-                    "and one odd, as 0, 1, 2 from stem to head, or the width of one null: its channels stay"
+                    f"{place} may keep no block, but makes {part.channels} channels of {channels}; keep at least 1"
                 )
+            pair = {width, part.width} - {None}
+            if len(self.width) > 1 and len(pair) > len({w % 2 for w in pair if w is not None}):
+                raise UserError(
+                    f"{place} lies between width multipliers {width} and {part.width}; of two in a row one must be "
+                    "even and one odd, as 0, 1, 2 from stem to head, or the width of one null: its channels stay"
+                )
+            channels, width = part.channels, part.width
 
     # -- genes -------------------------------------------------------------------------------------------------------
 
@@ -177,7 +178,7 @@ class Space:
     @cached_property
     def widths(self) -> int:
         """How many width multipliers an architecture chooses."""
-        widths = [layer.width for layer in self._fixed] + [stage.width for stage in self.stages]
+        widths = [part.width for _, part in self._chain]
         return 1 + max((width for width in widths if width is not None), default=0)
 
     @cached_property

@@ -122,7 +122,7 @@ def test_width_multipliers_out_of_order_are_explained() -> None:
     space = load_space("ofa_resnet50")
     widths = (0, 2, 4, 3, 5)
     stages = tuple(replace(stage, width=width) for stage, width in zip(space.stages, widths, strict=True))
-    with pytest.raises(UserError, match=r"stages\.2 lies between width multipliers 2 and 4; of two in a row one must"):
+    with pytest.raises(UserError, match=r"stage 2 lies between width multipliers 2 and 4; of two in a row one must"):
         replace(space, stages=stages)
 
 
