@@ -22,6 +22,7 @@ from ofa.errors import UserError
 from ofa.evaluate import CALIBRATION_IMAGES
 from ofa.extraction import recalibrate
 from ofa.kinds import check_fields
+from ofa.parallel import Averaging, World
 from ofa.precision import Precision, check_precision
 from ofa.schedule import positive, share
 from ofa.static import StaticNet
@@ -109,16 +110,19 @@ def finetune(
     seed: int = 0,
     report: Report = lambda values: None,
     checkpoint: str | Path | None = None,
+    world: World | None = None,
 ) -> Net:
-    """A trained copy of `net`, batch norm recalibrated on validation images, in evaluation mode.
+    """A trained copy of `net`, on its device, batch norm recalibrated on validation images, in evaluation mode.
 
-    resolution: of the images, in pixels (None: the network's own).  teacher: one or several; they stay as they are, in
-    mutual learning copies of them learn too.  Only parameters that require gradients are trained.  `after_step` gets
-    the copy after every optimizer step, and may change its weights in place: it holds pruned weights at zero, for
-    instance.  `report` gets step, steps, loss and lr.  checkpoint: a .safetensors file, written every minute, from
-    which the same call goes on after a kill and ends with the same weights.  Raises UserError where the loss is not
-    finite, where float16 cannot hold the gradients, where teacher and student do not have equal classes though a loss
-    needs it, and for unknown layers.
+    resolution: of the images, in pixels (None: the network's own).  teacher: one or several, on the same device; they
+    stay as they are, in mutual learning copies of them learn too.  Only parameters that require gradients are trained.
+    `after_step` gets the copy after every optimizer step, and may change its weights in place: it holds pruned weights
+    at zero, for instance.  `report` gets step, steps, loss and lr.  checkpoint: a .safetensors file, written every
+    minute, from which the same call goes on after a kill and ends with the same weights.  world: the processes that
+    share each batch and all call this with the same arguments; each normalises by the statistics of its share.  Raises
+    UserError where the loss is not finite, where float16 cannot hold the gradients, where teacher and student do not
+    have equal classes though a loss needs it, for unknown layers, and for batches with less than two images for each
+    process.
     """
     net = copy.deepcopy(net).train()
     data = data if settings.augment is None else replace(data, augment=settings.augment)
@@ -134,7 +138,7 @@ def finetune(
     probe = next(iter(data.calibration("val", 2, resolution))).to(device)
     smoothing = settings.label_smoothing
     with Distiller(lesson, net, teachers, probe, smoothing=smoothing, seed=seed) as distiller:
-        run = _Run(net, distiller, settings, seed, checkpoint)
+        run = _Run(net, distiller, settings, seed, checkpoint, world or World())
         with fast_layers(net):
             run.train(data, resolution, after_step, report)
     images = data.calibration("val", CALIBRATION_IMAGES, resolution, augment=True)
@@ -159,8 +163,9 @@ class _Run:
         settings: Finetuning,
         seed: int,
         checkpoint: str | Path | None,
+        world: World,
     ) -> None:
-        self.net, self.distiller, self.settings, self.seed = net, distiller, settings, seed
+        self.net, self.distiller, self.settings, self.seed, self.world = net, distiller, settings, seed, world
         self.file = None if checkpoint is None else Path(checkpoint)
         self.answers: Answers | None = None  # where batches come again
         self.everything = nn.ModuleList([net, distiller.regressors])
@@ -174,6 +179,7 @@ class _Run:
         ]
         self.optimizer = Muon(
             groups,
+            world,
             lr=settings.lr,
             momentum=settings.momentum,
             weight_decay=settings.weight_decay,
@@ -185,27 +191,34 @@ class _Run:
         self.learned = learned
         self.device = next(net.parameters()).device
         self.precision = Precision(settings.precision, self.device)
+        self.average = Averaging(learned, world)
+        world.align(self.everything)
 
     def train(self, data: ImageData, resolution: int, after_step: Callable[[Any], None], report: Report) -> None:
         """All steps, or those that a checkpoint has not seen."""
-        size = min(self.settings.batch_size, data.size("train"))
+        size, processes = min(self.settings.batch_size, data.size("train")), self.world.size
+        if size < 2 * processes:
+            raise UserError(
+                f"a batch of {size} has less than 2 images for each of {processes} processes; raise batch_size"
+            )
         steps = self.settings.steps(data.size("train"))
-        first = self._resume()
+        first, known = self._resume()
         saved = time.monotonic()
         views = self.settings.views
         period = steps if views is None else views * (data.size("train") // size)
-        batches = _batches(data, size, resolution, self.seed, first, views)
-        with self._remembering(min(first, period)) if period < steps else nullcontext():
+        batches = _batches(data, size, resolution, self.seed, first, views, self.world.share)
+        with self._remembering(min(known, period)) if period < steps else nullcontext():
             for step in range(first, steps):
                 x, y = next(batches)
-                with _drawing(self.device, self.seed, step):
+                weight = len(y) * processes / size  # the mean over the processes is that over the batch
+                with _drawing(self.device, self.seed, step, self.world.rank):
                     x, y = x.to(self.device), y.to(self.device)
                     if data.augment.mixes:
                         rng = np.random.default_rng((self.seed, 6, step % period))
                         x, y = data.augment.mixed(x, y, len(data.classes), rng)
-                    values = self._step(x, y, step, steps, step % period)
+                    values = self._step(x, y, step, steps, step % period, weight)
                 after_step(self.net)
-                if time.monotonic() - saved > SAVE_SECONDS:
+                if self.world.sum(self.world.first and time.monotonic() - saved > SAVE_SECONDS):
                     self._save(step + 1)
                     saved = time.monotonic()
                 report({"step": step + 1, "steps": steps, **values})
@@ -214,9 +227,13 @@ class _Run:
     def _remembering(self, known: int) -> Iterator[None]:
         """What teachers say inside is kept; an earlier process did that for `known` batches."""
         if self.distiller.networks:
-            with Answers(self.file and self.file.with_suffix(".answers"), known) as self.answers:
+            suffix = ".answers" if self.world.first else f".answers-{self.world.rank}"
+            with Answers(self.file and self.file.with_suffix(suffix), known) as self.answers:
                 yield
             self.answers = None
+            if self.file is not None and self.world.first:
+                for other in self.file.parent.glob(f"{self.file.stem}.answers-*"):  # of processes that are no more
+                    other.unlink(missing_ok=True)
         else:
             yield
 
@@ -227,16 +244,18 @@ class _Run:
         said = self.answers(batch, lambda: [teacher.logits for teacher in self.distiller.ask(x)])
         return [Outputs(logits.to(self.device)) for logits in said]
 
-    def _step(self, x: Tensor, y: Tensor, step: int, steps: int, batch: int) -> dict[str, float]:
+    def _step(self, x: Tensor, y: Tensor, step: int, steps: int, batch: int, weight: float) -> dict[str, float]:
         rate = self.settings.lr * (1 + math.cos(math.pi * step / steps)) / 2
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         with self.precision.cast():
-            loss = self.distiller(x, y, self._asked(batch, x))
-        if not torch.isfinite(loss):
-            raise UserError(f"the loss is {loss.item()} at step {step} with learning rate {rate:.3g}; lower lr")
+            loss = self.distiller(x, y, self._asked(batch, x)) * weight
+        mean = self.world.sum(loss.item()) / self.world.size
+        if not math.isfinite(mean):
+            raise UserError(f"the loss is {mean} at step {step} with learning rate {rate:.3g}; lower lr")
         self.optimizer.zero_grad()
         self.precision.backward(loss)
+        self.average()
         self.precision.unscale(self.optimizer)
         if self.settings.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.learned, self.settings.clip_norm)
@@ -245,29 +264,37 @@ class _Run:
             raise UserError(
                 f"gradients overflow float16 at step {step}; give precision=bfloat16, or lower lr ({rate:.3g})"
             )
-        return {"loss": loss.item(), "lr": rate}
+        return {"loss": mean, "lr": rate}
 
     def _save(self, step: int) -> None:
         if self.file is None:
             return
         if self.answers is not None:
             self.answers.flush()
+        self.world.wait()
+        if not self.world.first:
+            return
         tensors = {f"weights.{name}": tensor for name, tensor in self.everything.state_dict().items()}
         for i, parameter in enumerate(self.learned):
             tensors[f"momentum.{i}"] = self.optimizer.state[parameter]["momentum_buffer"]
-        save_tensors(self.file, tensors, {"step": step, "loss_scale": self.precision.state()})
+        values = {"step": step, "loss_scale": self.precision.state(), "processes": self.world.size}
+        save_tensors(self.file, tensors, values)
 
-    def _resume(self) -> int:
-        """Number of steps that the checkpoint has seen, its state loaded; 0 where there is none."""
-        if self.file is None or not self.file.exists():
-            return 0
+    def _resume(self) -> tuple[int, int]:
+        """Numbers of steps that the checkpoint has seen and whose answers are known, its state loaded; 0 without one.
+
+        Another number of processes divides batches otherwise, and knows no answers.
+        """
+        if self.file is None or not self.world.told(self.file.exists()):
+            return 0, 0
         tensors, state = load_tensors(self.file)
         weights = {k.removeprefix("weights."): v for k, v in tensors.items() if k.startswith("weights.")}
         load_weights(self.everything, weights, self.file)
         for i, parameter in enumerate(self.learned):
             self.optimizer.state[parameter]["momentum_buffer"].copy_(tensors[f"momentum.{i}"])  # its layout is kept
         self.precision.restore(state.get("loss_scale", {}))
-        return int(state["step"])
+        step = int(state["step"])
+        return step, step if state.get("processes", 1) == self.world.size else 0
 
 
 @contextmanager
@@ -281,12 +308,19 @@ def _drawing(device: torch.device, *place: int) -> Iterator[None]:
 
 
 def _batches(
-    data: ImageData, size: int, resolution: int, seed: int, start: int, views: int | None
+    data: ImageData,
+    size: int,
+    resolution: int,
+    seed: int,
+    start: int,
+    views: int | None,
+    share: tuple[int, int],
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Augmented training batches from number `start` on, epoch after epoch without end, or the same `views` of them."""
     epoch, done = divmod(start, data.size("train") // size)
     while True:
         drawn = epoch if views is None else epoch % views
         rng = np.random.default_rng((seed, drawn))
-        yield from data.batches("train", size, resolution, rng=rng, drop_last=True, start=done, epoch=drawn)
+        options: dict[str, Any] = {"rng": rng, "drop_last": True, "start": done, "epoch": drawn, "share": share}
+        yield from data.batches("train", size, resolution, **options)
         epoch, done = epoch + 1, 0

@@ -103,8 +103,7 @@ def processes(device: str | None) -> Iterator[tuple[World, str]]:
 
     device: "cpu", "cuda", or None for CUDA where there is one.  Backends: gloo on CPUs, NCCL beside it on GPUs.
     """
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    _require(device)
+    device = found_device(device)
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         yield World(), device
@@ -124,13 +123,15 @@ def processes(device: str | None) -> Iterator[tuple[World, str]]:
         dist.destroy_process_group()
 
 
-def _require(device: str) -> None:
-    """Raise UserError for a device that is not there."""
+def found_device(device: str | None) -> str:
+    """`device`, or for None "cuda" where there is one and else "cpu"; UserError for one that is not there."""
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     kind = str(device).split(":")[0]
     if kind not in ("cpu", "cuda"):
         raise UserError(f"device {device!r} is not known; give cpu, cuda, or null for cuda where there is one")
     if kind == "cuda" and not torch.cuda.is_available():
         raise UserError(f"PyTorch finds no GPU for device {device!r}; give cpu or null, or install PyTorch for CUDA")
+    return device
 
 
 def _store(world: World) -> dist.Store:
@@ -188,14 +189,14 @@ class Parallel:
 
 
 class Averaging:
-    """Averages the gradients of a module's parameters over all processes, in place.
+    """Averages the gradients of parameters over all processes, in place.
 
     Parameters without a gradient (of layers that none of the step's networks has) stay without one, in every process
     alike; what PowerSGD remembers of them waits for their next gradient.
     """
 
-    def __init__(self, module: nn.Module, world: World, settings: Parallel | None = None) -> None:
-        self.parameters, self.world = list(module.parameters()), world
+    def __init__(self, parameters: Iterable[nn.Parameter], world: World, settings: Parallel | None = None) -> None:
+        self.parameters, self.world = list(parameters), world
         self.settings = settings or Parallel()
         self.state: Any = None
         if world.size == 1:

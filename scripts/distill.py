@@ -11,16 +11,18 @@ from omegaconf import DictConfig
 from ofa.errors import UserError
 from scripts.cli import make, stage_command
 from scripts.parts import load_data
-from scripts.progress import Progress
-from scripts.stage import note, open_stage, plain
+from scripts.shared import in_turn, shared_progress, shared_stage
+from scripts.stage import note, plain
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
     from ofa.data import ImageData
     from ofa.distill import Distillation
     from ofa.distill.nets import Named
     from ofa.finetune import Finetuning
+    from ofa.parallel import World
 
 READS = ("data", "augment", "seed", "student", "teacher", "finetune")
 UNITS = {"accuracy_val": "share of right first classes", "macs": "MACs", "params": "parameters"}
@@ -36,16 +38,21 @@ def main(cfg: DictConfig) -> None:
     """
     if not cfg.student or not cfg.teacher:
         raise UserError("ofa-distill needs both; give student=digits_mbv3/smallest teacher=<card>, or others")
-    data = replace(load_data(cfg), augment=make(cfg.augment))
-    settings, student, teachers = _parts(cfg, data)  # a mistake is answered before there is a folder
-    with open_stage(cfg, "distill", READS) as stage:
-        if not stage.done:
-            note(cfg.run, data=data.describe())
-            print(_distil(cfg, data, settings, student, teachers, stage.folder))
+    from ofa.parallel import processes
+
+    with processes(cfg.train.device) as (world, device):
+        data = replace(in_turn(world, lambda: load_data(cfg)), augment=make(cfg.augment))
+        parts = in_turn(world, lambda: _parts(cfg, data, device))  # a mistake is answered before there is a folder
+        with shared_stage(cfg, "distill", READS, world) as stage:
+            if not stage.done:
+                note(cfg.run, data=data.describe())
+                _distil(cfg, data, *parts, stage.folder, world)
 
 
-def load_teachers(cfg: DictConfig, data: ImageData, settings: Distillation, resolution: int) -> list[Named]:
-    """The networks of teacher=, which are to take images of `resolution` pixels.
+def load_teachers(
+    cfg: DictConfig, data: ImageData, settings: Distillation, resolution: int, device: str | torch.device
+) -> list[Named]:
+    """The networks of teacher=, which are to take images of `resolution` pixels, on a device.
 
     Raises UserError for one that cannot, and for one that has learned nothing and is not to learn along.
     """
@@ -58,12 +65,12 @@ def load_teachers(cfg: DictConfig, data: ImageData, settings: Distillation, reso
             raise UserError(
                 f"teacher {text} has no weights; give {text}@<file>, or distill=mutual, where it learns too"
             )
-        require_images(found[-1].net, f"teacher {text}", data, resolution, others=True)
+        require_images(found[-1].net.to(device), f"teacher {text}", data, resolution, others=True)
     return found
 
 
-def _parts(cfg: DictConfig, data: ImageData) -> tuple[Finetuning, Named, list[Named]]:
-    """The settings, the student and its teachers."""
+def _parts(cfg: DictConfig, data: ImageData, device: str) -> tuple[Finetuning, Named, list[Named]]:
+    """The settings, the student and its teachers, on a device."""
     import torch
 
     from ofa.distill.nets import load_net, require_images
@@ -74,8 +81,8 @@ def _parts(cfg: DictConfig, data: ImageData) -> tuple[Finetuning, Named, list[Na
     torch.manual_seed(cfg.seed)
     student = load_net(str(cfg.student), data)
     resolution = _resolution(student, data)
-    require_images(student.net, f"student {cfg.student}", data, resolution)
-    return settings, student, load_teachers(cfg, data, settings.lesson(1), resolution)
+    require_images(student.net.to(device), f"student {cfg.student}", data, resolution)
+    return settings, student, load_teachers(cfg, data, settings.lesson(1), resolution, device)
 
 
 def _resolution(student: Named, data: ImageData) -> int:
@@ -86,31 +93,39 @@ def _resolution(student: Named, data: ImageData) -> int:
 
 
 def _distil(
-    cfg: DictConfig, data: ImageData, settings: Finetuning, student: Named, teachers: list[Named], folder: Path
-) -> str:
-    """Train the student, write it, and say how good it and its teachers are."""
+    cfg: DictConfig,
+    data: ImageData,
+    settings: Finetuning,
+    student: Named,
+    teachers: list[Named],
+    folder: Path,
+    world: World,
+) -> None:
+    """Train the student; the first process writes it, and says how good it and its teachers are."""
     from ofa.evaluate import accuracy
     from ofa.files import write_json
     from ofa.finetune import finetune
 
     resolution = _resolution(student, data)
     state = folder / "state.safetensors"
-    with Progress("distill") as progress:
-        options: dict[str, Any] = {"seed": cfg.seed, "report": progress, "checkpoint": state, "resolution": resolution}
+    options: dict[str, Any] = {"seed": cfg.seed, "checkpoint": state, "resolution": resolution, "world": world}
+    with shared_progress("distill", world) as options["report"]:
         net = finetune(student.net, data, settings, teacher=[found.net for found in teachers], **options)
+    if not world.first:
+        return
     named = {"student": net} | {f"teacher {i}": found.net for i, found in enumerate(teachers)}
     if settings.lesson(1).mutual:
         named = {"student": net}  # the teachers that learned along are gone
-    probe = next(iter(data.calibration("val", 1, resolution)))
+    probe = next(iter(data.calibration("val", 1, resolution))).to(next(net.parameters()).device)
     named = {name: one for name, one in named.items() if one(probe).shape[1] == len(data.classes)}
     scores = {name: accuracy(one, data, "val", resolution=resolution) for name, one in named.items()}
     training = {"student": cfg.student, "teacher": plain(cfg.teacher), **asdict(settings)}
-    file = _save(folder, student._replace(net=net), data, cfg.seed, scores["student"], training)
+    file = _save(folder, student._replace(net=net.cpu()), data, cfg.seed, scores["student"], training)
     write_json(folder / "result.json", {"accuracy_val": scores, "network": str(file), **training})
     state.unlink(missing_ok=True)
     said = ", ".join(f"{name} {100 * top1:.1f} %" for name, top1 in scores.items())
     said = said if len(teachers) > 1 else said.replace("teacher 0", "teacher")
-    return f"validation top-1 at {resolution} x {resolution} pixels: {said}; {file}"
+    print(f"validation top-1 at {resolution} x {resolution} pixels: {said}; {file}")
 
 
 def _save(folder: Path, student: Named, data: ImageData, seed: int, top1: float, training: dict[str, Any]) -> Path:

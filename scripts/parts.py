@@ -100,10 +100,12 @@ def searched_space(cfg: DictConfig) -> Space:
 
 
 def trained(cfg: DictConfig, space: Space) -> Supernet:
-    """The supernet that ofa-train wrote, with the weights that measure.weights names."""
+    """The supernet that ofa-train wrote, with the weights that measure.weights names, on train.device."""
+    from ofa.parallel import found_device
     from ofa.training.trained import load_supernet
 
-    return load_supernet(Path(cfg.run, "train"), space, weights=cfg.measure.weights)
+    supernet = load_supernet(Path(cfg.run, "train"), space, weights=cfg.measure.weights)
+    return supernet.to(found_device(cfg.train.device))
 
 
 def load_trained(options: dict[str, Any]) -> tuple[Supernet, ImageData]:

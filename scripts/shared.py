@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from omegaconf import DictConfig
 
+from scripts.progress import Progress
 from scripts.stage import Stage, open_stage
 
 if TYPE_CHECKING:
@@ -18,7 +19,9 @@ Made = TypeVar("Made")
 
 
 @contextmanager
-def shared_stage(cfg: DictConfig, name: str, reads: Sequence[str], world: World) -> Iterator[Stage]:
+def shared_stage(
+    cfg: DictConfig, name: str, reads: Sequence[str], world: World, *, needs: Sequence[str] = ()
+) -> Iterator[Stage]:
     """`open_stage` by the first process; the others get what it found.
 
     A worker that torchrun started again goes on, whatever `restart` says: that was obeyed when the run began.
@@ -26,11 +29,21 @@ def shared_stage(cfg: DictConfig, name: str, reads: Sequence[str], world: World)
     if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")):
         cfg.restart = False
     if world.first:
-        with open_stage(cfg, name, reads) as stage:
+        with open_stage(cfg, name, reads, needs=needs) as stage:
             world.told(stage)
             yield stage
     else:
         yield world.told(Stage.__new__(Stage))
+
+
+@contextmanager
+def shared_progress(title: str, world: World) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+    """The first process's `Progress`; what the others call instead shows nothing."""
+    if world.first:
+        with Progress(title) as progress:
+            yield progress
+    else:
+        yield lambda values: None
 
 
 def in_turn(world: World, make: Callable[[], Made]) -> Made:

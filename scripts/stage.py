@@ -31,7 +31,7 @@ from ofa.names import parse
 
 STAGES = ("train", "measure", "fit", "search", "specialize", "export", "report")
 CONFIG, LOCK, COMMAND = "config.json", ".lock", "command.json"
-IDLE = ("data.workers", "train.save_seconds", "train.loggers", "train.profile")
+IDLE = ("data.workers", "train.device", "train.save_seconds", "train.loggers", "train.profile")
 NETWORKS = ("network", "student", "teacher")  # options that name files
 INFEASIBLE = "infeasible.json"  # in search/<device>: why no network fits that device
 

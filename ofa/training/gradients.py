@@ -63,7 +63,7 @@ class Gradients:
         self.net, self.batch_size, self.scale = net, batch_size, scale
         self.device = next(net.parameters()).device
         self.precision = Precision(scale.precision, self.device)
-        self.average = Averaging(net, scale.world, scale.parallel)
+        self.average = Averaging(net.parameters(), scale.world, scale.parallel)
 
     def of(self, losses: Losses, x: Tensor, y: Tensor) -> float:
         """Set the gradients to those of a share of a batch; the loss of the whole batch, the same in all processes.

@@ -32,7 +32,7 @@ Step = Callable[[Tensor, Tensor, list[Arch]], None]
 
 def flat(net: Supernet, world: World, method: str) -> Step:
     """The project's own way."""
-    average = Averaging(net, world, Parallel(method, start=2))
+    average = Averaging(net.parameters(), world, Parallel(method, start=2))
 
     def step(x: Tensor, y: Tensor, archs: list[Arch]) -> None:
         run(net, x, y, archs)

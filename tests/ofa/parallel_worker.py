@@ -13,9 +13,10 @@ from unittest.mock import patch
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ofa.data import digits
+from ofa.finetune import Finetuning, finetune
 from ofa.layers import ElasticBatchNorm
 from ofa.parallel import ERROR, Parallel, World, processes
 from ofa.schedule import Phase, Schedule
@@ -26,6 +27,7 @@ from ofa.training.gradients import Add, Gradients, Scale
 from ofa.training.muon import orthogonal
 from ofa.training.optimizer import make_optimizer
 from ofa.training.watch import Watch
+from tests.ofa.nets import RESNET, random_net
 
 SPACE = load_space("digits_mbv3")
 ENDS = [SPACE.decode(genes)[0] for genes in (SPACE.largest(), SPACE.smallest())]
@@ -34,6 +36,7 @@ FULL = Phase("full", 0.1, 0.05, rule="largest", keep={"kernel": 1, "depth": 1, "
 SCHEDULE = Schedule((FULL, Phase("rest", 0.15, 0.05, sort_channels=True)), batch_size=17)  # no multiple of 2
 POWERSGD = Parallel("powersgd", rank=1, start=2)
 BATCH, STEPS = 9, 6
+TUNING = Finetuning(epochs=2, batch_size=125, muon=0.1, views=1)  # 9 steps an epoch, whose batches come twice
 
 
 class Killed(BaseException):
@@ -148,6 +151,25 @@ def train(world: World, folder: Path, parallel: Parallel, stop: int | None = Non
     return torch.cat([tensor.flatten() for tensor in run.supernet.state_dict().values()])
 
 
+def tune(world: World, net: nn.Module, file: Path, stop: int | None = None) -> Tensor:
+    """Weights of a student of a fixed teacher after TUNING, or those of its copy when it was killed."""
+
+    def report(values: dict[str, Any]) -> None:
+        if values["step"] == stop:
+            raise Killed
+
+    options: dict[str, Any] = {"teacher": random_net(RESNET), "resolution": 16, "report": report, "checkpoint": file}
+    with suppress(Killed), patch("ofa.finetune.SAVE_SECONDS", -1.0):
+        net = finetune(net, digits(), TUNING, world=world, **options)
+    return torch.cat([tensor.flatten() for tensor in net.state_dict().values()])
+
+
+def perceptron() -> nn.Module:
+    """No batch norm, so that shares of a batch give what the whole gives."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(256, 32), nn.ReLU(), nn.Linear(32, 10))
+
+
 def apart(found: Tensor, expected: Tensor) -> float:
     """Relative distance."""
     return float((found - expected).norm() / expected.norm())
@@ -177,6 +199,20 @@ def main(folder: Path) -> None:
         (together, own), (alone, every) = turned(world), turned(World())
         found["turned"] = [own, every, apart(together, alone)]
         train(world, folder / "half", Parallel(), 10)
+        found["tuned"] = apart(
+            tune(world, perceptron(), folder / "tuned.safetensors"),
+            tune(World(), perceptron(), folder / f"alone-{world.rank}.safetensors"),
+        )
+        tuned = tune(world, random_net(), folder / "tuned whole.safetensors")
+        found["tuned again"] = []
+        for stop in (4, 13):  # while the teacher is asked, and while its answers are read
+            file = folder / f"tuned {stop}.safetensors"
+            tune(world, random_net(), file, stop)
+            found["tuned again"].append(apart(tune(world, random_net(), file), tuned))
+        others = [torch.empty_like(tuned) for _ in range(world.size)]
+        dist.all_gather(others, tuned)
+        found["tuned ranks"] = apart(*others)
+        tune(world, random_net(), folder / "tuned half.safetensors", 13)
         found["told"] = world.told(world.rank)
         found["merged"] = list(world.merged({str(world.rank): 1}, ("1", "0")))
         found["sum"] = world.sum(world.rank + 1.0)

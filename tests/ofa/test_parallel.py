@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from ofa.data import digits
 from ofa.errors import UserError
+from ofa.finetune import Finetuning, finetune
 from ofa.parallel import Parallel, World, processes
 from ofa.precision import Precision
 from ofa.supernet import Supernet
@@ -28,6 +30,7 @@ from ofa.training.checkpoint import read_checkpoint, write_checkpoint
 from ofa.training.gradients import Add, Gradients, Scale, compile_blocks
 from ofa.weights import load_tensors
 from tests.ofa import parallel_worker as worker
+from tests.ofa.nets import RESNET, random_net
 
 ROOT = Path(__file__).parents[2]
 
@@ -37,6 +40,19 @@ def torchrun(*arguments: str, **environment: str) -> subprocess.Popen[str]:
     line = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", *arguments]
     env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | environment
     return subprocess.Popen(line, cwd=ROOT, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+class Alone(World):
+    """The first of two processes, where the other has nothing to say."""
+
+    def told(self, value: Any) -> Any:
+        return value
+
+    def wait(self) -> None:
+        """Not."""
+
+    def spread(self, tensors: Any, owners: Any) -> None:
+        """Not."""
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +110,35 @@ def test_both_processes_hold_the_same_weights_and_a_resumed_run_ends_as_an_unint
 
 
 @pytest.mark.slow
+def test_a_network_fine_tuned_by_two_processes_is_that_of_one(found: list[dict[str, Any]]) -> None:
+    for values in found:
+        assert values["tuned"] < 1e-5
+        assert values["tuned ranks"] == 0
+        assert values["tuned again"] == [0, 0], "after a kill they go on, with what the teacher said"
+
+
+@pytest.mark.slow
+def test_one_process_goes_on_with_a_fine_tuning_that_two_began(folder: Path) -> None:
+    """It divides batches otherwise, so that the teacher is asked again: no answer is another batch's."""
+    file, steps, batches = folder / "tuned half.safetensors", list[int](), list[int]()
+    teacher = random_net(RESNET)
+    teacher.register_forward_hook(lambda net, inputs, out: batches.append(len(out)))
+    options: dict[str, Any] = {"resolution": 16, "checkpoint": file, "report": lambda v: steps.append(v["step"])}
+    with patch("ofa.distill.distiller.fast", lambda net: net):
+        finetune(random_net(), digits(), worker.TUNING, teacher=teacher, **options)
+    assert steps[0] == 14 and steps[-1] == 18
+    assert batches.count(125) == 5
+    assert not list(folder.glob("tuned*.answers*"))
+
+
+def test_a_batch_too_small_for_all_processes_is_refused() -> None:
+    with pytest.raises(
+        UserError, match="a batch of 3 has less than 2 images for each of 2 processes; raise batch_size"
+    ):
+        finetune(random_net(), digits(), Finetuning(batch_size=3), world=Alone(size=2))
+
+
+@pytest.mark.slow
 def test_each_process_turns_a_part_of_the_weights_by_muon_as_one_turns_all(found: list[dict[str, Any]]) -> None:
     (first, every, _), (second, _, _) = (values["turned"] for values in found)
     assert first + second == every and min(first, second) > every // 4
@@ -130,16 +175,6 @@ def test_the_newer_of_two_checkpoints_counts_and_a_torn_one_is_named(tmp_path: P
     latest.write_text(json.dumps({"folder": "step-2", "values": {"step": 4}}))
     with pytest.raises(UserError, match="step-2 is corrupt"):
         read_checkpoint(tmp_path)
-
-
-class Alone(World):
-    """The first of two processes, where the other has nothing to say."""
-
-    def told(self, value: Any) -> Any:
-        return value
-
-    def wait(self) -> None:
-        """Not."""
 
 
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,7 @@ from hydra import compose, initialize_config_module
 
 from ofa.data import Augment
 from ofa.errors import UserError
+from ofa.export.card import rebuild
 from ofa.files import read_json
 from ofa.space import load_space
 from ofa.spec import NetSpec
@@ -25,6 +29,7 @@ from scripts.export import main as export
 from scripts.parts import SEARCH, TRAIN
 from scripts.specialize import main
 from scripts.stage import open_stage
+from tests.conftest import ROOT
 
 SHORT = (
     "device=stm32f746",
@@ -162,3 +167,25 @@ def test_a_latency_searched_for_another_device_and_judged_here_is_told_so(
     judged = read_json(run / "export/stm32f746/result.json")["models"]["int8"]["latency_ms"]
     told = f"latency_ms {judged:.3f} is of int8 on this machine; the search went by another device's, predicted 3.250 "
     assert told + "(predictors.latency.latency_from_table)" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_two_processes_write_what_one_would_and_speak_once(run: Path) -> None:
+    def started(command: str, *options: str) -> str:
+        line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", command]
+        env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        done = subprocess.run([*line, f"run={run}", *options], env=env, text=True, capture_output=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    said = started("scripts.specialize", *SHORT, "finetune.epochs=0.2", "ondevice.memory=16KB")
+    assert said.count("stm32f746: validation top-1 float") == said.count("on-device plan") == 1
+    folder = run / "specialize/stm32f746"
+    for name in ("float", "pruned", "ondevice"):
+        rebuild(folder / f"{name}.json")
+    assert not list(folder.glob("*state*"))
+    assert "already done" in started("scripts.specialize", *SHORT, "finetune.epochs=0.2", "ondevice.memory=16KB")
+    options = (f"teacher={folder}/float.json", "student=digits_mbv3/smallest", "finetune.epochs=0.2")
+    assert started("scripts.distill", *options).count("validation top-1 at") == 1
+    assert rebuild(run / "distill/student.json").spec.classes == 10
+    assert not list((run / "distill").glob("state*"))
