@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
+from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -96,7 +97,11 @@ class SubnetAccuracy:
                 yield arch, _measure_one(arch, self.options, self._state)
             return
         if self._pool is None:
-            context, given = get_context("spawn"), (self.load, self.workers, os.getpid())
+            context = get_context("spawn")
+            numbers = context.SimpleQueue()
+            for number in range(self.workers):
+                numbers.put(number)
+            given = (self.load, self.workers, os.getpid(), numbers)
             self._pool = ProcessPoolExecutor(self.workers, context, initializer=_start_worker, initargs=given)
         futures = {self._pool.submit(_measure_one, arch, self.options): arch for arch in archs}
         for future in as_completed(futures):
@@ -108,12 +113,14 @@ class SubnetAccuracy:
         atomic_write(self.path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
-def _start_worker(load: Load, workers: int, parent: int) -> None:
-    """Load everything once, on a share of the cores, and end with the process that started this one."""
+def _start_worker(load: Load, workers: int, parent: int, numbers: SimpleQueue[int]) -> None:
+    """Load everything once, on a share of the cores and of the GPUs, and end with the process that started this one."""
     import torch
 
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // workers))
     end_with(parent)
+    if gpus := torch.cuda.device_count():
+        torch.cuda.set_device(numbers.get() % gpus)
     _worker.append(load())
 
 

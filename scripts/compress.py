@@ -72,13 +72,15 @@ def _compress(
     import torch
 
     from ofa.compress.chain import Work
+    from ofa.compress.layers import device_of
     from ofa.compress.numbers import measure
 
     done = [row["step"] for row in read_jsonl(folder / STEPS)]
     left = [name for name in (BEFORE, *steps) if name not in done]
     first = net
     if len(done) > 1 and left:  # a process that was killed at the end may have dropped the networks already
-        net = torch.load(_kept(folder, done[-1]), weights_only=False)  # this folder's own file: the whole module
+        path, place = _kept(folder, done[-1]), device_of(first)
+        net = torch.load(path, map_location=place, weights_only=False)  # this folder's own file: the whole module
     for name in left:
         with Progress(f"compress {name}") as progress:
             work = Work(data, resolution, cfg.seed, teacher=first, report=progress)
@@ -110,14 +112,15 @@ def _sensitivities(cfg: DictConfig, net: nn.Module, data: ImageData, resolution:
 
 
 def _network(cfg: DictConfig, data: ImageData) -> tuple[nn.Module, int]:
-    """The network to compress, in evaluation mode, and the side of its images in pixels."""
+    """The network to compress, in evaluation mode on train.device, and the side of its images in pixels."""
     import torch
 
     from ofa.distill.nets import load_net, require_images
+    from ofa.parallel import found_device
     from ofa.static import StaticNet
 
     torch.manual_seed(cfg.seed)  # of a network without weights
-    net = load_net(str(cfg.network), data).net
+    net = load_net(str(cfg.network), data).net.to(found_device(cfg.train.device))
     resolution = net.spec.resolution if isinstance(net, StaticNet) else data.side
     require_images(net, f"network {cfg.network}", data, resolution)
     return net, resolution

@@ -43,6 +43,10 @@ class Distant(Tensor):
         made.held = held
         return made
 
+    def tolist(self) -> Any:
+        """Its numbers; PyTorch's own refuses subclasses."""
+        return self.held.tolist()
+
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         return f"Distant({self.held})"
 
@@ -86,20 +90,27 @@ def _held(value: Any) -> Any:
     return value.held if isinstance(value, Distant) else value
 
 
+class _Autocast(torch.autocast):
+    def __init__(self, device_type: str, *args: Any, **kwargs: Any) -> None:
+        super().__init__("cpu" if device_type == GPU.type else device_type, *args, **kwargs)
+
+
+class _Generator(torch.Generator):
+    def __new__(cls: type[_Generator], device: Any = None) -> _Generator:
+        return super().__new__(cls)
+
+
 @contextmanager
 def second_device() -> Iterator[torch.device]:
     """Within it there is a second device."""
-    autocast, tensor = torch.autocast, torch.tensor
-
-    def known(device_type: str, *args: Any, **kwargs: Any) -> Any:
-        return autocast("cpu" if device_type == GPU.type else device_type, *args, **kwargs)
+    tensor = torch.tensor
 
     def made(*args: Any, device: Any = None, **kwargs: Any) -> Tensor:  # it does not ask modes
         return tensor(*args, **kwargs).to(device)
 
     with ExitStack() as stack:
-        stack.enter_context(patch.object(torch, "autocast", known))
-        stack.enter_context(patch.object(torch, "tensor", made))
+        for name, value in {"autocast": _Autocast, "Generator": _Generator, "tensor": made}.items():
+            stack.enter_context(patch.object(torch, name, value))
         stack.enter_context(patch("torch.optim.sgd._device_dtype_check_for_fused", lambda *a, **k: None))
         stack.enter_context(_Here())
         yield GPU

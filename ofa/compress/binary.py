@@ -138,9 +138,10 @@ class XnorConv2d(nn.Conv2d):
             conv.padding,  # type: ignore[arg-type]
             conv.dilation,  # type: ignore[arg-type]
             bias=conv.bias is not None,
+            device=conv.weight.device,
         )
         self.load_state_dict(conv.state_dict())
-        self.norm = nn.BatchNorm2d(conv.in_channels)
+        self.norm = nn.BatchNorm2d(conv.in_channels, device=conv.weight.device)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, cin, H, W) to (N, C, H / stride, W / stride)."""

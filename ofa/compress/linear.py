@@ -148,8 +148,9 @@ def input_grid(seen: Inputs, bits: int, settings: Linear) -> ActivationGrid:
 
 def remember(layer: Layer, g: Grid) -> None:
     """Keep the grid of a layer's weight beside it, for the packed file and for training."""
-    layer.register_buffer("weight_scale", g.scale.detach().flatten().clone())
-    layer.register_buffer("weight_zero", g.zero.detach(), persistent=False)
+    place = layer.weight.device
+    layer.register_buffer("weight_scale", g.scale.detach().flatten().clone().to(place))
+    layer.register_buffer("weight_zero", g.zero.detach().to(place), persistent=False)
     layer.weight_limits = (g.least, g.most)  # type: ignore[assignment]
 
 

@@ -12,7 +12,7 @@ import copy
 import warnings
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -62,16 +62,19 @@ class Pt2e:
     def __call__(self, net: nn.Module, work: Work) -> nn.Module:
         """A copy with batch norm folded, whose layers round weights and inputs as the graph does, in evaluation mode.
 
-        What the graph rounds besides, such as the second input of an addition, is left as it is.
+        What the graph rounds besides, such as the second input of an addition, is left as it is.  Graphs are made and
+        trained on the CPU, wherever `net` is.
         """
+        near, teacher = copy.deepcopy(net).cpu(), work.teacher
         batches = work.data.calibration("val", self.images, work.resolution)
         if self.mode == "ptq":
-            graph = quantize(net, batches, quantizer(reduce_range=self.reduce_range))
+            graph = quantize(near, batches, quantizer(reduce_range=self.reduce_range))
         else:
             example = next(iter(batches))[:2]
             rules = quantizer(qat=True, reduce_range=self.reduce_range)
-            hold = hold_zeros(net)
-            start = Trainable(prepare(net, example, rules, qat=True))
+            hold = hold_zeros(near)
+            start = Trainable(prepare(near, example, rules, qat=True))
+            work = replace(work, teacher=None if teacher is None else copy.deepcopy(teacher).cpu())
             trained = work.finetune(start, self.finetuning, lambda one: hold(one.graph))
             graph = convert(trained.graph)
         return plain_layers(graph, net, image_of(net, work))

@@ -85,7 +85,8 @@ class Weighted(nn.Module):
         self.groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
         self.dimension = 0 if self.groups > 1 else 1
         self.register_buffer("weight", layer.weight.detach().clone())
-        self.register_buffer("channels", torch.tensor(update.channels, dtype=torch.long))
+        channels = torch.tensor(update.channels, dtype=torch.long, device=layer.weight.device)
+        self.register_buffer("channels", channels)
         self.weight: Tensor
         self.channels: Tensor
         part = self.weight.index_select(self.dimension, self.channels)

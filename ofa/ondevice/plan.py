@@ -81,11 +81,11 @@ def smallest(spec: NetSpec, settings: OnDevice) -> dict[str, Update]:
 
 def contributions(net: StaticNet, data: ImageData, settings: OnDevice, *, seed: int = 0) -> dict[str, Gain]:
     """The squared gradient norm of every layer's parts, of the mean loss over some training images."""
-    updating = Updating(net, whole(net))
+    updating, device = Updating(net, whole(net)), next(net.parameters()).device
     rng = np.random.default_rng((seed, 6))
     limit = min(64 * settings.batches, data.size("train"))
     for x, y in data.batches("train", min(64, limit), net.spec.resolution, rng=rng, limit=limit):
-        (F.cross_entropy(updating(x), y, reduction="sum") / limit).backward()
+        (F.cross_entropy(updating(x.to(device)), y.to(device), reduction="sum") / limit).backward()
     return {name: _gain(updating.net.get_submodule(name)) for name in updating.plan}
 
 
@@ -95,7 +95,7 @@ def _gain(module: Any) -> Gain:
     squares = weighted.part.grad.double().square()
     by_channel = squares.flatten(1).sum(1) if weighted.dimension == 0 else squares.transpose(0, 1).flatten(1).sum(1)
     bias = 0.0 if shift is None or shift.grad is None else float(shift.grad.double().square().sum())
-    return Gain(by_channel.numpy(), bias)
+    return Gain(by_channel.cpu().numpy(), bias)
 
 
 def choose(net: StaticNet, data: ImageData, settings: OnDevice, *, seed: int = 0) -> dict[str, Update]:

@@ -14,22 +14,27 @@ from typing import Any
 import pytest
 import torch
 from hydra import compose, initialize_config_module
+from torch import nn
 
 from ofa.data import Augment
 from ofa.errors import UserError
 from ofa.export.card import rebuild
 from ofa.files import read_json
+from ofa.finetune import finetune
 from ofa.space import load_space
 from ofa.spec import NetSpec
 from ofa.supernet import Supernet
 from ofa.training.trained import SUPERNET
 from ofa.weights import save_tensors
 from scripts.cli import make
+from scripts.compress import main as compress
+from scripts.distill import main as distill
 from scripts.export import main as export
 from scripts.parts import SEARCH, TRAIN
 from scripts.specialize import main
 from scripts.stage import open_stage
 from tests.conftest import ROOT
+from tests.second_device import second_device
 
 SHORT = (
     "device=stm32f746",
@@ -167,6 +172,27 @@ def test_a_latency_searched_for_another_device_and_judged_here_is_told_so(
     judged = read_json(run / "export/stm32f746/result.json")["models"]["int8"]["latency_ms"]
     told = f"latency_ms {judged:.3f} is of int8 on this machine; the search went by another device's, predicted 3.250 "
     assert told + "(predictors.latency.latency_from_table)" in capsys.readouterr().out
+
+
+def test_networks_learn_on_train_device(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    places: list[torch.device] = []
+
+    def tuned(net: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
+        places.append(next(net.parameters()).device)
+        return finetune(net, *args, **kwargs)
+
+    monkeypatch.setattr("ofa.finetune.finetune", tuned)
+    card = run / "specialize/stm32f746/float.json"
+    with second_device() as gpu:
+        monkeypatch.setattr("ofa.parallel.found_device", lambda given: gpu)
+        specialize(run, "finetune.epochs=0.1", "ondevice.memory=16KB")
+        options = (f"run={run}", "student=digits_mbv3/smallest", f"teacher={card}", "finetune.epochs=0.1")
+        distill(compose("config", [*options]))
+        step = ("step=qat", "step.qat.finetuning.epochs=0.1")
+        compress(compose("config", [f"run={run}", f"network={card}", *step]))
+    assert places == [gpu] * 5, "float, pruned, on the device, the student, the quantized"
+    for path in (card, run / "distill/student.json"):
+        assert next(rebuild(path).parameters()).device.type == "cpu"
 
 
 @pytest.mark.slow
