@@ -228,10 +228,14 @@ def give(layer: nn.Module, weight: Tensor, bias: Tensor | None = None) -> None:
 
 def copy_parts(elastic: nn.Module, plain: nn.Module) -> None:
     """Each part of an elastic module gives its weights to the part of that name of a plain one."""
-    mine: dict[str, Any] = elastic._modules  # attributes of a module are looked up slowly
+    mine: dict[str, Any] = elastic._modules  # attributes of a module are looked up slowly, those of a class are not
+    theirs: dict[str, Any] = plain._modules
     for name, part in mine.items():
-        if hasattr(part, "copy_to"):
-            part.copy_to(plain._modules[name])
+        copy_to = getattr(type(part), "copy_to", None)
+        if copy_to is not None:
+            copy_to(part, theirs[name])
+        elif part is not None and part._parameters:
+            give(theirs[name], part._parameters["weight"], part._parameters["bias"])
 
 
 class ElasticBatchNorm(nn.Module):
@@ -262,12 +266,13 @@ class ElasticBatchNorm(nn.Module):
     def copy_to(self, bn: nn.BatchNorm2d) -> None:
         """Give a plain batch norm copies of the leading channels."""
         c, given, kept = bn.num_features, bn._parameters, bn._buffers
-        own: dict[str, Any] = self._parameters | self._buffers  # attributes of a module are looked up slowly
-        for name in ("weight", "bias"):
-            given[name] = nn.Parameter(torch.narrow_copy(own[name], 0, 0, c))
-        for name in ("running_mean", "running_var"):
-            kept[name] = torch.narrow_copy(own[name], 0, 0, c)
-        kept["num_batches_tracked"] = torch.zeros((), dtype=torch.long, device=own["weight"].device)
+        parameters: dict[str, Any] = self._parameters  # attributes of a module are looked up slowly
+        statistics: dict[str, Any] = self._buffers
+        for name, own in parameters.items():
+            given[name] = nn.Parameter(torch.narrow_copy(own, 0, 0, c))
+        for name, own in statistics.items():
+            kept[name] = torch.narrow_copy(own, 0, 0, c)
+        kept["num_batches_tracked"] = torch.zeros((), dtype=torch.long, device=own.device)
 
 
 class ElasticConv(nn.Module):
@@ -285,7 +290,6 @@ class ElasticConv(nn.Module):
 
     def copy_to(self, plain: ConvBN) -> None:
         """Give a plain convolution copies of the leading channels."""
-        give(plain.conv, self.conv.weight)
         copy_parts(self, plain)
 
 
@@ -335,8 +339,7 @@ class ElasticSE(nn.Module):
 
     def copy_to(self, plain: SqueezeExcite) -> None:
         """Give a plain squeeze-excite copies of the leading channels."""
-        for mine, other in ((self.reduce, plain.reduce), (self.expand, plain.expand)):
-            give(other, mine.weight, mine.bias)
+        copy_parts(self, plain)
 
 
 class ElasticLinear(nn.Module):

@@ -33,7 +33,7 @@ from ofa.extraction import extract, recalibrate
 from ofa.files import versions, write_json
 from ofa.inference import fast
 from ofa.kernels import keep_memory
-from ofa.layers import convolve, crop_kernel, linear
+from ofa.layers import convolve, crop_kernel, linear, squeeze_excite
 from ofa.modules import ConvBN, SqueezeExcite
 from ofa.norm import batch_norm_act
 from ofa.schedule import Phase, Schedule
@@ -194,8 +194,7 @@ def _conv(module: ConvBN, x: Tensor) -> Tensor:
 
 
 def _gate(module: SqueezeExcite, x: Tensor) -> Tensor:
-    y = F.relu(convolve(x.mean((2, 3), keepdim=True), module.reduce.weight, module.reduce.bias))
-    return x * F.hardsigmoid(convolve(y, module.expand.weight, module.expand.bias))
+    return squeeze_excite(x, module.reduce, module.expand)
 
 
 def _linear(module: nn.Linear, x: Tensor) -> Tensor:
