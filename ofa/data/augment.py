@@ -95,7 +95,7 @@ class Augment:
         return x
 
     def erased(self, x: Tensor, rng: np.random.Generator) -> Tensor:
-        """Normalised images (N, C, S, S), a rectangle of some of them 0, which is the mean."""
+        """Normalised images (N, C, S, S), a rectangle of some of them made 0, which is the mean, in place."""
         if not self.erase:
             return x
         n, side = len(x), x.shape[-1]
@@ -105,7 +105,11 @@ class Augment:
         size = np.minimum(np.rint(np.sqrt(np.stack([area * ratio, area / ratio]))), side)
         size *= rng.random(n) < self.erase
         start = np.floor(rng.random((2, n)) * (side - size + 1))
-        return x.masked_fill(_boxes(start, size, side).to(x.device), 0.0)
+        boxes = np.stack([start, start + size]).astype(int)
+        for i in np.flatnonzero(size.all(0)):
+            (top, left), (bottom, right) = boxes[:, :, i]
+            x[i, :, top:bottom, left:right] = 0.0
+        return x
 
     @property
     def mixes(self) -> bool:
