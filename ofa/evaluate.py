@@ -9,6 +9,7 @@ from torch import nn
 
 from ofa.extraction import extract, recalibrate
 from ofa.inference import fast
+from ofa.kernels import keep_memory
 from ofa.space import Arch
 from ofa.static import StaticNet
 from ofa.supernet import Supernet
@@ -23,6 +24,7 @@ BATCH = 256
 @torch.inference_mode()
 def accuracy(net: nn.Module, data: ImageData, split: str, *, resolution: int, limit: int | None = None) -> float:
     """Top-1 accuracy (0 to 1) of a plain net on the first `limit` images of a split."""
+    keep_memory()
     device = next(net.parameters()).device
     if not net.training:
         net = fast(net)
@@ -35,6 +37,7 @@ def accuracy(net: nn.Module, data: ImageData, split: str, *, resolution: int, li
 
 def specialise(supernet: Supernet, arch: Arch, data: ImageData, *, images: int = CALIBRATION_IMAGES) -> StaticNet:
     """Extract an architecture and give it batch-norm statistics of its own, from augmented validation images."""
+    keep_memory()
     net = extract(supernet, arch)
     device = next(net.parameters()).device
     recalibrate(net, (x.to(device) for x in data.calibration("val", images, arch.resolution, augment=True)))

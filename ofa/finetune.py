@@ -21,6 +21,7 @@ from ofa.distill.answers import Answers
 from ofa.errors import UserError
 from ofa.evaluate import CALIBRATION_IMAGES
 from ofa.extraction import recalibrate
+from ofa.kernels import keep_memory
 from ofa.kinds import check_fields
 from ofa.parallel import Averaging, World
 from ofa.precision import Precision, check_precision
@@ -124,6 +125,7 @@ def finetune(
     have equal classes though a loss needs it, for unknown layers, and for batches with less than two images for each
     process.
     """
+    keep_memory()
     net = copy.deepcopy(net).train()
     data = data if settings.augment is None else replace(data, augment=settings.augment)
     teachers = _teachers(teacher)

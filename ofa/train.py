@@ -81,8 +81,7 @@ class Trainer:
         self.seed, self.watch, self.save_seconds, self.report = seed, watch or Watch(), save_seconds, report
         self.safety, self.learn = safety or Safety(), learn
         self.device = torch.device(device)
-        if self.device.type == "cpu":
-            keep_memory()
+        keep_memory()
         torch.manual_seed(seed)
         self.supernet = Supernet(space)
         first = schedule.phases[0]

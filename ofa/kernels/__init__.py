@@ -58,8 +58,8 @@ def library(name: str) -> ctypes.CDLL | None:
 def keep_memory() -> bool:
     """Let the C library keep what is freed, for this whole process; whether it does (glibc alone can).
 
-    Activations of one training step are then written into the pages of the last, instead of new ones that the system
-    has to clear first: a tenth to a fifth of a step at 96 px.  Memory once taken is given back at exit.
+    Images and activations of one step are then written into the pages of the last, instead of new ones that the system
+    has to clear first (`scripts/benchmarks/kept_memory.py`).  Memory once taken is given back at exit.
     """
     mmap_max, trim_threshold, top_pad = -4, -1, -2  # mallopt(3)
     try:

@@ -1,0 +1,114 @@
+"""What `ofa.kernels.keep_memory` is worth: CPU time of work that gives memory back over that of work that keeps it.
+
+    python scripts/benchmarks/kept_memory.py [--rounds 9] [--spaces ofa_mbv3_w1.0:128 cifar_mbv3:32]
+
+For each space, at the pixels behind its name, a random architecture: extracted and recalibrated on 256 images,
+evaluated on 512, fine-tuned by 8 steps of 64 images with itself as teacher; and 512 images moved, mirrored and changed
+by two operations of RandAugment.  One thread; each round is a process of each kind, in turns, as nothing can undo the choice.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from ofa.data import Augment
+from ofa.evaluate import accuracy, specialise
+from ofa.files import versions, write_json
+from ofa.finetune import Finetuning, finetune
+from ofa.kernels import keep_memory
+from ofa.space import load_space
+from ofa.supernet import Supernet
+from scripts.benchmarks.finetune_views import images
+from scripts.benchmarks.train_step import Row, line, machine
+
+SPACES = ("ofa_mbv3_w1.0:128", "cifar_mbv3:32")
+IMAGES = 512
+WORK = ("extracting and recalibrating", "evaluating", "fine-tuning", "RandAugment")
+
+
+def seconds(name: str) -> list[tuple[float, float]]:
+    """Wall and CPU seconds of each of WORK in this process, the second time it is done."""
+    place, side = name.split(":")
+    space = replace(load_space(place), resolution=(int(side),))
+    data = images(IMAGES, int(side), space.classes)
+    torch.manual_seed(0)
+    supernet = Supernet(space).eval()
+    arch = space.decode(space.sample(1, np.random.default_rng(1)))[0]
+    net = specialise(supernet, arch, data, images=64)
+    changed = replace(data, augment=Augment(operations=2))
+    jobs: list[Callable[[], Any]] = [
+        lambda: specialise(supernet, arch, data, images=256),
+        lambda: accuracy(net, data, "val", resolution=int(side)),
+        lambda: finetune(net, data, Finetuning(epochs=1, batch_size=64, lr=1e-3), teacher=net),
+        lambda: list(changed.batches("train", 64, int(side), rng=np.random.default_rng(0))),
+    ]
+    return [[_timed(job) for _ in range(2)][-1] for job in jobs]
+
+
+def _timed(job: Callable[[], Any]) -> tuple[float, float]:
+    wall, cpu = time.perf_counter(), time.process_time()
+    job()
+    return time.perf_counter() - wall, time.process_time() - cpu
+
+
+def arm(name: str, kept: bool) -> None:
+    """Print the seconds as JSON, with memory kept or not."""
+    torch.set_num_threads(1)
+    if kept:
+        assert keep_memory(), "the C library cannot keep memory"
+        print(json.dumps(seconds(name)))
+    else:
+        with patch("ofa.evaluate.keep_memory"), patch("ofa.finetune.keep_memory"):
+            print(json.dumps(seconds(name)))
+
+
+def rows(name: str, rounds: int) -> list[Row]:
+    """Given back over kept for each of WORK."""
+    found = []
+    for _ in range(rounds):
+        lines = [sys.executable, __file__, "--spaces", name, "--arm"]
+        done = [
+            subprocess.run([*lines, kind], check=True, capture_output=True, text=True) for kind in ("freed", "kept")
+        ]
+        found.append([json.loads(each.stdout) for each in done])
+    return [Row(f"{name}, {what}", np.array(found)[:, :, i], 0) for i, what in enumerate(WORK)]
+
+
+def main() -> None:
+    """Print the table and write it as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--spaces", nargs="+", default=SPACES, help="names, with pixels after a colon")
+    parser.add_argument("--arm", choices=["freed", "kept"], help="of one process, whose seconds are printed")
+    parser.add_argument("--out", type=Path, help="JSON file of the result")
+    args = parser.parse_args()
+    if args.arm:
+        arm(args.spaces[0], args.arm == "kept")
+        return
+    torch.set_num_threads(1)
+    about: dict[str, Any] = {"machine": machine(), "versions": versions(), "rounds": args.rounds}
+    print(about, flush=True)
+    found: list[Row] = []
+    for name in args.spaces:
+        found += (done := rows(name, args.rounds))
+        print("\n".join(line(row.record()) for row in done), flush=True)
+    if args.out:
+        write_json(args.out, {"rows": [row.record() for row in found]} | about)
+
+
+if __name__ == "__main__":
+    main()
