@@ -4,7 +4,8 @@
 
 For each space, at the pixels behind its name, a random architecture: extracted and recalibrated on 256 images,
 evaluated on 512, fine-tuned by 8 steps of 64 images with itself as teacher; and 512 images moved, mirrored and changed
-by two operations of RandAugment.  One thread; each round is a process of each kind, in turns, as nothing can undo the choice.
+by two operations of RandAugment.  One thread; a round is a process of each kind, in turns, as nothing can undo the
+choice.
 """
 
 from __future__ import annotations
