@@ -170,6 +170,7 @@ class _Run:
         self.net, self.distiller, self.settings, self.seed, self.world = net, distiller, settings, seed, world
         self.file = None if checkpoint is None else Path(checkpoint)
         self.answers: Answers | None = None  # where batches come again
+        self.since = 0  # step from which on this many processes divided the batches, whose answers they know
         self.everything = nn.ModuleList([net, distiller.regressors])
         if distiller.settings.mutual:
             self.everything.extend(distiller.networks)
@@ -199,17 +200,18 @@ class _Run:
     def train(self, data: ImageData, resolution: int, after_step: Callable[[Any], None], report: Report) -> None:
         """All steps, or those that a checkpoint has not seen."""
         size, processes = min(self.settings.batch_size, data.size("train")), self.world.size
-        if size < 2 * processes:
+        steps = self.settings.steps(data.size("train"))
+        if steps and size < 2 * processes:
             raise UserError(
                 f"a batch of {size} has less than 2 images for each of {processes} processes; raise batch_size"
             )
-        steps = self.settings.steps(data.size("train"))
-        first, known = self._resume()
+        first = self._resume()
         saved = time.monotonic()
         views = self.settings.views
         period = steps if views is None else views * (data.size("train") // size)
         batches = _batches(data, size, resolution, self.seed, first, views, self.world.share)
-        with self._remembering(min(known, period)) if period < steps else nullcontext():
+        known = {step % period for step in range(self.since, first)}
+        with self._remembering(known) if period < steps else nullcontext():
             for step in range(first, steps):
                 x, y = next(batches)
                 weight = len(y) * processes / size  # the mean over the processes is that over the batch
@@ -226,15 +228,15 @@ class _Run:
                 report({"step": step + 1, "steps": steps, **values})
 
     @contextmanager
-    def _remembering(self, known: int) -> Iterator[None]:
-        """What teachers say inside is kept; an earlier process did that for `known` batches."""
+    def _remembering(self, known: set[int]) -> Iterator[None]:
+        """What teachers say inside is kept; earlier processes did that for the `known` batches."""
         if self.distiller.networks:
-            suffix = ".answers" if self.world.first else f".answers-{self.world.rank}"
+            suffix = ".answers" if self.world.size == 1 else f".answers-{self.world.rank}-of-{self.world.size}"
             with Answers(self.file and self.file.with_suffix(suffix), known) as self.answers:
                 yield
             self.answers = None
             if self.file is not None and self.world.first:
-                for other in self.file.parent.glob(f"{self.file.stem}.answers-*"):  # of processes that are no more
+                for other in self.file.parent.glob(f"{self.file.stem}.answers*"):  # of other numbers of processes
                     other.unlink(missing_ok=True)
         else:
             yield
@@ -279,24 +281,22 @@ class _Run:
         tensors = {f"weights.{name}": tensor for name, tensor in self.everything.state_dict().items()}
         for i, parameter in enumerate(self.learned):
             tensors[f"momentum.{i}"] = self.optimizer.state[parameter]["momentum_buffer"]
-        values = {"step": step, "loss_scale": self.precision.state(), "processes": self.world.size}
-        save_tensors(self.file, tensors, values)
+        values = {"step": step, "loss_scale": self.precision.state()}
+        save_tensors(self.file, tensors, values | {"processes": self.world.size, "since": self.since})
 
-    def _resume(self) -> tuple[int, int]:
-        """Numbers of steps that the checkpoint has seen and whose answers are known, its state loaded; 0 without one.
-
-        Another number of processes divides batches otherwise, and knows no answers.
-        """
+    def _resume(self) -> int:
+        """Number of steps that the checkpoint has seen, its state loaded; 0 where there is none."""
         if self.file is None or not self.world.told(self.file.exists()):
-            return 0, 0
+            return 0
         tensors, state = load_tensors(self.file)
         weights = {k.removeprefix("weights."): v for k, v in tensors.items() if k.startswith("weights.")}
         load_weights(self.everything, weights, self.file)
         for i, parameter in enumerate(self.learned):
             self.optimizer.state[parameter]["momentum_buffer"].copy_(tensors[f"momentum.{i}"])  # its layout is kept
         self.precision.restore(state.get("loss_scale", {}))
-        step = int(state["step"])
-        return step, step if state.get("processes", 1) == self.world.size else 0
+        same = state.get("processes", 1) == self.world.size
+        self.since = int(state.get("since", 0) if same else state["step"])
+        return int(state["step"])
 
 
 @contextmanager

@@ -123,15 +123,19 @@ def processes(device: str | None) -> Iterator[tuple[World, str]]:
         dist.destroy_process_group()
 
 
-def found_device(device: str | None) -> str:
-    """`device`, or for None "cuda" where there is one and else "cpu"; UserError for one that is not there."""
+def found_device(device: str | None, process: int | None = None) -> str:
+    """`device`, or for None "cuda" where there is one and else "cpu"; UserError for one that is not there.
+
+    process: the number of this one among several on this machine, which share out its GPUs.
+    """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     kind = str(device).split(":")[0]
     if kind not in ("cpu", "cuda"):
         raise UserError(f"device {device!r} is not known; give cpu, cuda, or null for cuda where there is one")
     if kind == "cuda" and not torch.cuda.is_available():
         raise UserError(f"PyTorch finds no GPU for device {device!r}; give cpu or null, or install PyTorch for CUDA")
-    return device
+    shared = device == "cuda" and process is not None
+    return f"cuda:{process % torch.cuda.device_count()}" if shared else device  # type: ignore[operator]
 
 
 def _store(world: World) -> dist.Store:

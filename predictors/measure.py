@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ofa.data import ImageData
     from ofa.supernet import Supernet
 
-Load = Callable[[], "State"]
+Load = Callable[[int], "State"]
 Report = Callable[[dict[str, Any]], None]
 State = tuple["Supernet", "ImageData"]
 _worker: list[State] = []  # what a worker process holds
@@ -33,10 +33,10 @@ class SubnetAccuracy:
     """Top-1 (0 to 1) of a supernet's subnets on validation images: genes (N, G) to (N,), each measured once.
 
     Every result is appended to the log at `path` as it comes, {"arch", "accuracy"}, so a run that was killed goes on
-    where it was.  load: gives the supernet and the data, in this process or in each of `workers` others (then it must
-    be picklable).  images: validation images (None: all).  calibration: images for batch-norm statistics.  int8: after
-    8-bit quantization, simulated, without training.  total: networks of all calls together, which `report` is told of
-    (None: of each call).  Use it as a context, which ends the workers.
+    where it was.  load: gives the supernet and the data to the process of that number, which is this one, `number`, or
+    one of `workers` others (then it must be picklable).  images: validation images (None: all).  calibration: images
+    for batch-norm statistics.  int8: after 8-bit quantization, simulated, without training.  total: networks of all
+    calls together, which `report` is told of (None: of each call).  Use it as a context, which ends the workers.
     """
 
     def __init__(
@@ -49,12 +49,13 @@ class SubnetAccuracy:
         calibration: int = 1024,
         int8: bool = False,
         workers: int = 1,
+        number: int = 0,
         total: int | None = None,
         report: Report = lambda values: None,
     ):
         if workers < 1:
             raise UserError(f"workers={workers} must be at least 1, the process that measures")
-        self.space, self.load, self.path, self.workers = space, load, path, workers
+        self.space, self.load, self.path, self.workers, self.number = space, load, path, workers, number
         self.total, self.report = total, report
         self.options = {"images": images, "calibration": calibration, "int8": int8}
         self.known = {Arch.from_dict(row["arch"]): float(row["accuracy"]) for row in read_jsonl(path)}
@@ -93,7 +94,7 @@ class SubnetAccuracy:
         """Each architecture with its accuracy, in the order in which they are done."""
         if self.workers == 1 or not archs:
             for arch in archs:
-                self._state = self._state or self.load()
+                self._state = self._state or self.load(self.number)
                 yield arch, _measure_one(arch, self.options, self._state)
             return
         if self._pool is None:
@@ -114,14 +115,12 @@ class SubnetAccuracy:
 
 
 def _start_worker(load: Load, workers: int, parent: int, numbers: SimpleQueue[int]) -> None:
-    """Load everything once, on a share of the cores and of the GPUs, and end with the process that started this one."""
+    """Load everything once, on a share of the cores, and end with the process that started this one."""
     import torch
 
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // workers))
     end_with(parent)
-    if gpus := torch.cuda.device_count():
-        torch.cuda.set_device(numbers.get() % gpus)
-    _worker.append(load())
+    _worker.append(load(numbers.get()))
 
 
 def _measure_one(arch: Arch, options: Mapping[str, Any], state: State | None = None) -> float:

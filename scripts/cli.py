@@ -46,7 +46,7 @@ from ofa.errors import UserError
 from ofa.kinds import check_kinds
 from scripts.mistakes import UsageError, chain, explain, faulty_argument
 from scripts.options import check_file, check_known, check_type, flatten, groups, help_text, sections
-from scripts.stage import next_command, plain
+from scripts.stage import NOTHING, next_command, plain
 
 Function = Callable[[DictConfig], None]
 MANY = ("agent", "device", "predictor", "runtime", "step")  # sections of parts, each under a name of its own
@@ -261,13 +261,15 @@ def one_line_errors(command: str) -> Iterator[None]:
     """Answer a user's mistake with one line and an exit status; let every other error through."""
     try:
         yield
-    except KeyboardInterrupt:
-        anew = "restart=true" in sys.argv
+    except KeyboardInterrupt as interrupt:
+        anew = "restart=true" in sys.argv and NOTHING not in interrupt.args
         stop(command, f"stopped; start the same command {'without restart=true' if anew else 'again'} to continue", 130)
     except BrokenPipeError:  # whoever read the output has had enough, as in `ofa-run --help | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
     except Exception as error:
+        if os.environ.get("RANK", "0") != "0" and "closed by peer" in str(error):
+            raise SystemExit(1) from None  # another process of torchrun's ended, and said why
         message = explain(error)
         if message is None or os.environ.get("OFA_DEBUG") == "1":
             raise

@@ -48,9 +48,13 @@ def main(cfg: DictConfig) -> None:
             log = stage.folder / "subnets_int8.jsonl"
             with (
                 Progress("measure int8 accuracy") as progress,
-                SubnetAccuracy(space, load, log, images=options.images, int8=True, report=progress) as measure,
+                SubnetAccuracy(
+                    space, load, log, images=options.images, int8=True, workers=cfg.workers, report=progress
+                ) as measure,
             ):
-                measure(choose_spread(genes, top1, options.int8_subnets))
+                some = choose_spread(genes, top1, options.int8_subnets)
+                measure(some)
+                measure.settle(some)
         with Progress("measure layers") as progress:
             table = stage.folder / "latency.parquet"
             measure_table(space_shapes(space), table, threads=options.threads, progress=progress.update)

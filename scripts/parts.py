@@ -99,20 +99,23 @@ def searched_space(cfg: DictConfig) -> Space:
     return load_space(read_json(path)["space"]) if path.exists() else load_parts(cfg)[1]
 
 
-def trained(cfg: DictConfig, space: Space) -> Supernet:
-    """The supernet that ofa-train wrote, with the weights that measure.weights names, on train.device."""
+def trained(cfg: DictConfig, space: Space, process: int | None = None) -> Supernet:
+    """The supernet that ofa-train wrote, with the weights that measure.weights names, on train.device.
+
+    process: the number of this one among several, which share out the GPUs.
+    """
     from ofa.parallel import found_device
     from ofa.training.trained import load_supernet
 
     supernet = load_supernet(Path(cfg.run, "train"), space, weights=cfg.measure.weights)
-    return supernet.to(found_device(cfg.train.device))
+    return supernet.to(found_device(cfg.train.device, process))
 
 
-def load_trained(options: dict[str, Any]) -> tuple[Supernet, ImageData]:
+def load_trained(options: dict[str, Any], process: int) -> tuple[Supernet, ImageData]:
     """The trained supernet and the data of a configuration given as a dict, as a process of its own gets it."""
     cfg = OmegaConf.create(options)
     data, space = load_parts(cfg)
-    return trained(cfg, space), data
+    return trained(cfg, space, process), data
 
 
 def fitted(cfg: DictConfig, space: Space) -> dict[str, Callable[[Genes], Any]]:

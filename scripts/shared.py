@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from omegaconf import DictConfig
@@ -22,14 +23,9 @@ Made = TypeVar("Made")
 def shared_stage(
     cfg: DictConfig, name: str, reads: Sequence[str], world: World, *, needs: Sequence[str] = ()
 ) -> Iterator[Stage]:
-    """`open_stage` by the first process; the others get what it found.
-
-    A worker that torchrun started again goes on, whatever `restart` says: that was obeyed when the run began.
-    """
-    if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")):
-        cfg.restart = False
+    """`open_stage` by the first process; the others get what it found."""
     if world.first:
-        with open_stage(cfg, name, reads, needs=needs) as stage:
+        with open_stage(cfg, name, reads, needs=needs, launch=_launch()) as stage:
             world.told(stage)
             yield stage
     else:
@@ -44,6 +40,14 @@ def shared_progress(title: str, world: World) -> Iterator[Callable[[Mapping[str,
             yield progress
     else:
         yield lambda values: None
+
+
+def _launch() -> str | None:
+    """The torchrun that started this process, and starts another one in its place after a kill; None without one."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return None
+    parent = os.getppid()
+    return f"{parent} {Path(f'/proc/{parent}/stat').read_text().rpartition(')')[2].split()[19]}"  # and when it started
 
 
 def in_turn(world: World, make: Callable[[], Made]) -> Made:

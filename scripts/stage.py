@@ -33,6 +33,7 @@ STAGES = ("train", "measure", "fit", "search", "specialize", "export", "report")
 CONFIG, LOCK, COMMAND = "config.json", ".lock", "command.json"
 IDLE = ("data.workers", "train.device", "train.save_seconds", "train.loggers", "train.profile")
 NETWORKS = ("network", "student", "teacher")  # options that name files
+NOTHING = "nothing was made"  # in a KeyboardInterrupt
 INFEASIBLE = "infeasible.json"  # in search/<device>: why no network fits that device
 
 
@@ -45,13 +46,16 @@ class Stage:
 
 
 @contextmanager
-def open_stage(cfg: DictConfig, name: str, reads: Sequence[str], *, needs: Sequence[str] = ()) -> Iterator[Stage]:
+def open_stage(
+    cfg: DictConfig, name: str, reads: Sequence[str], *, needs: Sequence[str] = (), launch: str | None = None
+) -> Iterator[Stage]:
     """Lock, check and time a stage's folder <run>/<name>; leaving the block without an error marks it done.
 
     name: "train", or "search/phone/evolution" for one part of a stage.  reads: the options it depends on, dotted
     ("data", "device.phone").  needs: stages that must be finished.  Raises UserError where the folder, or a stage
     before it, was made with other options, and where another process is writing it.  A block that fails before it makes
-    anything leaves the run as it was: what `restart` discards comes back, and no folder stays.
+    anything leaves the run as it was: what `restart` discards comes back, and no folder stays.  launch: what started
+    this process, and starts it again after a kill, with the same options; what it has made is not discarded again.
     """
     folder = Path(cfg.run, name)
     aside = Path(cfg.run, f".{name.replace('/', '+')}")
@@ -64,8 +68,9 @@ def open_stage(cfg: DictConfig, name: str, reads: Sequence[str], *, needs: Seque
             "after": _before(cfg, name, needs),
             "done": None,
             "seconds": 0.0,
+            "launch": launch,
         }
-        if cfg.restart:
+        if cfg.restart and not _made_by(folder, launch):
             _set_aside(folder, aside)
         config = _settle(folder, config)
         if config["done"]:
@@ -80,6 +85,8 @@ def open_stage(cfg: DictConfig, name: str, reads: Sequence[str], *, needs: Seque
         try:
             yield Stage(folder, done=False)
             config["done"] = datetime.now(UTC).isoformat()
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(*[] if holds(folder) else [NOTHING]) from None
         finally:
             config["seconds"] += time.monotonic() - started
             write_json(folder / CONFIG, config)
@@ -236,6 +243,12 @@ def plain(value: Any) -> Any:
 def holds(folder: Path) -> bool:
     """Whether a stage has made anything in its folder."""
     return any(entry.name not in (CONFIG, LOCK) for entry in folder.iterdir())
+
+
+def _made_by(folder: Path, launch: str | None) -> bool:
+    """Whether this launch has made something in the folder."""
+    made = launch is not None and holds(folder) and (folder / CONFIG).exists()
+    return made and read_json(folder / CONFIG).get("launch") == launch
 
 
 def _set_aside(folder: Path, aside: Path) -> None:

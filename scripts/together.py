@@ -116,7 +116,7 @@ def _take_part(
 
     space, options, (storage, study) = searched_space(cfg), optuna_options(cfg), _place(cfg, device, folder)
     load, log = partial(load_trained, plain(cfg)), folder / LOGS.replace("*", str(number))
-    with SubnetAccuracy(space, load, log, images=cfg.measure.images) as accuracy:
+    with SubnetAccuracy(space, load, log, images=cfg.measure.images, number=number) as accuracy:
         for path in (*known, *sorted(folder.glob(LOGS))):
             accuracy.know(path)
         predictors, limits = fitted(cfg, space) | {"accuracy": accuracy}, plain(cfg.device[device].limits)

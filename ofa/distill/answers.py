@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import IO, Self
 
@@ -23,14 +23,14 @@ class Answers:
             logits = answers(3, lambda: [teacher(x) for teacher in teachers])
 
     path: of the file, which grows with what is put there, is kept where the block fails, and deleted where it does not
-    (None: a temporary one).  known: number of batches, from the first on, that an earlier process flushed; they are
-    asked again where the file has lost them.
+    (None: a temporary one).  known: batches that an earlier process flushed; they are asked again where the file has
+    lost them.
     """
 
-    def __init__(self, path: Path | None, known: int = 0) -> None:
+    def __init__(self, path: Path | None, known: Iterable[int] = ()) -> None:
         self._path = path
         held = path is not None and path.exists()
-        self._known = set(range(known)) if held else set()
+        self._known = set(known) if held else set()
         self._shape: tuple[int, ...] | None = None  # (T, N, K), from the first batch that this process asks about
         self._file: IO[bytes]
         self._file = tempfile.TemporaryFile() if path is None else open(path, "r+b" if held else "w+b")  # noqa: SIM115

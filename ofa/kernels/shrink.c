@@ -1,13 +1,15 @@
 /* The kernels of smaller depthwise layers, each the centre of the next larger one times a matrix, and the gradients.
 
-   Of what a matrix gives only the centre is computed that is needed next.  One channel at a time, in buffers whose rows
-   are whole vectors: a product sums multiples of a matrix's rows, which stay in registers meanwhile. */
+   Of what a matrix gives only the centre is computed that is needed next.  Some channels at a time, in buffers whose
+   rows are whole vectors: a product sums multiples of a matrix's rows for several channels, and the sums stay in registers
+   meanwhile. */
 
 #include <string.h>
 
 #define WIDEST 7
 #define ROW 56 /* floats of a buffer: WIDEST * WIDEST rounded up to vectors of 8 */
 #define MOST 3 /* matrices */
+#define BLOCK 8 /* channels at a time */
 #define INLINE static inline __attribute__((always_inline))
 
 typedef float vec __attribute__((vector_size(32), aligned(4), may_alias));
@@ -27,30 +29,40 @@ INLINE void centre(float *to, const float *larger, int k, int from) {
     for (int i = 0; i < k; i++) memcpy(to + i * k, larger + (i + cut) * from + cut, sizeof(float) * k);
 }
 
-/* to = the sum of rows times factors, V vectors in each row. */
-INLINE void product(int V, float *to, const float *rows, const float *factors, int count) {
-    vec sum[WIDEST];
-    for (int v = 0; v < V; v++) sum[v] = (vec){0};
+/* Of B channels, to = the sum of rows times the channel's factors, V vectors in each row. */
+INLINE void product(int V, int B, float (*to)[ROW], const float *rows, float (*factors)[ROW], int count) {
+    vec sum[BLOCK];
+    for (int i = 0; i < B * V; i++) sum[i] = (vec){0};
     for (int t = 0; t < count; t++)
-        for (int v = 0; v < V; v++) sum[v] += ((const vec *)(rows + t * ROW))[v] * factors[t];
-    for (int v = 0; v < V; v++) ((vec *)to)[v] = sum[v];
+        for (int b = 0; b < B; b++)
+            for (int v = 0; v < V; v++) sum[b * V + v] += ((const vec *)(rows + t * ROW))[v] * factors[b][t];
+    for (int b = 0; b < B; b++)
+        for (int v = 0; v < V; v++) ((vec *)to[b])[v] = sum[b * V + v];
 }
 
-/* Each of the rows += the same one times the row's factor. */
-INLINE void outer(int V, float *rows, const float *one, const float *factors, int count) {
-    vec fixed[WIDEST];
-    for (int v = 0; v < V; v++) fixed[v] = ((const vec *)one)[v];
+/* Each of the rows += those of B channels, each times the row's factor of the channel. */
+INLINE void outer(int V, int B, float *rows, float (*ones)[ROW], float (*factors)[ROW], int count) {
     for (int t = 0; t < count; t++)
-        for (int v = 0; v < V; v++) ((vec *)(rows + t * ROW))[v] += fixed[v] * factors[t];
+        for (int v = 0; v < V; v++) {
+            vec *row = (vec *)(rows + t * ROW) + v, sum = *row;
+            for (int b = 0; b < B; b++) sum += ((const vec *)ones[b])[v] * factors[b][t];
+            *row = sum;
+        }
 }
 
-/* RUN(V), V a constant: the vectors in a row of so many numbers. */
-#define FOR_VECTORS(numbers, RUN) \
-    switch (numbers) {            \
-    case 1: RUN(1); break;        \
-    case 9: RUN(2); break;        \
-    case 25: RUN(4); break;       \
-    default: RUN(7);              \
+/* RUN(V, B) for n channels, B at a time; V, a constant: the vectors in a row of so many numbers. */
+#define FOR_VECTORS(numbers, RUN)           \
+    switch (numbers) {                      \
+    case 1: FOR_CHANNELS(1, 8, RUN); break; \
+    case 9: FOR_CHANNELS(2, 4, RUN); break; \
+    case 25: FOR_CHANNELS(4, 2, RUN); break; \
+    default: FOR_CHANNELS(7, 1, RUN);       \
+    }
+#define FOR_CHANNELS(V, B, RUN)              \
+    {                                        \
+        int b = 0;                           \
+        for (; b + B <= n; b += B) RUN(V, B); \
+        for (; b < n; b++) RUN(V, 1);        \
     }
 
 static void prepare(chain *a, int taps, int count, const int *size, const float *const *matrix, int turned) {
@@ -69,11 +81,11 @@ static void prepare(chain *a, int taps, int count, const int *size, const float 
     }
 }
 
-/* What each matrix gets of one channel, and after the last, what that gives; rows are turned. */
-INLINE void forward(const chain *a, const float *w, float (*got)[ROW], const int *size) {
-    centre(got[0], w, size[1], size[0]);
+/* What each matrix gets of n channels, and after the last, what that gives; rows are turned. */
+INLINE void forward(const chain *a, const float *w, float (*got)[BLOCK][ROW], const int *size, int n) {
+    for (int b = 0; b < n; b++) centre(got[0][b], w + b * size[0] * size[0], size[1], size[0]);
     for (int s = 0; s < a->count; s++) {
-#define RUN(V) product(V, got[s + 1], a->rows[s], got[s], a->in[s])
+#define RUN(V, B) product(V, B, got[s + 1] + b, a->rows[s], got[s] + b, a->in[s])
         FOR_VECTORS(a->out[s], RUN)
 #undef RUN
     }
@@ -82,39 +94,43 @@ INLINE void forward(const chain *a, const float *w, float (*got)[ROW], const int
 /* w: (C, K, K) to y: (C, taps, taps), of the kernels of `size` (count + 1), the first of them K. */
 void shrink(const float *w, float *y, long channels, int taps, int count, const int *size, const float *const *matrix) {
     chain a;
-    float got[MOST + 1][ROW];
+    float got[MOST + 1][BLOCK][ROW];
     int whole = size[0] * size[0], part = taps * taps;
     prepare(&a, taps, count, size, matrix, 1);
-    for (long c = 0; c < channels; c++)
-        if (count) {
-            forward(&a, w + c * whole, got, size);
-            memcpy(y + c * part, got[count], sizeof(float) * part);
-        } else
-            centre(y + c * part, w + c * whole, taps, size[0]);
+    for (long c = 0; !count && c < channels; c++) centre(y + c * part, w + c * whole, taps, size[0]);
+    for (long c = 0; count && c < channels; c += BLOCK) {
+        int n = channels - c < BLOCK ? (int)(channels - c) : BLOCK;
+        forward(&a, w + c * whole, got, size, n);
+        for (int b = 0; b < n; b++) memcpy(y + (c + b) * part, got[count][b], sizeof(float) * part);
+    }
 }
 
 /* gy: (C, taps, taps) to gw: (C, K, K), and to the gradient of each matrix. */
 void shrink_back(const float *w, const float *gy, float *gw, long channels, int taps, int count, const int *size,
                  const float *const *matrix, float *const *gmatrix) {
     chain turned, a;
-    float sums[MOST][ROW * ROW], got[MOST + 1][ROW], g[ROW], next[ROW];
+    float sums[MOST][ROW * ROW], got[MOST + 1][BLOCK][ROW], g[BLOCK][ROW], next[BLOCK][ROW];
     int whole = size[0] * size[0], part = taps * taps, first = count ? size[1] : taps, cut = (size[0] - first) / 2;
     prepare(&turned, taps, count, size, matrix, 1);
     prepare(&a, taps, count, size, matrix, 0);
     for (int s = 0; s < count; s++) memset(sums[s], 0, sizeof(float) * ROW * a.out[s]);
     memset(got, 0, sizeof got);
     memset(gw, 0, sizeof(float) * channels * whole);
-    for (long c = 0; c < channels; c++) {
-        if (count) forward(&turned, w + c * whole, got, size);
-        memcpy(g, gy + c * part, sizeof(float) * part);
+    for (long c = 0; c < channels; c += BLOCK) {
+        int n = channels - c < BLOCK ? (int)(channels - c) : BLOCK;
+        if (count) forward(&turned, w + c * whole, got, size, n);
+        for (int b = 0; b < n; b++) memcpy(g[b], gy + (c + b) * part, sizeof(float) * part);
         for (int s = count - 1; s >= 0; s--) {
-#define RUN(V) outer(V, sums[s], got[s], g, a.out[s]), product(V, next, a.rows[s], g, a.out[s])
+#define RUN(V, B) \
+    outer(V, B, sums[s], got[s] + b, g + b, a.out[s]), product(V, B, next + b, a.rows[s], g + b, a.out[s])
             FOR_VECTORS(a.in[s], RUN)
 #undef RUN
-            memcpy(g, next, sizeof g);
+            memcpy(g, next, sizeof(float) * ROW * n);
         }
-        float *to = gw + c * whole + cut * size[0] + cut;
-        for (int i = 0; i < first; i++) memcpy(to + i * size[0], g + i * first, sizeof(float) * first);
+        for (int b = 0; b < n; b++) {
+            float *to = gw + (c + b) * whole + cut * size[0] + cut;
+            for (int i = 0; i < first; i++) memcpy(to + i * size[0], g[b] + i * first, sizeof(float) * first);
+        }
     }
     for (int s = 0; s < count; s++) {
         int k = size[s + 1], small = s + 1 < count ? size[s + 2] : taps;

@@ -212,7 +212,20 @@ def main(folder: Path) -> None:
         others = [torch.empty_like(tuned) for _ in range(world.size)]
         dist.all_gather(others, tuned)
         found["tuned ranks"] = apart(*others)
-        tune(world, random_net(), folder / "tuned half.safetensors", 13)
+        tune(world, random_net(), folder / "tuned half.safetensors", 4)
+        part = folder / "tuned part.safetensors"
+        if world.first:
+            tune(World(), random_net(), part, 4)
+        world.wait()
+        copies = [folder / f"tuned {name}.safetensors" for name in ("once", "twice")]
+        for copy in copies:
+            if world.first:
+                copy.write_bytes(part.read_bytes())
+                copy.with_suffix(".answers").write_bytes(part.with_suffix(".answers").read_bytes())
+            world.wait()
+            if copy == copies[1]:
+                tune(world, random_net(), copy, 6)
+        found["tuned twice"] = apart(*(tune(world, random_net(), copy) for copy in copies))
         found["told"] = world.told(world.rank)
         found["merged"] = list(world.merged({str(world.rank): 1}, ("1", "0")))
         found["sum"] = world.sum(world.rank + 1.0)

@@ -124,11 +124,24 @@ def test_one_process_goes_on_with_a_fine_tuning_that_two_began(folder: Path) -> 
     teacher = random_net(RESNET)
     teacher.register_forward_hook(lambda net, inputs, out: batches.append(len(out)))
     options: dict[str, Any] = {"resolution": 16, "checkpoint": file, "report": lambda v: steps.append(v["step"])}
-    with patch("ofa.distill.distiller.fast", lambda net: net):
+
+    def killed(values: dict[str, Any]) -> None:
+        steps.append(values["step"])
+        if values["step"] == 6:
+            raise worker.Killed
+
+    with patch("ofa.distill.distiller.fast", lambda net: net), patch("ofa.finetune.SAVE_SECONDS", -1.0):
+        with pytest.raises(worker.Killed):
+            finetune(random_net(), digits(), worker.TUNING, teacher=teacher, **options | {"report": killed})
         finetune(random_net(), digits(), worker.TUNING, teacher=teacher, **options)
-    assert steps[0] == 14 and steps[-1] == 18
-    assert batches.count(125) == 5
-    assert not list(folder.glob("tuned*.answers*"))
+    assert steps == list(range(5, 19))
+    assert batches.count(125) == 9, "each of the nine batches once by one process"
+    assert not list(folder.glob("tuned half.answers*"))
+
+
+@pytest.mark.slow
+def test_two_processes_that_go_on_twice_where_one_stopped_end_as_if_once(found: list[dict[str, Any]]) -> None:
+    assert [values["tuned twice"] for values in found] == [0, 0]
 
 
 def test_a_batch_too_small_for_all_processes_is_refused() -> None:

@@ -21,6 +21,7 @@ from ofa.data import ImageData
 from ofa.evaluate import accuracy, specialise
 from ofa.extras import installed
 from ofa.finetune import Finetuning, finetune
+from ofa.parallel import found_device
 from ofa.space import Space, load_space
 from ofa.supernet import Supernet
 from ofa.train import Trainer
@@ -138,7 +139,7 @@ def test_subnets_are_measured_there(
     supernet = Supernet(space).to(gpu).eval()
     genes = space.sample(2, np.random.default_rng(0))
     options: dict[str, Any] = {"images": 60, "calibration": 60, "int8": int8}
-    with SubnetAccuracy(space, lambda: (supernet, data), tmp_path / "log.jsonl", **options) as measured:
+    with SubnetAccuracy(space, lambda process: (supernet, data), tmp_path / "log.jsonl", **options) as measured:
         assert np.all(measured(genes) >= 0)
     net = specialise(supernet, space.decode(genes)[0], data, images=60)
     assert devices(net) == {gpu}
@@ -146,10 +147,16 @@ def test_subnets_are_measured_there(
     assert abs(there - accuracy(net.cpu(), data, "val", resolution=16)) < 0.02
 
 
-def test_workers_share_out_the_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    chosen: list[int] = []
+def test_processes_share_out_the_gpus_that_they_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    assert [found_device(None, process) for process in range(3)] == ["cuda:0", "cuda:1", "cuda:0"]
+    assert [found_device(given, 1) for given in ("cpu", "cuda:0")] == ["cpu", "cuda:0"]
+    assert found_device(None) == "cuda"
+
+
+def test_each_worker_loads_by_a_number_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: list[int] = []
     monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)
     monkeypatch.setattr("predictors.measure.end_with", lambda parent: None)
     monkeypatch.setattr("predictors.measure._worker", [])
@@ -157,5 +164,5 @@ def test_workers_share_out_the_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(3):
         numbers.put(number)
     for _ in range(3):
-        _start_worker(lambda: None, 3, 0, numbers)  # type: ignore[arg-type, return-value]
-    assert chosen == [0, 1, 0]
+        _start_worker(loaded.append, 3, 0, numbers)  # type: ignore[arg-type, return-value]
+    assert loaded == [0, 1, 2]

@@ -28,7 +28,7 @@ from predictors.measure import SubnetAccuracy, read_measured
 SPACE = load_space("digits_mbv3")
 
 
-def load() -> tuple[Supernet, ImageData]:
+def load(process: int) -> tuple[Supernet, ImageData]:
     torch.manual_seed(0)
     return Supernet(SPACE).eval(), digits()
 

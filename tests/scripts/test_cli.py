@@ -290,12 +290,22 @@ def test_debug_shows_the_traceback_of_a_mistake(command: Command, monkeypatch: p
         command(body="raise UserError('wrong')")
 
 
-@pytest.mark.parametrize(("options", "how"), [(["run=other"], "again"), (["restart=true"], "without restart=true")])
-def test_interrupted_command_says_how_to_go_on(command: Command, tmp_path: Path, options: list[str], how: str) -> None:
+@pytest.mark.parametrize(
+    ("option", "made", "how"),
+    [
+        ("run=other", True, "again"),
+        ("restart=true", True, "without restart=true"),
+        ("restart=true", False, "again"),
+    ],
+)
+def test_interrupted_command_says_how_to_go_on(
+    command: Command, tmp_path: Path, option: str, made: bool, how: str
+) -> None:
     command(body="pass")  # writes train.py
     script = tmp_path / "train.py"
-    script.write_text(STAGE.format(body="import time; print('ready', flush=True); time.sleep(60)"))
-    line = [sys.executable, "train.py", *options]
+    make = "(stage.folder / 'part').touch(); " * made
+    script.write_text(STAGE.format(body=make + "import time; print('ready', flush=True); time.sleep(60)"))
+    line = [sys.executable, "train.py", option]
     process = subprocess.Popen(
         line,
         stdout=subprocess.PIPE,

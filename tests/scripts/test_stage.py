@@ -18,7 +18,7 @@ from ofa.data import Split, digits
 from ofa.errors import UserError
 from ofa.files import read_json
 from scripts.parts import FIT, SEARCH, require_images
-from scripts.stage import command_line, next_command, note, open_stage, run_id
+from scripts.stage import NOTHING, command_line, next_command, note, open_stage, run_id
 
 
 @pytest.fixture
@@ -148,6 +148,39 @@ def test_a_restart_that_fails_before_it_makes_anything_discards_nothing(cfg: Dic
         assert finish(cfg, "search/phone/random", "seed") is not made
         assert (stage.folder / "part" / "weights").exists() is not made
         assert {path.name for path in Path(cfg.run).iterdir()} == {"command.json", "search", "timings.json"}
+
+
+def test_what_is_started_again_after_a_kill_does_not_discard_its_own(cfg: DictConfig) -> None:
+    """As workers of torchrun are, with restart=true."""
+    for name in ("specialize/phone", "specialize/server"):
+        with open_stage(cfg, name, ("seed",)) as stage:
+            (stage.folder / "old").touch()
+    cfg.restart = True
+    for start in range(3):
+        with pytest.raises(RuntimeError), open_stage(cfg, "specialize/phone", ("seed",), launch="a") as stage:
+            assert not (stage.folder / "old").exists() and (stage.folder / "new").exists() is (start == 2)
+            if start:
+                (stage.folder / "new").touch()
+            raise RuntimeError("killed")
+    for name in ("specialize/phone", "specialize/server"):
+        with open_stage(cfg, name, ("seed",), launch="a") as stage:
+            assert not stage.done and not (stage.folder / "old").exists()
+            (stage.folder / "new").touch()
+        with open_stage(cfg, name, ("seed",), launch="a") as stage:
+            assert stage.done and (stage.folder / "new").exists()
+    with open_stage(cfg, "specialize/phone", ("seed",), launch="b") as stage:
+        assert not (stage.folder / "new").exists()
+
+
+def test_an_interrupted_restart_tells_whether_it_made_anything(cfg: DictConfig) -> None:
+    finish(cfg, "train", "seed")
+    cfg.restart = True
+    for made, said in ((False, [NOTHING]), (True, [])):
+        with pytest.raises(KeyboardInterrupt) as caught, open_stage(cfg, "train", ("seed",)) as stage:
+            if made:
+                (stage.folder / "new").touch()
+            raise KeyboardInterrupt
+        assert list(caught.value.args) == said
 
 
 def test_a_restart_killed_before_it_made_anything_discards_nothing(cfg: DictConfig) -> None:
