@@ -65,9 +65,12 @@ def _usable(weight: Tensor, matrices: Sequence[Tensor]) -> bool:
 
 def _chain(weight: Tensor, matrices: Sequence[Tensor]) -> tuple[int, Any, Any]:
     """How many matrices, the sizes of the kernels, and where the matrices are."""
-    n = len(matrices)
-    sizes = (ctypes.c_int * (n + 1))(weight.shape[-1], *(isqrt(len(matrix)) for matrix in matrices))
-    return n, sizes, _pointers(matrices)
+    return len(matrices), _sizes(weight.shape[-1], *(len(matrix) for matrix in matrices)), _pointers(matrices)
+
+
+@cache
+def _sizes(taps: int, *rows: int) -> Any:
+    return (ctypes.c_int * (1 + len(rows)))(taps, *map(isqrt, rows))
 
 
 def _pointers(tensors: Sequence[Tensor]) -> Any:
@@ -97,7 +100,8 @@ class _Shrink(torch.autograd.Function):
             return gw, None, None, *gm
         gy, weight, matrices = gy.contiguous(), weight.contiguous(), [matrix.contiguous() for matrix in matrices]
         gw, gm = torch.empty_like(weight), [torch.empty_like(matrix) for matrix in matrices]
-        gw[channels:].zero_()
+        if channels < len(gw):
+            gw[channels:].zero_()
         sizes = (channels, taps, *_chain(weight, matrices))
         _kernels().shrink_back(weight.data_ptr(), gy.data_ptr(), gw.data_ptr(), *sizes, _pointers(gm))
         return gw, None, None, *gm
