@@ -209,7 +209,7 @@ class _Run:
         saved = time.monotonic()
         views = self.settings.views
         period = steps if views is None else views * (data.size("train") // size)
-        batches = _batches(data, size, resolution, self.seed, first, views, self.world.share)
+        batches = self._batches(data, size, resolution, first)
         known = {step % period for step in range(self.since, first)}
         with self._remembering(known) if period < steps else nullcontext():
             for step in range(first, steps):
@@ -226,6 +226,16 @@ class _Run:
                     self._save(step + 1)
                     saved = time.monotonic()
                 report({"step": step + 1, "steps": steps, **values})
+
+    def _batches(self, data: ImageData, size: int, resolution: int, start: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """This process's share of augmented batches from number `start` on, without end, or the same `views` epochs."""
+        epoch, done = divmod(start, data.size("train") // size)
+        while True:
+            drawn = epoch if self.settings.views is None else epoch % self.settings.views
+            rng = np.random.default_rng((self.seed, drawn))
+            options: dict[str, Any] = {"drop_last": True, "start": done, "epoch": drawn, "share": self.world.share}
+            yield from data.batches("train", size, resolution, rng=rng, **options)
+            epoch, done = epoch + 1, 0
 
     @contextmanager
     def _remembering(self, known: set[int]) -> Iterator[None]:
@@ -307,22 +317,3 @@ def _drawing(device: torch.device, *place: int) -> Iterator[None]:
     with torch.random.fork_rng(devices=[device] if cuda else []):
         seeded(seed)
         yield
-
-
-def _batches(
-    data: ImageData,
-    size: int,
-    resolution: int,
-    seed: int,
-    start: int,
-    views: int | None,
-    share: tuple[int, int],
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Augmented training batches from number `start` on, epoch after epoch without end, or the same `views` of them."""
-    epoch, done = divmod(start, data.size("train") // size)
-    while True:
-        drawn = epoch if views is None else epoch % views
-        rng = np.random.default_rng((seed, drawn))
-        options: dict[str, Any] = {"rng": rng, "drop_last": True, "start": done, "epoch": drawn, "share": share}
-        yield from data.batches("train", size, resolution, **options)
-        epoch, done = epoch + 1, 0

@@ -1,13 +1,12 @@
 /* The kernels of smaller depthwise layers, each the centre of the next larger one times a matrix, and the gradients.
 
-   Of what a matrix gives only the centre is computed that is needed next.  Some channels at a time, in buffers whose
-   rows are whole vectors: a product sums multiples of a matrix's rows for several channels, and the sums stay in registers
-   meanwhile. */
+   Of what a matrix gives only the centre is computed that is needed next.  BLOCK channels at a time, in buffers whose
+   rows are whole vectors: a product sums multiples of a matrix's rows for several channels, whose sums stay in
+   registers meanwhile. */
 
 #include <string.h>
 
-#define WIDEST 7
-#define ROW 56 /* floats of a buffer: WIDEST * WIDEST rounded up to vectors of 8 */
+#define ROW 56 /* floats of a buffer: 7 * 7, rounded up to vectors of 8 */
 #define MOST 3 /* matrices */
 #define BLOCK 8 /* channels at a time */
 #define INLINE static inline __attribute__((always_inline))
@@ -51,18 +50,18 @@ INLINE void outer(int V, int B, float *rows, float (*ones)[ROW], float (*factors
 }
 
 /* RUN(V, B) for n channels, B at a time; V, a constant: the vectors in a row of so many numbers. */
-#define FOR_VECTORS(numbers, RUN)           \
-    switch (numbers) {                      \
-    case 1: FOR_CHANNELS(1, 8, RUN); break; \
-    case 9: FOR_CHANNELS(2, 4, RUN); break; \
+#define FOR_VECTORS(numbers, RUN)            \
+    switch (numbers) {                       \
+    case 1: FOR_CHANNELS(1, 8, RUN); break;  \
+    case 9: FOR_CHANNELS(2, 4, RUN); break;  \
     case 25: FOR_CHANNELS(4, 2, RUN); break; \
-    default: FOR_CHANNELS(7, 1, RUN);       \
+    default: FOR_CHANNELS(7, 1, RUN);        \
     }
-#define FOR_CHANNELS(V, B, RUN)              \
-    {                                        \
-        int b = 0;                           \
+#define FOR_CHANNELS(V, B, RUN)               \
+    {                                         \
+        int b = 0;                            \
         for (; b + B <= n; b += B) RUN(V, B); \
-        for (; b < n; b++) RUN(V, 1);        \
+        for (; b < n; b++) RUN(V, 1);         \
     }
 
 static void prepare(chain *a, int taps, int count, const int *size, const float *const *matrix, int turned) {
@@ -97,11 +96,14 @@ void shrink(const float *w, float *y, long channels, int taps, int count, const 
     float got[MOST + 1][BLOCK][ROW];
     int whole = size[0] * size[0], part = taps * taps;
     prepare(&a, taps, count, size, matrix, 1);
-    for (long c = 0; !count && c < channels; c++) centre(y + c * part, w + c * whole, taps, size[0]);
-    for (long c = 0; count && c < channels; c += BLOCK) {
+    for (long c = 0; c < channels; c += BLOCK) {
         int n = channels - c < BLOCK ? (int)(channels - c) : BLOCK;
-        forward(&a, w + c * whole, got, size, n);
-        for (int b = 0; b < n; b++) memcpy(y + (c + b) * part, got[count][b], sizeof(float) * part);
+        if (count) forward(&a, w + c * whole, got, size, n);
+        for (int b = 0; b < n; b++)
+            if (count)
+                memcpy(y + (c + b) * part, got[count][b], sizeof(float) * part);
+            else
+                centre(y + (c + b) * part, w + (c + b) * whole, taps, size[0]);
     }
 }
 
