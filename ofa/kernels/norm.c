@@ -2,8 +2,8 @@
 
    Images are rows (M, C) of floats or bfloat16; all else is floats.  CHUNK rows at a time, which stay in the cache, and
    of these WIDE vectors of channels at a time, whose sums stay in registers: so rows are read from memory in one go.
-   Threads share out the channels, so that sums do not depend on their number.  Means and squares are summed over a chunk
-   about its own mean and merged in double (Chan et al. 1982). */
+   Threads share out the channels, so that sums do not depend on their number.  Means and squares are summed over a
+   chunk about its own mean and merged in double (Chan et al. 1982). */
 
 #include <math.h>
 
