@@ -28,11 +28,13 @@ def accuracy(net: nn.Module, data: ImageData, split: str, *, resolution: int, li
     device = next(net.parameters()).device
     if not net.training:
         net = fast(net)
-    right = total = 0
+    right, total = torch.zeros((), dtype=torch.long, device=device), 0
     for x, y in data.batches(split, BATCH, resolution, rng=None, limit=limit):
-        right += int((net(x.to(device)).argmax(1).cpu() == y).sum())
+        right += (
+            net(x.to(device)).argmax(1) == y.to(device)
+        ).sum()  # read at the end: a GPU works while images are made
         total += len(y)
-    return right / total
+    return int(right) / total
 
 
 def specialise(supernet: Supernet, arch: Arch, data: ImageData, *, images: int = CALIBRATION_IMAGES) -> StaticNet:
