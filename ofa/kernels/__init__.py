@@ -59,8 +59,11 @@ def keep_memory() -> bool:
     """Let the C library keep what is freed, for this whole process; whether it does (glibc alone can).
 
     Images and activations of one step are then written into the pages of the last, instead of new ones that the system
-    has to clear first (`scripts/benchmarks/kept_memory.py`).  Memory once taken is given back at exit.
+    has to clear first (`scripts/benchmarks/kept_memory.py`).  Memory once taken is given back at exit, and more of it
+    is taken; OFA_KEEP_MEMORY=0 leaves it to the C library.
     """
+    if os.environ.get("OFA_KEEP_MEMORY") == "0":
+        return False
     mmap_max, trim_threshold, top_pad = -4, -1, -2  # mallopt(3)
     try:
         mallopt = ctypes.CDLL(None).mallopt

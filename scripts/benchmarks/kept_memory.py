@@ -4,14 +4,16 @@
 
 For each space, at the pixels behind its name, a random architecture: extracted and recalibrated on 256 images,
 evaluated on 512, fine-tuned by 8 steps of 64 images with itself as teacher; and 512 images moved, mirrored and changed
-by two operations of RandAugment.  One thread; a round is a process of each kind, in turns, as nothing can undo the
-choice.
+by two operations of RandAugment; then the most memory that the process held.  One thread; a round is a process of each
+kind, in turns, as nothing can undo the choice.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import resource
 import subprocess
 import sys
 import time
@@ -19,7 +21,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -30,7 +31,6 @@ from ofa.data import Augment
 from ofa.evaluate import accuracy, specialise
 from ofa.files import versions, write_json
 from ofa.finetune import Finetuning, finetune
-from ofa.kernels import keep_memory
 from ofa.space import load_space
 from ofa.supernet import Supernet
 from scripts.benchmarks.finetune_views import images
@@ -66,27 +66,22 @@ def _timed(job: Callable[[], Any]) -> tuple[float, float]:
     return time.perf_counter() - wall, time.process_time() - cpu
 
 
-def arm(name: str, kept: bool) -> None:
-    """Print the seconds as JSON, with memory kept or not."""
-    torch.set_num_threads(1)
-    if kept:
-        assert keep_memory(), "the C library cannot keep memory"
-        print(json.dumps(seconds(name)))
-    else:
-        with patch("ofa.evaluate.keep_memory"), patch("ofa.finetune.keep_memory"):
-            print(json.dumps(seconds(name)))
-
-
 def rows(name: str, rounds: int) -> list[Row]:
-    """Given back over kept for each of WORK."""
-    found = []
+    """Given back over kept for each of WORK; prints the memory of both."""
+    found, held = [], []
     for _ in range(rounds):
-        lines = [sys.executable, __file__, "--spaces", name, "--arm"]
-        done = [
-            subprocess.run([*lines, kind], check=True, capture_output=True, text=True) for kind in ("freed", "kept")
-        ]
-        found.append([json.loads(each.stdout) for each in done])
+        done = [json.loads(_arm(name, kept)) for kept in ("0", "1")]
+        found.append([arm["seconds"] for arm in done])
+        held.append([arm["mb"] for arm in done])
+    freed, kept = np.median(held, axis=0)
+    print(f"{name}, most memory held: {freed:.0f} MB given back, {kept:.0f} MB kept")
     return [Row(f"{name}, {what}", np.array(found)[:, :, i], 0) for i, what in enumerate(WORK)]
+
+
+def _arm(name: str, kept: str) -> str:
+    """What a process of its own prints."""
+    line, env = [sys.executable, __file__, "--spaces", name, "--arm"], os.environ | {"OFA_KEEP_MEMORY": kept}
+    return subprocess.run(line, env=env, check=True, capture_output=True, text=True).stdout
 
 
 def main() -> None:
@@ -94,13 +89,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--spaces", nargs="+", default=SPACES, help="names, with pixels after a colon")
-    parser.add_argument("--arm", choices=["freed", "kept"], help="of one process, whose seconds are printed")
+    parser.add_argument("--arm", action="store_true", help="one process's seconds and memory, as JSON")
     parser.add_argument("--out", type=Path, help="JSON file of the result")
     args = parser.parse_args()
-    if args.arm:
-        arm(args.spaces[0], args.arm == "kept")
-        return
     torch.set_num_threads(1)
+    if args.arm:
+        taken = seconds(args.spaces[0])
+        print(json.dumps({"seconds": taken, "mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
+        return
     about: dict[str, Any] = {"machine": machine(), "versions": versions(), "rounds": args.rounds}
     print(about, flush=True)
     found: list[Row] = []

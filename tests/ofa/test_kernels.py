@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -542,3 +544,12 @@ def _nodes(node: Any) -> Iterator[Any]:
     for earlier, _ in node.next_functions:
         if earlier is not None:
             yield from _nodes(earlier)
+
+
+def test_memory_is_left_to_the_c_library_where_that_is_asked_for() -> None:
+    code = "from ofa.kernels import keep_memory; print(keep_memory())"
+    for value, kept in (("0", "False"), ("1", "True")):
+        env = os.environ | {"OFA_KEEP_MEMORY": value, "PYTHONPATH": str(Path(__file__).parents[2])}
+        assert (
+            subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True).stdout.strip() == kept
+        )

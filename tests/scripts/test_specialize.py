@@ -184,7 +184,7 @@ def test_networks_learn_on_train_device(run: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("ofa.finetune.finetune", tuned)
     card = run / "specialize/stm32f746/float.json"
     with second_device() as gpu:
-        monkeypatch.setattr("ofa.parallel.found_device", lambda given: gpu)
+        monkeypatch.setattr("ofa.parallel.found_device", lambda *given: gpu)
         specialize(run, "finetune.epochs=0.1", "ondevice.memory=16KB")
         options = (f"run={run}", "student=digits_mbv3/smallest", f"teacher={card}", "finetune.epochs=0.1")
         distill(compose("config", [*options]))
