@@ -134,8 +134,9 @@ def found_device(device: str | None, process: int | None = None) -> str:
         raise UserError(f"device {device!r} is not known; give cpu, cuda, or null for cuda where there is one")
     if kind == "cuda" and not torch.cuda.is_available():
         raise UserError(f"PyTorch finds no GPU for device {device!r}; give cpu or null, or install PyTorch for CUDA")
-    shared = device == "cuda" and process is not None
-    return f"cuda:{process % torch.cuda.device_count()}" if shared else device  # type: ignore[operator]
+    if device == "cuda" and process is not None:
+        return f"cuda:{process % torch.cuda.device_count()}"
+    return device
 
 
 def _store(world: World) -> dist.Store:

@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from ofa.errors import UserError
 from ofa.space import Arch
 from scripts.cli import make, stage_command
-from scripts.distill import load_teachers
+from scripts.distill import UNITS, load_teachers
 from scripts.ondevice import adapt, read_options, require_room
 from scripts.parts import SEARCH, load_parts, reachable, require_images, trained
 from scripts.shared import in_turn, shared_progress, shared_stage
@@ -200,8 +200,7 @@ def _save(job: Job, name: str, net: StaticNet, steps: Sequence[dict[str, Any]]) 
     from predictors.spec import spec_costs
 
     values = {"accuracy_val": accuracy(net, job.data, "val", resolution=job.arch.resolution)} | spec_costs(net.spec)
-    units = {"accuracy_val": "share of right first classes", "macs": "MACs", "params": "parameters"}
-    metrics = {metric: Metric(value, units.get(metric, "bytes")) for metric, value in values.items()}
+    metrics = {metric: Metric(value, UNITS.get(metric, "bytes")) for metric, value in values.items()}
     about, training = job.data.describe(), {"finetuning": steps}
     card = Card(job.arch, job.space.to_dict(), net.spec, metrics, about, job.cfg.seed, training=training)
     save_net(job.folder / f"{name}.json", net, card)
