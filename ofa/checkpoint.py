@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import urllib.request
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ofa.errors import UserError
-from ofa.files import atomic_write
+from ofa.files import atomic_write, cache_folder
 from ofa.space import Space
 from ofa.spec import Unit
 from ofa.supernet import Supernet
@@ -90,8 +89,7 @@ def _state(content: Any, source: str | Path) -> dict[str, Tensor]:
 
 def _fetch(url: str) -> Path:
     """The cached file of a URL, downloaded now if it is not there."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"), "ofa-nas")
-    path = cache / f"{hashlib.sha256(url.encode()).hexdigest()[:16]}-{Path(urlsplit(url).path).name[-100:]}"
+    path = cache_folder() / f"{hashlib.sha256(url.encode()).hexdigest()[:16]}-{Path(urlsplit(url).path).name[-100:]}"
     if not path.exists():
         try:
             with urllib.request.urlopen(url, timeout=60) as response:

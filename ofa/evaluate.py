@@ -23,7 +23,7 @@ BATCH = 256
 
 @torch.inference_mode()
 def accuracy(net: nn.Module, data: ImageData, split: str, *, resolution: int, limit: int | None = None) -> float:
-    """Top-1 accuracy (0 to 1) of a plain net on the first `limit` images of a split."""
+    """Top-1 accuracy (0 to 1) of a plain net on a split, or on `limit` of its images, spread evenly over it."""
     keep_memory()
     device = next(net.parameters()).device
     if not net.training:

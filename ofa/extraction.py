@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ofa.errors import UserError
 from ofa.inference import calibrating
+from ofa.modules import evaluating
 from ofa.space import Arch
 from ofa.spec import NetSpec, Unit
 from ofa.static import StaticNet
@@ -106,16 +107,14 @@ def recalibrate(net: nn.Module, batches: Iterable[Tensor]) -> None:
         raise UserError("recalibration got no images; give at least one batch")
     norms = [module for module in net.modules() if isinstance(module, nn.BatchNorm2d)]
     momenta = [norm.momentum for norm in norms]
-    training = net.training
     try:
         for norm in norms:
             norm.reset_running_stats()
             norm.momentum = None  # a cumulative average instead of an exponential one
-        net.train()
-        run = calibrating(net) if isinstance(net, StaticNet) else net
-        for batch in chain([first], given):
-            run(batch)
+        with evaluating(net, training=True):
+            run = calibrating(net) if isinstance(net, StaticNet) else net
+            for batch in chain([first], given):
+                run(batch)
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
-        net.train(training)

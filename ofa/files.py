@@ -47,6 +47,11 @@ def write_json(path: str | Path, value: Any) -> None:
     atomic_write(path, json.dumps(value, indent=2, default=_plain) + "\n")
 
 
+def cache_folder() -> Path:
+    """The user's folder of files that can be made or fetched again: $XDG_CACHE_HOME/ofa-nas, or ~/.cache/ofa-nas."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ofa-nas"
+
+
 def read_json(path: str | Path) -> Any:
     """Read a JSON file; raises UserError, naming it, where it is absent or broken."""
     try:

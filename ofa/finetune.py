@@ -41,7 +41,7 @@ SAVE_SECONDS = 60.0  # between two checkpoints
 
 @dataclass(frozen=True, slots=True)
 class Finetuning:
-    """How long and how fast: SGD with Nesterov momentum, a cosine from `lr` to 0.
+    """How long and how fast: SGD with Nesterov momentum (`muon`: Muon for dense convolutions), a cosine from `lr` to 0.
 
     epochs: passes over the training images, at least one step (0: only batch norm is recalibrated).  soft_labels: share
     of the teacher's soft labels in the loss, the rest is the labels', smoothed; `distill` takes the place of both

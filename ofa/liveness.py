@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ofa.modules import evaluating
+
 
 class _Recorder(TorchDispatchMode):
     """Notes the storages that every operation reads and makes; storages are kept, so that no address comes twice."""
@@ -36,15 +38,11 @@ def peak_elements(net: nn.Module, image: Tensor) -> int:
     image: (N, C, H, W), itself an activation.  A tensor lives from the operation that makes it to the last that reads
     it; views share their storage; parameters and buffers do not count.  Any `nn.Module` will do.
     """
-    training = net.training
     recorder = _Recorder()
     own = {recorder.key(tensor) for tensor in (*net.parameters(), *net.buffers())}
     image = image.clone()  # without the rest of a larger tensor that it may have been cut from
-    try:
-        with recorder:
-            net.eval()(image)
-    finally:
-        net.train(training)
+    with evaluating(net), recorder:
+        net(image)
     first: dict[int, int] = {}
     last: dict[int, int] = {}
     for step, keys in enumerate(recorder.operations):

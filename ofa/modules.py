@@ -5,6 +5,9 @@ N images, C channels, H x W pixels.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from torch import Tensor, nn
 
 
@@ -46,6 +49,22 @@ class SqueezeExcite(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) to the same, each channel scaled."""
         return x * self.gate(self.expand(self.relu(self.reduce(self.pool(x)))))
+
+
+@contextmanager
+def evaluating(*nets: nn.Module, training: bool = False) -> Iterator[None]:
+    """Networks in evaluation mode inside the with block, each of their modules in its own mode again after it.
+
+    training: in training mode instead.
+    """
+    modes = {module: module.training for net in nets for module in net.modules()}
+    try:
+        for net in nets:
+            net.train(training)
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
 
 
 def set_bn_eps(net: nn.Module, eps: float) -> None:

@@ -37,6 +37,7 @@ class Phase:
     predictor ranks them that learned from `measured` nets as the phase began (Wang et al. 2021, AttentiveNAS, sec. 4).
     teacher: "inplace" distils the others from the largest net of the same step, "previous" from a frozen copy of the
     largest net as this phase found it, "full" as the second phase found it, "none" trains on labels alone.
+    sort_channels: begin by ordering each block's middle channels by importance, so that narrow nets keep the best.
     warmup: share of the phase in which the rate rises (None: the schedule's).
     """
 

@@ -76,6 +76,21 @@ def layer_macs(table: LayerTable) -> NDArray[np.int64]:
     return table.size_out**2 * layer_weights(table)
 
 
+def layer_inputs(table: LayerTable) -> Int:
+    """Elements that each layer reads, (N, L); skipped layers give 0."""
+    return table.cin * table.size_in**2
+
+
+def layer_outputs(table: LayerTable) -> Int:
+    """Elements that each layer writes, (N, L); skipped layers give 0."""
+    return table.cout * table.size_out**2
+
+
+def layer_joins(table: LayerTable) -> Bool:
+    """Which layers are the last of a block with a shortcut, that is added to what they give, (N, L)."""
+    return table.shortcut & np.append(np.diff(table.block) != 0, True)
+
+
 def _layers(units: UnitTable) -> LayerTable:
     columns: list[Column] = []
     befores, afters = [], []

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ofa.errors import UserError
 from ofa.space import Genes, Space
 from ofa.spec import NetSpec
-from ofa.table import POOLS, LayerTable, layer_macs, spec_table
+from ofa.table import POOLS, LayerTable, layer_inputs, layer_joins, layer_macs, layer_outputs, spec_table
 from predictors.costs import layer_params
 from predictors.lookup import Lookup
 
@@ -62,10 +62,9 @@ def spec_energy(spec: NetSpec, *, bits: int = 8, activations: str = "sram", weig
 
 def _elements(table: LayerTable) -> NDArray[np.int64]:
     """Elements that a layer reads and writes, (N, L)."""
-    last = np.append(np.diff(table.block) != 0, True)
-    read = table.cin * table.size_in**2
+    read = layer_inputs(table)
     again = np.where(table.held > 0, table.held, read)  # a block of one layer holds nothing besides that layer's input
-    moved = read + table.cout * table.size_out**2 + np.where(last & table.shortcut, again, 0)
+    moved = read + layer_outputs(table) + np.where(layer_joins(table), again, 0)
     return moved * ~np.isin(table.op, POOLS)
 
 

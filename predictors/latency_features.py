@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ofa.space import Genes, Space
-from ofa.table import LayerTable, layer_macs, layer_weights
+from ofa.table import LayerTable, layer_inputs, layer_joins, layer_macs, layer_outputs, layer_weights
 from predictors.lookup import LayerCost, Lookup
 
 Float = NDArray[np.float64]
@@ -22,13 +22,12 @@ def layer_operations(table: LayerTable) -> NDArray[np.int64]:
     """
     acts = np.array([act != "none" for act in table.act])
     gates = np.array([name.endswith(".se.reduce") for name in table.names])
-    added = np.array([name.endswith(".project") for name in table.names]) & table.shortcut
-    return table.active * (1 + table.bn.astype(np.int64) + acts + 2 * gates + added)
+    return table.active * (1 + table.bn.astype(np.int64) + acts + 2 * gates + layer_joins(table))
 
 
 def layer_traffic(table: LayerTable) -> NDArray[np.int64]:
     """Elements that each layer reads and writes, (N, L): its input and its output."""
-    return table.cin * table.size_in**2 + table.cout * table.size_out**2
+    return layer_inputs(table) + layer_outputs(table)
 
 
 def _depthwise(cost: LayerCost) -> LayerCost:

@@ -17,7 +17,7 @@ from threadpoolctl import threadpool_limits
 from ofa.errors import UserError
 from ofa.files import read_json, write_json
 from ofa.space import Genes, Space, load_space
-from predictors.gp import GroupedGP
+from predictors.gp import GroupedGP, evenly
 from predictors.latency_features import LatencyFeatures
 from predictors.power_mean import TRIM, fit_power_mean, robust_scale, undisturbed
 from predictors.tables import distinct, read_table
@@ -151,7 +151,7 @@ class _Shape(NamedTuple):
 
 def _shape(features: LatencyFeatures, genes: Genes, errors: Float) -> _Shape | None:
     """A Gaussian process on the errors (N,) of the power mean; None where it does not make them surely smaller."""
-    some = np.unique(np.linspace(0, len(genes) - 1, min(len(genes), MOST_FOR_SHAPE)).astype(int))
+    some = evenly(len(genes), MOST_FOR_SHAPE)
     genes, errors = genes[some], errors[some]
     if len(genes) < FEWEST_FOR_SHAPE:
         return None

@@ -15,7 +15,7 @@ from ofa.blocks import BLOCKS
 from ofa.blocks import Elements as UnitElements
 from ofa.errors import UserError
 from ofa.space import Genes, Space
-from ofa.table import LayerTable, layer_weights
+from ofa.table import LayerTable, layer_inputs, layer_outputs, layer_weights
 from predictors.costs import check_bits
 from predictors.lookup import Lookup
 
@@ -24,7 +24,7 @@ Elements = NDArray[np.int64]
 
 def mcunet(table: LayerTable) -> Elements:
     """in + out + held of each convolution (Lin et al. 2020, MCUNet) and max pool.  Returns: (N, L) elements."""
-    return _windows(table) * (_input(table) + _output(table) + table.held)
+    return _windows(table) * (layer_inputs(table) + layer_outputs(table) + table.held)
 
 
 def inplace(table: LayerTable) -> Elements:
@@ -32,8 +32,8 @@ def inplace(table: LayerTable) -> Elements:
 
     Lin et al. 2021, MCUNetV2 and TinyEngine.  Returns: (N, L) elements.
     """
-    output = np.where(table.groups > 1, table.size_out**2, _output(table))
-    return _windows(table) * (_input(table) + output + table.held)
+    output = np.where(table.groups > 1, table.size_out**2, layer_outputs(table))
+    return _windows(table) * (layer_inputs(table) + output + table.held)
 
 
 def elements_plus_weights(table: LayerTable) -> Elements:
@@ -44,7 +44,7 @@ def elements_plus_weights(table: LayerTable) -> Elements:
     _, starts, unit = np.unique(table.block, return_index=True, return_inverse=True)
     block_input = np.maximum.reduceat(table.held, starts, axis=1)[:, unit]
     held = np.where(table.groups > 1, block_input, 0)
-    return _convolutions(table) * table.bn * (_input(table) + _output(table) + layer_weights(table) + held)
+    return _convolutions(table) * table.bn * (layer_inputs(table) + layer_outputs(table) + layer_weights(table) + held)
 
 
 def liveness(table: LayerTable) -> Elements:
@@ -120,11 +120,3 @@ def _windows(table: LayerTable) -> NDArray[np.bool_]:
 
 def _convolutions(table: LayerTable) -> NDArray[np.bool_]:
     return np.array([op == "conv" for op in table.op])
-
-
-def _input(table: LayerTable) -> Elements:
-    return table.cin * table.size_in**2
-
-
-def _output(table: LayerTable) -> Elements:
-    return table.cout * table.size_out**2

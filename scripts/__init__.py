@@ -1,1 +1,4 @@
-"""Command-line entry points, one per stage; `cli`, `options`, `stage` and `progress` are what they share."""
+"""Command-line entry points, one per stage.
+
+What they share: `cli`, `options`, `mistakes`, `stage`, `shared`, `progress` and `parts`.
+"""

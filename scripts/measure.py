@@ -23,7 +23,7 @@ def main(cfg: DictConfig) -> None:
     with open_stage(cfg, "measure", MEASURE, needs=("train",)) as stage:
         if stage.done:
             return
-        from ofa.export.latency import measure_subnets as measure_latencies
+        from ofa.export.latency import measure_networks
         from ofa.files import atomic_write
         from predictors.choose import choose_spread, choose_subnets, measure_subnets
         from predictors.latency_table import measure_table
@@ -59,7 +59,7 @@ def main(cfg: DictConfig) -> None:
             table = stage.folder / "latency.parquet"
             measure_table(space_shapes(space), table, threads=options.threads, progress=progress.update)
         whole = choose_subnets(space, options.latency_nets, cfg.seed + 1)
-        rows = measure_latencies(space, whole, threads=options.threads)
+        rows = measure_networks(space, whole, threads=options.threads)
         atomic_write(stage.folder / "latency_nets.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
 

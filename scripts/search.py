@@ -210,13 +210,13 @@ def _choose(device: dict[str, Any], results: Results) -> dict[str, Any]:
 
 def ranking(result: SearchResult) -> dict[str, Any]:
     """How int8 ranks the feasible networks of a search against their float accuracy: Kendall's tau, and the best."""
-    from scipy.stats import kendalltau
+    from predictors.scores import kendall_tau
 
     feasible = result.evaluations[result.evaluations["violation"] <= 0]
     order = feasible.sort_values("accuracy", ascending=False, kind="stable")
     best = int(feasible["accuracy_int8"].to_numpy().argmax())
     place = 1 + list(order.index).index(feasible.index[best])
-    tau = float(kendalltau(feasible["accuracy"], feasible["accuracy_int8"]).statistic) if len(feasible) > 1 else 1.0
+    tau = kendall_tau(feasible["accuracy_int8"], feasible["accuracy"])
     return {"networks": len(feasible), "kendall_tau": tau, "float_rank_of_best_int8": place, "changed": place > 1}
 
 

@@ -1,1 +1,1 @@
-"""Make a plain network smaller: prune its channels, fine-tune it, quantize its ONNX file."""
+"""Make a network smaller: steps that prune, quantize or factorize it, and the packed file; int8 ONNX files."""

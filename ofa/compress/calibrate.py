@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from ofa.compress.adaround import second_moments
-from ofa.compress.layers import Layer, evaluating
+from ofa.compress.layers import Layer
 from ofa.compress.ranges import BINS, Histogram
 from ofa.errors import UserError
+from ofa.modules import evaluating
 
 
 @dataclass(slots=True)

@@ -19,14 +19,16 @@ from ofa.compress.chain import Work
 from ofa.compress.criteria import CRITERIA, Scores, channel_scores, taylor_scores
 from ofa.compress.equalize import ChannelCap
 from ofa.compress.gating import Gated
-from ofa.compress.layers import BYTES, evaluating, image_of, layer_macs, weight_layers
+from ofa.compress.layers import BYTES, image_of, layer_macs, weight_layers
 from ofa.compress.magnitude import finetuned
 from ofa.compress.prune import prune_to
 from ofa.compress.targets import Target, amount, check_target
 from ofa.distill import label_loss
 from ofa.errors import UserError
+from ofa.extras import extra
 from ofa.finetune import Finetuning
 from ofa.liveness import peak_elements
+from ofa.modules import evaluating
 from ofa.static import StaticNet, build_spec
 
 PARTS, HALVINGS = 16, 4  # of the range of ratios that torch-pruning is given, and of one of these
@@ -236,13 +238,7 @@ def _changed(net: nn.Module) -> list[str]:
 
 def torch_pruning() -> Any:
     """The package torch-pruning; raises UserError that names the extra where it is not installed."""
-    try:
-        import torch_pruning as tp
-    except ImportError:
-        raise UserError(
-            'channels of a module that is no StaticNet need torch-pruning; install it: pip install "ofa-nas[prune]"'
-        ) from None
-    return tp
+    return extra("torch_pruning", "prune")
 
 
 def _labelled(work: Work, images: int) -> Any:

@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ofa.blocks import BLOCKS
-from ofa.compress.layers import device_of, evaluating, outputs
+from ofa.compress.layers import device_of, outputs
 from ofa.distill import label_loss
 from ofa.errors import UserError
+from ofa.modules import evaluating
 from ofa.spec import NetSpec, Unit
 from ofa.static import StaticNet
 from ofa.table import POOLS
@@ -95,7 +96,7 @@ def taylor_scores(net: StaticNet, batches: Iterable[tuple[Tensor, Tensor]], *, s
 
 def prunable(spec: NetSpec, groups: list[Groups], *, streams: bool) -> set[int]:
     """The groups that may be pruned: middles of blocks and, if wanted, streams; never the image or the classes."""
-    allowed = {g.mid for g, unit in zip(groups, spec.units, strict=True) if unit.expand or unit.kind == "bottleneck"}
+    allowed = {g.mid for g, unit in zip(groups, spec.units, strict=True) if _has_inner(unit)}
     return allowed | ({group for g in groups for group in g} if streams else set()) - {0, groups[-1].outer}
 
 

@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ofa.compress.chain import Work
-from ofa.compress.layers import Layer, device_of, evaluating, outputs
+from ofa.compress.layers import Layer, device_of, outputs
+from ofa.modules import evaluating
 
 BATCH = 128  # images, fewer where they are large:
 PIXELS = 1 << 18  # of a batch, whose maps are all kept for their gradients

@@ -15,10 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ofa.compress.chain import Work
-from ofa.compress.layers import device_of, evaluating, image_of, opened, put
+from ofa.compress.layers import device_of, image_of, opened, put
 from ofa.compress.magnitude import Ramp, finetuned
 from ofa.errors import UserError
 from ofa.finetune import Finetuning
+from ofa.modules import evaluating
 
 GATE_STD = 0.01  # of the gates' first weights
 
@@ -95,7 +96,7 @@ class Gating:
             raise UserError("no convolution but the first has a batch norm behind it to gate; use another step")
         for conv, bn in pairs:
             _gate(gated, conv, bn, 1.0)
-        with torch.no_grad(), evaluating(gated), evaluating(net):
+        with torch.no_grad(), evaluating(gated, net):
             same = torch.allclose(gated(image), net(image), rtol=1e-3, atol=1e-4)
         if not same:
             raise UserError("the network's batch norms do not follow its convolutions in order; gate another network")

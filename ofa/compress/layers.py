@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ofa.compress.chain import Work
 from ofa.errors import UserError
+from ofa.modules import evaluating
 from ofa.static import StaticNet
 
 Layer = nn.Conv2d | nn.Linear
@@ -156,18 +157,6 @@ def put(net: nn.Module, name: str, module: nn.Module) -> None:
     for parent in list(net.modules()):
         for last in [last for last, child in parent._modules.items() if child is old]:
             setattr(parent, last, module)
-
-
-@contextmanager
-def evaluating(net: nn.Module) -> Iterator[None]:
-    """The network in evaluation mode, and afterwards each module in the mode that it was in."""
-    modes = [(module, module.training) for module in net.modules()]
-    net.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def listed(names: Sequence[str], most: int = 3) -> str:

@@ -13,6 +13,7 @@ from torch.nn.utils import parametrize
 
 from ofa.compress.allocation import uniform, zeros_for
 from ofa.compress.chain import Work
+from ofa.compress.kmeans import bake
 from ofa.compress.layers import BYTES, Layer, weight_layers
 from ofa.compress.magnitude import Ramp, finetuned
 from ofa.compress.sparsity import zero_smallest
@@ -88,10 +89,7 @@ class Movement:
             layer: Layer = scored.get_submodule(name)  # type: ignore[assignment]
             parametrize.register_parametrization(layer, "weight", Scored(layer.weight))
         ramp = Ramp(_raise_to(sparsities), self.finetuning.steps(work.data.size("train")), self.gradual, holds=False)
-        trained = finetuned(scored, work, self.finetuning, ramp)
-        for name in sparsities:
-            parametrize.remove_parametrizations(trained.get_submodule(name), "weight", leave_parametrized=True)
-        return trained
+        return bake(finetuned(scored, work, self.finetuning, ramp))
 
 
 def _raise_to(sparsities: Mapping[str, float]) -> Callable[[nn.Module, float], None]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,8 +18,7 @@ from numpy.typing import NDArray
 
 from ofa.data.shards import GroupColumn, Windows
 from ofa.errors import UserError
-
-CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "ofa-nas"
+from ofa.files import cache_folder
 
 
 class Column:
@@ -51,10 +49,11 @@ class Column:
     def _unpacked(self) -> Path:
         """The Arrow file of these images, written when there is none."""
         states = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in self.files]
-        path = CACHE / f"{hashlib.sha256(repr((states, self.name)).encode()).hexdigest()[:16]}.arrow"
+        cache = cache_folder()
+        path = cache / f"{hashlib.sha256(repr((states, self.name)).encode()).hexdigest()[:16]}.arrow"
         if not path.exists():
-            CACHE.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=CACHE) as folder:
+            cache.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=cache) as folder:
                 self._unpack(Path(folder) / "images.arrow").replace(path)
         return path
 

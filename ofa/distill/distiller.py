@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from ofa.distill.logits import label_loss
 from ofa.distill.settings import BY_CHANNEL, ON_LOGITS, REGRESSED, Distillation, require_classes
-from ofa.distill.taps import Outputs, Tap, evaluating, match, require_layers, stage_ends
+from ofa.distill.taps import Outputs, Tap, match, require_layers, stage_ends
 from ofa.inference import fast
+from ofa.modules import evaluating
 
 
 class Distiller:

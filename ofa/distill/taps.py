@@ -6,14 +6,14 @@ N images, K classes, D features before the classifier; maps are (N, C, H, W).
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 
 from ofa.errors import UserError
+from ofa.modules import evaluating
 
 Size = tuple[int, int]  # height and width of a map
 SWIN = "torchvision.models.swin_transformer"
@@ -181,19 +181,6 @@ def _calls(net: nn.Module, x: Tensor) -> list[_Call]:
         for handle in handles:
             handle.remove()
     return calls
-
-
-@contextmanager
-def evaluating(*nets: nn.Module) -> Iterator[None]:
-    """Networks in evaluation mode inside the with block, each of their modules in its own mode again after it."""
-    modes = {module: module.training for net in nets for module in net.modules()}
-    try:
-        for net in nets:
-            net.eval()
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 def _size(maps: Tensor) -> Size:

@@ -6,7 +6,6 @@ arena, constants and (with arm-none-eabi-gcc) sections are.
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from ofa.errors import UserError
 from ofa.export import flatbuffer
 from ofa.export.c import Pixels, export_c
 from ofa.export.c.build import CORE, PACKAGES, has_compiler, measure
+from ofa.extras import installed
 from ofa.limits import beyond, keeps, show
 
 CLOSE = 0.1  # share by which a measured arena may differ from the predicted peak without a word
@@ -125,7 +125,7 @@ def prove_c(net: nn.Module, images: Tensor, limits: Limits, exact: Limits, folde
 Prove = Callable[[nn.Module, Tensor, Limits, Limits, Path, Board], Proof]
 MICRO: dict[str, tuple[Prove, str, str]] = {  # what measures, the module it needs, how to get that
     "tflm": (prove_tflm, "tflite_micro", 'pip install "ofa-nas[tflite]" for the arena of TensorFlow Lite Micro'),
-    "c": (prove_c, "ofa.export.c", "this installation has no C export"),
+    "c": (prove_c, "ofa", "it needs nothing else"),
 }
 
 
@@ -148,7 +148,7 @@ def prove(
         if name not in MICRO:
             raise UserError(f"device runtime {name!r} is not known; choose from {', '.join(MICRO)}")
         measure, module, remedy = MICRO[name]
-        if not _has(module):
+        if not installed(module):
             missing.append(f"{name}: not measured; {remedy}")
             continue
         try:
@@ -163,7 +163,7 @@ def prove(
 
 def require_provable(device: str, names: list[str]) -> None:
     """Raise UserError where a device names runtimes to be proven in and none of them is installed."""
-    if names and not any(_has(MICRO[name][1]) for name in names):
+    if names and not any(installed(MICRO[name][1]) for name in names):
         remedies = " or ".join(MICRO[name][2] for name in names)
         raise UserError(f"nothing here can prove device {device} in {', '.join(names)}; {remedies}, or name c, too")
 
@@ -224,10 +224,3 @@ def _rows(limits: Limits, measured: Mapping[str, tuple[float, str]], exact: Limi
         value, source = measured[name] if name in measured else (exact[name], known)
         rows.append(Row(name, float(value), float(most), source))
     return tuple(rows)
-
-
-def _has(module: str) -> bool:
-    try:
-        return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:
-        return False

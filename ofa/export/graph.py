@@ -20,7 +20,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ofa.compress.affine import drop_grids
 from ofa.compress.fold import normed
-from ofa.errors import UserError
+from ofa.errors import UserError, said
 
 OPSET = 17
 IR_VERSION = 8
@@ -201,6 +201,5 @@ def _model(writer: Writer, shape: tuple[int, int, int], classes: int) -> onnx.Mo
     try:
         onnx.checker.check_model(model, full_check=True)
     except onnx.shape_inference.InferenceError as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"the network does not give logits (N, {classes}): {reason}; let it end flat") from None
+        raise UserError(f"the network does not give logits (N, {classes}): {said(error)}; let it end flat") from None
     return model

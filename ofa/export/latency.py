@@ -38,12 +38,17 @@ def device_card(threads: int = 1, batch: int = 1) -> dict[str, Any]:
     }
 
 
+def require_threads(threads: int) -> None:
+    """Raise UserError for fewer threads than one."""
+    if threads < 1:
+        raise UserError(f"threads {threads} must be at least 1")
+
+
 def open_session(model: bytes | str | Path, threads: int = 1) -> Any:
     """An ONNX Runtime session of a model, its bytes or its file; raises UserError where it cannot be loaded."""
     import onnxruntime
 
-    if threads < 1:
-        raise UserError(f"threads {threads} must be at least 1")
+    require_threads(threads)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.log_severity_level = ERRORS_ONLY
@@ -79,7 +84,7 @@ def measure_models(
     return {name: summary(row) | card for name, row in zip(models, times, strict=True)}
 
 
-def measure_subnets(space: Space, genes: Genes, **options: Any) -> list[dict[str, Any]]:
+def measure_networks(space: Space, genes: Genes, **options: Any) -> list[dict[str, Any]]:
     """Latency of architectures (N, G), with random weights, exported as they ship: a row for each, with its arch."""
     from ofa.export.graph import onnx_model
     from ofa.static import build

@@ -17,6 +17,7 @@ from ofa.errors import UserError
 from ofa.export.graph import INPUT, onnx_model
 from ofa.export.latency import open_session
 from ofa.files import atomic_write
+from ofa.modules import evaluating
 from ofa.static import StaticNet
 
 if TYPE_CHECKING:
@@ -90,11 +91,9 @@ def run_onnx(path: str | Path, images: Tensor, *, threads: int = 1, batch_size: 
 
 def run_torch(net: StaticNet, images: Tensor, *, batch_size: int = 256) -> Logits:
     """Logits (N, K) of normalised images (N, C, H, W) from PyTorch, in evaluation mode."""
-    training, device = net.training, next(net.parameters()).device
-    net.eval()
-    with torch.inference_mode():
+    device = next(net.parameters()).device
+    with evaluating(net), torch.inference_mode():
         logits = torch.cat([net(batch.to(device)) for batch in images.split(batch_size)])
-    net.train(training)
     return logits.float().cpu().numpy()
 
 

@@ -49,7 +49,7 @@ class Runtime(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What one file gave: median, 10th and 90th percentile of n times, or no time where a runtime only simulates."""
+    """What one file gave: median, 10th and 90th percentile of n times."""
 
     median_ms: float
     p10_ms: float

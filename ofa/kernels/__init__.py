@@ -23,6 +23,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ofa.files import cache_folder
 from ofa.processor import flags
 
 FLAGS = ("-O3", "-march=native", "-shared", "-fPIC", "-pthread")
@@ -36,7 +37,7 @@ def library(name: str) -> ctypes.CDLL | None:
     if os.environ.get("OFA_KERNELS") == "0":
         return None
     source = Path(__file__).with_name(f"{name}.c")
-    path = _folder() / f"{name}-{_key(source)}.so"
+    path = cache_folder() / f"{name}-{_key(source)}.so"
     try:
         if not path.exists():
             _compile(source, path)
@@ -123,10 +124,6 @@ def _compile(source: Path, path: Path) -> None:
         line = [os.environ.get("CC", "cc"), *FLAGS, "-o", str(made), str(source)]
         subprocess.run(line, check=True, capture_output=True, text=True)
         os.replace(made, path)  # at once: other processes may be compiling too
-
-
-def _folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ofa-nas"
 
 
 def _key(source: Path) -> str:

@@ -15,14 +15,16 @@ With batch norm fixed, a batch taken image by image has the gradient of the batc
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ofa.errors import UserError
-from ofa.spec import NetSpec, Unit
+from ofa.spec import NetSpec
+from ofa.table import POOLS, spec_table
 
 FLOAT = 4  # bytes
+SIZES = ("cin", "cout", "kernel", "size_in", "size_out")
 KNOWN = ("conv", "mbconv", "pool", "linear")
 
 
@@ -79,30 +81,18 @@ class Memory:
 
 def layers(spec: NetSpec) -> list[Layer]:
     """The layers of a network that can be updated, in order; raises UserError for units that are not known here."""
-    found, size = [], spec.resolution
-    for i, unit in enumerate(spec.units):
-        if unit.kind not in KNOWN:
-            raise UserError(f"on-device training knows {', '.join(KNOWN)}, not {unit.kind}; choose another space")
-        if unit.kind == "pool":
-            size = 1
-        else:
-            found += list(_layers(f"units.{i}", unit, size))
-            size = found[-1].size_out
+    if unknown := [unit.kind for unit in spec.units if unit.kind not in KNOWN]:
+        raise UserError(f"on-device training knows {', '.join(KNOWN)}, not {unknown[0]}; choose another space")
+    table, found = spec_table(spec), []
+    for i, (name, op) in enumerate(zip(table.names, table.op, strict=True)):
+        if op in POOLS or ".se." in name:  # what a gate needs is counted where it acts, behind the depthwise layer
+            continue
+        sizes: dict[str, Any] = {key: int(getattr(table, key)[0, i]) for key in SIZES}
+        layer = Layer(name, **sizes, act=table.act[i], bias=bool(table.bias[i] or table.bn[i]))
+        if name.endswith(".depthwise"):
+            layer = replace(layer, depthwise=True, se=spec.units[int(table.block[i])].se)
+        found.append(layer)
     return found
-
-
-def _layers(name: str, unit: Unit, size: int) -> Iterator[Layer]:
-    after = (size - 1) // unit.stride + 1
-    if unit.kind == "linear":
-        yield Layer(name, unit.cin, unit.cout, 1, 1, 1, "none")
-    elif unit.kind == "conv":
-        yield Layer(f"{name}", unit.cin, unit.cout, unit.kernel, size, after, unit.act, bias=unit.bn)
-    else:
-        if unit.expand:
-            yield Layer(f"{name}.expand", unit.cin, unit.mid, 1, size, size, unit.act)
-        depthwise = Layer(f"{name}.depthwise", unit.mid, unit.mid, unit.kernel, size, after, unit.act, True, se=unit.se)
-        yield depthwise
-        yield Layer(f"{name}.project", unit.mid, unit.cout, 1, after, after, "none")
 
 
 def parameters(layer: Layer, update: Update) -> int:

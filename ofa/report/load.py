@@ -3,8 +3,8 @@
 Accuracies are fractions 0..1, sizes bytes, times as their names say.  Optional keys are in [brackets].
 
     <stage>/config.json {"done": when, "after": {an earlier stage's folder: when that was done}}
-    command.json        {"command", ["run": the folder that it wrote], ["experiment"], ["machine": {...}],
-                         ["versions": {package: version, "commit"}], ["devices": [name] (searched for)],
+    command.json        {"command", ["run": the folder that it wrote], ["experiment"],
+                         ["devices": [name] (searched for)], ["versions": {package: version, "commit"}],
                          ["data": {"name", "classes": [name], "images": {"train", "val", "test"}}]}
     timings.json        {stage: seconds}
     train/log.jsonl     {"phase", "epoch" (over all phases, from 1), "epochs" (of all phases), "loss", "lr", "seconds",
@@ -20,7 +20,8 @@ Accuracies are fractions 0..1, sizes bytes, times as their names say.  Optional 
     search/<device>/<agent>/result.json           {"seed", "evaluations", "objectives": {metric: +1 | -1}, "limits":
                          {metric: number}, ["measured": [metric]], "hypervolume",
                          "curve": [[evaluations, hypervolume]], "seconds"}
-    search/<device>/chosen.json      {"device": {"name", "description"}, "agent", "arch", "predicted"}
+    search/<device>/chosen.json      {"device": {"name", "description"}, "agent", "arch", "predicted",
+                         ["ranking": of int8 against float]}
     search/<device>/infeasible.json  {"device": {"name", "description"}, "reason"} in place of chosen.json
     export/supernet/ends.json        {"largest": test accuracy, "smallest": test accuracy}
     specialize/<device>/result.json  its presence is all that counts

@@ -107,8 +107,8 @@ def _reproduce(run: Run) -> Html:
 
 
 def _machine(run: Run) -> str:
-    """The machine of the run, or else that of the latency measurements: names as they are, counts with their key."""
-    card = run.info.get("machine") or (run.fit.get("latency") or {}).get("device") or {}
+    """The machine of the latency measurements: names as they are, counts with their key."""
+    card = (run.fit.get("latency") or {}).get("device") or {}
     return ", ".join(str(value) if isinstance(value, str) else f"{key} {value}" for key, value in card.items())
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ofa.errors import UserError
+from ofa.extras import extra, require
 from ofa.files import read_json, write_json
 
 Report = Callable[[Mapping[str, Any]], None]
@@ -50,10 +51,9 @@ def _number(value: Any) -> bool:
 
 
 def _tensorboard(folder: Path, about: Mapping[str, Any]) -> tuple[Report, Callable[[], None]]:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise UserError('logger tensorboard needs its package; pip install "ofa-nas[log]"') from None
+    require("tensorboard", "log")
+    from torch.utils.tensorboard import SummaryWriter
+
     writers: list[SummaryWriter] = []
 
     def log(values: Mapping[str, Any]) -> None:
@@ -72,10 +72,7 @@ def _tensorboard(folder: Path, about: Mapping[str, Any]) -> tuple[Report, Callab
 
 
 def _wandb(folder: Path, about: Mapping[str, Any]) -> tuple[Report, Callable[[], None]]:
-    try:
-        import wandb
-    except ImportError:
-        raise UserError('logger wandb needs its package; pip install "ofa-nas[log]"') from None
+    wandb = extra("wandb", "log")
     path = folder / "wandb.json"  # the same curve goes on when a killed run does
     known = read_json(path)["id"] if path.exists() else None
     run = wandb.init(project="ofa-nas", dir=folder, id=known, resume="allow", config=dict(about))

@@ -20,7 +20,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from ofa.export.latency import measure_subnets
+from ofa.export.latency import measure_networks
 from ofa.files import versions, write_json
 from ofa.space import load_space
 from predictors.costs import Macs
@@ -50,7 +50,7 @@ def main() -> None:
         table = measure_table(shapes, args.table or Path(folder, "latency.parquet"), threads=args.threads)
     seconds = perf_counter() - start
     genes = space.sample(args.networks, np.random.default_rng(args.seed))
-    rows = measure_subnets(space, genes, threads=args.threads, repeats=args.repeats)
+    rows = measure_networks(space, genes, threads=args.threads, repeats=args.repeats)
     measured = np.array([row["median_ms"] for row in rows])
     half = args.networks // 2
     latency, macs = Latency(space, table), Macs(space)(genes)

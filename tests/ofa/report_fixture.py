@@ -47,7 +47,6 @@ def command() -> dict[str, Any]:
             "images": {"train": 1149, "val": 288, "test": 360},
         },
         "versions": {"python": "3.11.9", "torch": "2.14.1", "onnxruntime": "1.27.0", "commit": "1a2b3c4"},
-        "machine": {"cpu": "Example CPU @ 2.5 GHz", "cores": 2},
     }
 
 

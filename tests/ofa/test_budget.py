@@ -93,7 +93,7 @@ def test_a_runtime_that_refuses_a_network_leaves_it_to_another(monkeypatch: Any,
 
 
 def test_without_the_extra_the_proof_says_which_one_is_missing(monkeypatch: Any, tmp_path: Path) -> None:
-    monkeypatch.setattr(budget, "_has", lambda module: False)
+    monkeypatch.setattr(budget, "installed", lambda module: False)
     proofs, missing = prove(["tflm"], random_net(), torch.zeros(1, 1, 16, 16), {}, {}, tmp_path)
     assert proofs == []
     assert missing == ['tflm: not measured; pip install "ofa-nas[tflite]" for the arena of TensorFlow Lite Micro']

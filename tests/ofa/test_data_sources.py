@@ -24,7 +24,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-from ofa.data import ImageData, cifar10, digits, folder, parquet, rows
+from ofa.data import ImageData, cifar10, digits, folder, parquet
 from ofa.data.images import Split
 from ofa.data.sources import cut
 from ofa.errors import UserError
@@ -393,7 +393,7 @@ def decoded_labels(file: Path, column: str) -> NDArray[np.int64]:
 def test_data_above_the_memory_limit_gives_the_same_batches(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
 ) -> None:
-    monkeypatch.setattr(rows, "CACHE", tmp_path / "cache")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     held, streamed = parquet(photos, size=24), parquet(photos, size=24, memory_limit=1000, workers=workers)
     assert isinstance(held.train.images, Tensor)
     assert not isinstance(streamed.train.images, Tensor)
@@ -403,11 +403,11 @@ def test_data_above_the_memory_limit_gives_the_same_batches(
         ours, theirs = (d.batches(split, 64, 20, rng=np.random.default_rng(0)) for d in (streamed, held))
         assert all(torch.equal(x, u) and torch.equal(y, v) for (x, y), (u, v) in zip(ours, theirs, strict=True))
     assert torch.equal(state, torch.get_rng_state())
-    assert len(list((tmp_path / "cache").glob("*.arrow"))) == 2  # train and test, nothing half-written
+    assert len(list((tmp_path / "ofa-nas").glob("*.arrow"))) == 2  # train and test, nothing half-written
 
 
 def test_a_broken_row_is_named_when_it_is_read(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rows, "CACHE", tmp_path / "cache")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     table = pq.read_table(photos / "test.parquet")
     records = table["img"].to_pylist()
     records[17]["bytes"] = records[17]["bytes"][:50]

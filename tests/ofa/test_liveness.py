@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ofa.extraction import recalibrate
 from ofa.liveness import peak_elements
 from tests.ofa.nets import random_net
 
@@ -33,6 +34,9 @@ def test_work_in_place_and_views_need_no_room_of_their_own() -> None:
 
 def test_the_batch_counts_and_the_network_is_left_as_it_was() -> None:
     net = random_net().train()
+    frozen = next(module for module in net.modules() if isinstance(module, nn.BatchNorm2d)).eval()
     one, three = (peak_elements(net, torch.randn(n, 1, 16, 16)) for n in (1, 3))
     assert three == 3 * one
+    recalibrate(net, [torch.randn(2, 1, 16, 16)])
     assert net.training
+    assert not frozen.training

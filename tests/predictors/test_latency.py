@@ -11,7 +11,7 @@ import onnx
 import pytest
 
 from ofa.errors import UserError
-from ofa.export.latency import device_card, interleaved, measure_models, measure_onnx, measure_subnets
+from ofa.export.latency import device_card, interleaved, measure_models, measure_networks, measure_onnx
 from ofa.space import Space, load_space
 from ofa.table import layer_table
 from predictors import Latency, LatencyTable, latency_table
@@ -170,7 +170,7 @@ def test_an_unknown_shape_is_named(space: Space) -> None:
 
 
 def test_whole_networks_are_measured_in_turns(space: Space) -> None:
-    rows = measure_subnets(space, space.sample(2, np.random.default_rng(0)), repeats=6)
+    rows = measure_networks(space, space.sample(2, np.random.default_rng(0)), repeats=6)
     assert [set(row) >= {"arch", "median_ms", "p10_ms", "p90_ms", "n", "threads", "machine"} for row in rows] == [
         True
     ] * 2

@@ -234,3 +234,14 @@ def test_the_benchmark_of_donors_runs(
     monkeypatch.setattr("sys.argv", ["predictors_latency_learned.py", *given])
     main()
     assert "12 + all others" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["cifar_mbv3", "cifar_conv", "ofa_resnet50"])
+def test_shortcuts_of_every_block_kind_are_operations(name: str) -> None:
+    space = load_space(name)
+    table = layer_table(space, space.largest())
+    there = table.active[0]
+    joined = {block for block, held in zip(table.block[there], table.shortcut[there], strict=True) if held}
+    others = np.array([act != "none" for act in table.act]) + 2 * np.array([".se.reduce" in n for n in table.names])
+    assert joined
+    assert layer_operations(table).sum() == (1 + table.bn + others)[there].sum() + len(joined)

@@ -57,7 +57,7 @@ def test_a_network_of_other_channels_is_answered_in_one_line(tmp_path: Path) -> 
 def test_a_device_that_could_not_be_proven_is_refused_before_any_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, object], answer: str
 ) -> None:
-    monkeypatch.setattr(budget, "_has", lambda module: module != "tflite_micro")
+    monkeypatch.setattr(budget, "installed", lambda module: module != "tflite_micro")
     cfg = config(tmp_path, "macs=1G")
     OmegaConf.update(cfg, "device.server", options, force_add=True)
     with pytest.raises(UserError, match=answer):

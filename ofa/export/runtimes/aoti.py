@@ -19,7 +19,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ofa.errors import UserError
+from ofa.errors import UserError, said
+from ofa.export.latency import require_threads
 from ofa.export.runtime import Call, Logits, inference, laid_out, require_file, shape_of
 from ofa.extras import quiet
 
@@ -48,16 +49,16 @@ class Aoti:
                 program = torch.export.export(inference(net), (example,), dynamic_shapes=(batch,))
                 aoti_compile_and_package(program, package_path=str(path))
             except Exception as error:  # those of torch.export, Inductor and the compiler share no narrower class
-                reason = " ".join(str(error).split())[:200]
-                raise UserError(f"AOTInductor cannot compile this network ({reason}); mend what it names") from None
+                raise UserError(
+                    f"AOTInductor cannot compile this net ({said(error)}); mend what it names"
+                ) from None
         write_cpp(path.parent / "cpp")
 
     def load(self, path: Path, threads: int = 1) -> Call:
         """A function from images (N, C, H, W) to logits (N, K); `threads` are those of the whole process."""
         from torch._inductor import aoti_load_package
 
-        if threads < 1:
-            raise UserError(f"threads {threads} must be at least 1")
+        require_threads(threads)
         try:
             if not zipfile.is_zipfile(require_file(path)):
                 raise ValueError("it does not end as a package")
@@ -67,8 +68,7 @@ class Aoti:
         except (RuntimeError, ValueError, OSError) as error:
             if isinstance(error, UserError):
                 raise
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(f"{path} is no usable AOTInductor package ({reason}); export it again") from None
+            raise UserError(f"{path} is no usable AOTInductor package ({said(error)}); export it again") from None
         torch.set_num_threads(threads)
 
         def call(images: NDArray[np.float32]) -> Logits:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ofa.errors import UserError
 from ofa.export.c import export_c
 from ofa.export.c.build import CORE, has_compiler, library, measure
+from ofa.export.latency import require_threads
 from ofa.export.runtime import Call, Runtime, require_file, shape_of
 from ofa.export.runtimes.litert import caller
 from ofa.integer.convert import from_net
@@ -45,8 +46,7 @@ class PlainC:
 
     def load(self, path: Path, threads: int = 1) -> Call:
         """A function from images (N, C, H, W) to logits (N, K), one after the other, on one thread."""
-        if threads < 1:
-            raise UserError(f"threads {threads} must be at least 1")
+        require_threads(threads)
         code, values = _open(path), _defined(path)
         code.net_input.restype = code.net_run.restype = ctypes.POINTER(ctypes.c_int8)
         into, out = _details(values, "INPUT"), _details(values, "OUTPUT")

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ofa.compress.affine import drop_grids
-from ofa.errors import UserError
+from ofa.errors import UserError, said
+from ofa.export.latency import require_threads
 from ofa.export.runtime import Call, Logits, inference, laid_out, precision, require_bits, require_file, shape_of
 from ofa.extras import extra, quiet
 from ofa.files import atomic_write
@@ -55,9 +56,8 @@ class ExecuTorch:
                 edge = program.to_edge_transform_and_lower(exported, partitioner=[partitioner()])
                 content = bytes(edge.to_executorch().buffer)
             except Exception as error:  # those of torch.export and of the backends share no narrower class
-                reason = " ".join(str(error).split())[:200]
                 raise UserError(
-                    f"ExecuTorch cannot take this network ({reason}); replace the operator it names"
+                    f"ExecuTorch cannot take this network ({said(error)}); replace the operator it names"
                 ) from None
         atomic_write(path, content)
 
@@ -99,8 +99,7 @@ def restrict(threads: int) -> None:
     The pool is one for the process, and loaded methods hold it, so it is set once.  Raises UserError below 1 and where
     the process has run with another number.
     """
-    if threads < 1:
-        raise UserError(f"threads {threads} must be at least 1")
+    require_threads(threads)
     if _pool:
         if _pool[0] != threads:
             raise UserError(f"ExecuTorch has {_pool[0]} threads in this process; start another one for {threads}")
@@ -135,5 +134,4 @@ def _method(path: Path) -> tuple[Any, Any]:
             program = runtime.Runtime.get().load_program(path, verification=runtime.Verification.InternalConsistency)
             return program, program.load_method("forward")
     except Exception as error:  # RuntimeError, and what the bindings make of a bad flatbuffer
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{path} is no usable ExecuTorch program ({reason}); export it again") from None
+        raise UserError(f"{path} is no usable ExecuTorch program ({said(error)}); export it again") from None

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from ofa.compress.affine import drop_grids
 from ofa.compress.equalize import uncapped
-from ofa.errors import UserError
+from ofa.errors import UserError, said
 from ofa.export import flatbuffer
+from ofa.export.latency import require_threads
 from ofa.export.runtime import Call, Logits, inference, precision, require_bits, require_file, shape_of
 from ofa.extras import extra, quiet
 from ofa.files import atomic_write
@@ -82,8 +83,7 @@ def convert(net: nn.Module, images: Tensor) -> bytes:
         try:
             edge = litert_torch.convert(plain.eval(), (images[:1].permute(0, 2, 3, 1).contiguous(),))
         except Exception as error:  # those of torch.export and of the converter share no narrower class
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(f"LiteRT cannot take this network ({reason}); replace the operator it names") from None
+            raise UserError(f"LiteRT cannot take this network ({said(error)}); replace the operator it names") from None
         file = Path(folder, "float.tflite")
         edge.export(str(file))
         return file.read_bytes()
@@ -139,8 +139,7 @@ def open_interpreter(path: Path, threads: int = 1, *, reference: bool = False) -
     """
     interpreter = extra("ai_edge_litert.interpreter", EXTRA)
     flatbuffer.read(path)
-    if threads < 1:
-        raise UserError(f"threads {threads} must be at least 1")
+    require_threads(threads)
     try:
         with quiet():
             kinds = interpreter.OpResolverType
@@ -149,8 +148,7 @@ def open_interpreter(path: Path, threads: int = 1, *, reference: bool = False) -
             found.allocate_tensors()
         return found
     except (ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"LiteRT cannot load {path}: {reason}; export it again") from None
+        raise UserError(f"LiteRT cannot load {path}: {said(error)}; export it again") from None
 
 
 def caller(one: Callable[[NDArray[Any]], NDArray[Any]], into: Mapping[str, Any], out: Mapping[str, Any]) -> Call:
