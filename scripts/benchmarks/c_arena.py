@@ -30,13 +30,14 @@ from ofa.export.c import export_c
 from ofa.export.c.build import SANITIZERS, compile_c, measure, run_c, version
 from ofa.export.runtimes.tflm import Tflm, arena
 from ofa.extraction import recalibrate
-from ofa.files import read_json, versions, write_json
+from ofa.files import read_json, write_json
 from ofa.integer.convert import from_net
 from ofa.integer.net import IntegerNet
 from ofa.integer.run import quantize_images, run
 from ofa.published import load_network
 from ofa.static import StaticNet
 from predictors.spec import spec_costs
+from scripts.benchmarks.about import about
 
 DATA = Path(os.environ.get("OFA_DATA", Path(__file__).parents[3] / "shared/data"))
 
@@ -147,9 +148,9 @@ def main() -> None:
             rows.append(micro(entry, Path(folder)) if args.tflm else report(entry, Path(folder), args.images))
         print(micro_line(rows[-1]) if args.tflm else line(rows[-1]), flush=True)
     compilers = {} if args.tflm else {name: version(name) for name in ("gcc", "arm-none-eabi-gcc")}
-    print(json.dumps(compilers | versions()))
+    print(json.dumps(compilers | about()))
     if args.out:
-        write_json(args.out, {"rows": rows, "compilers": compilers, "versions": versions()})
+        write_json(args.out, {"rows": rows, "compilers": compilers, "about": about()})
 
 
 if __name__ == "__main__":

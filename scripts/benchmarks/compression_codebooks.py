@@ -7,9 +7,9 @@ the layers that 2 bits alone cost more than a point on 1,000 validation images, 
 8-bit weights and activations, and 4-bit weights rounded to the nearest and adaptively.  chain: prune gradually by what
 the loss feels, for twice as long, share by k-means, code (Han et al. 2016), batch norms and biases in half precision.
 Bytes are those of the packed file written.  The network is that of compression_vgg.py, trained first where `--folder`
-has none; test accuracy (10,000 images) is only printed.  The lab's own network, 16 times as large, goes from 92.95 % to
-92.76 (8 bits), 79.07 (4) and 10.00 (2) by k-means, to 92.47 and 91.23 after training at 4 and 2 bits; Deep Compression
-makes VGG-16 49 times smaller.
+has none; what is printed is accuracy on the 10,000 test images.  The lab's own network, 16 times as large, goes from
+92.95 % to 92.76 (8 bits), 79.07 (4) and 10.00 (2) by k-means, to 92.47 and 91.23 after training at 4 and 2 bits; Deep
+Compression makes VGG-16 49 times smaller.
 """
 
 from __future__ import annotations
@@ -36,8 +36,9 @@ from ofa.compress.operations import bit_operations
 from ofa.compress.packed import packed_sizes, save_packed, size_table
 from ofa.compress.scales import Scales
 from ofa.evaluate import accuracy
-from ofa.files import versions, write_json
+from ofa.files import write_json
 from ofa.finetune import Finetuning
+from scripts.benchmarks.about import about
 from scripts.benchmarks.compression_vgg import RESOLUTION, images, trained_vgg
 
 TUNING = Finetuning(epochs=2, lr=0.002, batch_size=128, weight_decay=5e-4)
@@ -133,9 +134,9 @@ def main() -> None:
             rows.append(measured(name, made, work, args.folder))
             _print(rows[-1], rows[0], perf_counter() - start)
     print(size_table(packed_sizes(args.folder / f"{rows[-1]['name'].replace(' ', '-').replace('%', '')}.ofap")))
-    print(versions())
+    print(about())
     if args.out:
-        write_json(args.out, {"rows": rows, "seed": args.seed, "epochs": args.epochs, "versions": versions()})
+        write_json(args.out, {"rows": rows, "seed": args.seed, "epochs": args.epochs, "about": about()})
 
 
 def _print(row: dict[str, Any], first: dict[str, Any], seconds: float) -> None:

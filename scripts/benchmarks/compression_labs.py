@@ -38,9 +38,10 @@ from ofa.compress.prune import sort_channels
 from ofa.evaluate import accuracy
 from ofa.export.graph import onnx_model
 from ofa.export.latency import measure_models
-from ofa.files import versions, write_json
+from ofa.files import write_json
 from ofa.finetune import Finetuning
 from ofa.static import StaticNet
+from scripts.benchmarks.about import about
 from scripts.benchmarks.compression_vgg import RESOLUTION, images, trained_vgg
 
 TUNING = Finetuning(lr=0.02, batch_size=128, weight_decay=5e-4)
@@ -153,9 +154,9 @@ def main() -> None:
     net = trained_vgg(args.folder, data)
     work = Work(data, RESOLUTION, teacher=net)
     found = {name: SECTIONS[name](net, work, args) for name in args.only}
-    print(versions())
+    print(about())
     if args.out:
-        write_json(args.out, found | {"versions": versions()})
+        write_json(args.out, found | {"about": about()})
 
 
 if __name__ == "__main__":

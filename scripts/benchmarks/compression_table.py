@@ -3,11 +3,11 @@
     python scripts/benchmarks/compression_table.py --card <run>/specialize/<device>/float.json
 
 subnet: the network of `--card`, found in a supernet trained on CIFAR-10.  published: MCUNet's proxyless-w0.25-r112 of
-`tables/published_subnets.json`, from its ImageNet weights, trained on CIFAR-10 at 48 pixels for `--train-images`
-images first.  A technique that trains sees `--images` training images with the uncompressed network as teacher, a chain
-as many in each of its two trainings; "before" is the same without training (pruned networks recalibrated).  "nothing"
-is the network itself trained as long: what training alone gives.  Choices are made on validation images; test accuracy
-(10,000 images) is only printed.
+`tables/published_subnets.json`, from its ImageNet weights, trained on CIFAR-10 at 48 pixels for `--train-images` images
+first.  A technique that trains sees `--images` training images with the uncompressed network as teacher, a chain, and
+channels after soft filters, as many in each of two trainings; "before" is the same without training (pruned networks
+recalibrated).  "nothing" is the network itself trained as long: what training alone gives.  Layers and bits are chosen
+on validation images; what is printed is accuracy on the 10,000 test images.
 
 Every finished row is a line of <folder>/rows.jsonl, so that the command goes on where it was stopped.  `--latency`
 only measures the networks that are there in ONNX Runtime, in turns (one thread, batch 1; int8: quantized, QDQ), and
@@ -50,11 +50,12 @@ from ofa.evaluate import accuracy
 from ofa.export.card import rebuild
 from ofa.export.graph import onnx_model
 from ofa.export.latency import measure_models
-from ofa.files import append_jsonl, atomic_write, read_json, read_jsonl, versions, write_json
+from ofa.files import append_jsonl, atomic_write, read_json, read_jsonl, write_json
 from ofa.finetune import Finetuning, finetune
 from ofa.published import load_network
 from ofa.static import StaticNet, build_spec
 from ofa.weights import load_tensors, save_tensors
+from scripts.benchmarks.about import about
 from scripts.benchmarks.compression_vgg import images
 from scripts.mixed import Mixed
 
@@ -152,7 +153,7 @@ def published_net(args: argparse.Namespace, data: ImageData) -> tuple[StaticNet,
     settings = Finetuning(epochs=args.train_images / data.size("train"), lr=0.05)
     state = args.folder / "published.training.safetensors"
     trained = finetune(net, data, settings, resolution=SIDE, checkpoint=state)
-    save_tensors(path, trained.state_dict(), {"images": args.train_images, "versions": versions()})
+    save_tensors(path, trained.state_dict(), {"images": args.train_images, "about": about()})
     return trained, SIDE
 
 
@@ -181,7 +182,7 @@ def run(name: str, args: argparse.Namespace, data: ImageData) -> None:
             if not seed and numbers["latency_ms"] is not None:  # which tells whether ONNX can say it
                 save_onnx(made, technique, file.with_suffix(".onnx"), work)
             row = {"net": name, "technique": technique, "seed": seed, "before": before, "images": args.images}
-            append_jsonl(rows, row | numbers | {"versions": versions()})
+            append_jsonl(rows, row | numbers | {"about": about()})
             print(f"{name}, {technique}, seed {seed}: {100 * numbers['accuracy']:.2f}", flush=True)
 
 
@@ -256,7 +257,7 @@ def main() -> None:
         for name in args.nets:
             run(name, args, data)
     print(table(args.folder))
-    print(versions())
+    print(about())
 
 
 if __name__ == "__main__":

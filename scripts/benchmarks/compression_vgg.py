@@ -27,10 +27,10 @@ from ofa.data import ImageData
 from ofa.data.sources import cifar10
 from ofa.distill import label_loss
 from ofa.evaluate import accuracy
-from ofa.files import versions
 from ofa.spec import NetSpec, Unit
 from ofa.static import StaticNet, build_spec
 from ofa.weights import load_tensors, save_tensors
+from scripts.benchmarks.about import about
 
 PLAN = (16, "M", 32, "M", 64, 64, "M", 128, 128, "M", 128, 128)
 BATCH, LR, MOMENTUM, DECAY, SMOOTHING = 128, 0.1, 0.9, 5e-4, 0.1
@@ -91,8 +91,8 @@ def train(net: StaticNet, data: ImageData, folder: Path, *, epochs: int, seed: i
     scores: dict[str, Any] = {
         split: accuracy(net.eval(), data, split, resolution=RESOLUTION) for split in ("val", "test")
     }
-    about = scores | {"epochs": epochs, "seed": seed, "spec": net.spec.to_dict(), "versions": versions()}
-    save_tensors(folder / "vgg.safetensors", net.state_dict(), about)
+    facts = scores | {"epochs": epochs, "seed": seed, "spec": net.spec.to_dict(), "about": about()}
+    save_tensors(folder / "vgg.safetensors", net.state_dict(), facts)
 
 
 def _epoch(net: StaticNet, data: ImageData, optimizer: torch.optim.SGD, step: int, steps: int, seed: int) -> float:
@@ -121,9 +121,9 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     trained_vgg(args.folder, images(), epochs=args.epochs, seed=args.seed)
-    about = load_tensors(args.folder / "vgg.safetensors")[1]
-    print(f"val {about['val']:.4f} (n=5000), test {about['test']:.4f} (n=10000)")
-    print(versions())
+    facts = load_tensors(args.folder / "vgg.safetensors")[1]
+    print(f"val {facts['val']:.4f} (n=5000), test {facts['test']:.4f} (n=10000)")
+    print(about())
 
 
 if __name__ == "__main__":

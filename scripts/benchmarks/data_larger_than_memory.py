@@ -28,8 +28,8 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from ofa.data import ImageData, imagenet, parquet
-from ofa.files import versions
 from ofa.training.watch import peak_rss
+from scripts.benchmarks.about import about
 
 WORDNET = [f"n0{1440764 + 7 * i}" for i in range(10)]
 LIMIT = 1e8
@@ -118,7 +118,7 @@ def main() -> None:
             got = measure(mode, Path(folder), options.workers)
             numbers = f"{got['images_per_s']:.0f} | {got['peak_mb']:.0f} | {got['worker_mb']:.0f}"
             print(f"| {mode} | {got['images']:.0f} | {numbers} |")
-        print(json.dumps(versions()))
+        print(json.dumps(about()))
 
 
 if __name__ == "__main__":

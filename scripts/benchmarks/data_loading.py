@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms as T
 
 from ofa.data import ImageData, digits, parquet
-from ofa.files import versions
+from scripts.benchmarks.about import about
 
 BATCH = 128
 
@@ -86,7 +86,7 @@ def main() -> None:
     print("resolution  PIL, us/image            in memory, us/image      ratio")
     for resolution in (data.side, data.side * 3 // 4, data.side * 3 // 2):
         print(compare(data, n, resolution, options.rounds))
-    print(json.dumps(versions()))
+    print(json.dumps(about()))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -26,11 +25,12 @@ from ofa.data import ImageData, parquet
 from ofa.data.images import Split
 from ofa.distill import Distillation
 from ofa.evaluate import accuracy
-from ofa.files import versions, write_json
+from ofa.files import write_json
 from ofa.finetune import Finetuning, finetune
 from ofa.kernels import keep_memory
 from ofa.spec import NetSpec, Unit
 from ofa.static import StaticNet, build_spec
+from scripts.benchmarks.about import about
 
 SIDE = 16  # pixels, a quarter of the work of CIFAR-10's 32
 CONF = Path(__file__).parents[2] / "conf/distill"
@@ -112,9 +112,9 @@ def main() -> None:
         results[name] = scores
         seconds = (time.process_time() - start) / options.seeds
         print(row(name, scores, results["labels"], seconds), flush=True)
-    print(json.dumps(versions() | {"machine": platform.machine(), "threads": "1"}))
+    print(json.dumps(about()))
     if options.out:
-        write_json(options.out, {"options": vars(options), "top1": results, "versions": versions()})
+        write_json(options.out, {"options": vars(options), "top1": results, "about": about()})
 
 
 if __name__ == "__main__":

@@ -22,10 +22,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel as Ddp
 
-from ofa.files import versions
 from ofa.parallel import Averaging, Parallel, World, processes
 from ofa.space import Arch, Space, load_space
 from ofa.supernet import Supernet
+from scripts.benchmarks.about import about
 
 Step = Callable[[Tensor, Tensor, list[Arch]], None]
 
@@ -134,9 +134,8 @@ def measure(way: str, space: Space, world: World, batch: int, rounds: int) -> st
 
 
 def _spread(values: list[float]) -> str:
-    """Median, and half the span of the middle 80 %."""
-    low, *_, high = statistics.quantiles(values, n=10)
-    return f"{statistics.median(values):.0f} ± {(high - low) / 2:.0f}"
+    """Median, and half the range."""
+    return f"{statistics.median(values):.0f} ± {(max(values) - min(values)) / 2:.0f}"
 
 
 def main() -> None:
@@ -153,7 +152,7 @@ def main() -> None:
         head = f"{args.space}, {world.size} processes, gloo, batch {args.batch} each, n = {args.rounds}"
         lines = [measure(way, space, world, args.batch, args.rounds) for way in args.ways]
         if world.first:
-            print(f"{head}\n{json.dumps(versions())}\n\n| way | CPU ms | wall ms | largest difference |")
+            print(f"{head}\n{json.dumps(about())}\n\n| way | CPU ms | wall ms | largest difference |")
             print("\n".join(["|---|---|---|---|", *lines]))
 
 

@@ -24,12 +24,13 @@ from numpy.typing import NDArray
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from ofa.data import ImageData, Split
-from ofa.files import versions, write_json
+from ofa.files import write_json
 from ofa.finetune import Finetuning, finetune
 from ofa.kernels import keep_memory
 from ofa.space import load_space
 from ofa.static import StaticNet, build
-from scripts.benchmarks.train_step import Row, architectures, line, machine
+from scripts.benchmarks.about import about
+from scripts.benchmarks.train_step import Row, architectures, line
 
 SPACES = ("cifar_pool:32:bfloat16", "cifar_mbv3:32:float32", "ofa_mbv3_w1.0:128:float32")
 BATCHES = 4  # of an epoch
@@ -82,14 +83,14 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     keep_memory()
-    about: dict[str, Any] = {"machine": machine(), "versions": versions(), "rounds": args.rounds, "batch": args.batch}
-    print(about, flush=True)
+    options: dict[str, Any] = about() | {"rounds": args.rounds, "batch": args.batch}
+    print(options, flush=True)
     found: list[Row] = []
     for name in args.spaces:
         found += (done := rows(name, args.batch, args.rounds))
         print("\n".join(line(row.record()) for row in done), flush=True)
     if args.out:
-        write_json(args.out, {"rows": [row.record() for row in found]} | about)
+        write_json(args.out, {"rows": [row.record() for row in found]} | options)
 
 
 if __name__ == "__main__":

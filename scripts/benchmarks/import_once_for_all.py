@@ -1,4 +1,4 @@
-"""Checkpoints of once-for-all's three supernets, imported here: do both compute the same logits?
+"""Checkpoints of once-for-all's supernets, imported here: do both compute the same logits?
 
     pip install --no-deps --target build/once-for-all ofa==0.1.0.post202307202001
     python scripts/benchmarks/import_once_for_all.py [--ofa build/once-for-all] [--archs 30]
@@ -26,10 +26,11 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from ofa.checkpoint import import_supernet
 from ofa.extraction import extract
-from ofa.files import versions, write_json
+from ofa.files import write_json
 from ofa.published import arch_of
 from ofa.space import load_space
 from ofa.supernet import Supernet
+from scripts.benchmarks.about import about
 from scripts.benchmarks.once_for_all import OnceForAll, add_option
 from scripts.benchmarks.once_for_all_worker import pictures
 
@@ -105,8 +106,8 @@ def main() -> None:
             rows.append(row := compare(rival, net, args.archs, args.resolution))
             values = " ".join(f"{row[name]:10.1e}" for name in ("supernet", "extracted", "changed"))
             print(f"{net:20} {row['archs']:5} {values}", flush=True)
-        found = {"rows": rows, "versions": versions(), "once_for_all": rival("about").value}
-    print(json.dumps({key: found[key] for key in ("versions", "once_for_all")}))
+        found = {"rows": rows, "about": about(), "once_for_all": rival("about").value}
+    print(json.dumps({key: found[key] for key in ("about", "once_for_all")}))
     if args.out:
         write_json(args.out, found)
     right = (max(row["supernet"], row["extracted"]) < 1e-4 and row["old_names_load_the_same"] for row in rows)

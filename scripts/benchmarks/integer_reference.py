@@ -38,7 +38,7 @@ from ofa.export.card import load_card, rebuild
 from ofa.export.onnx import compare, run_torch
 from ofa.export.runtimes.litert import CALIBRATIONS, LiteRT
 from ofa.export.runtimes.tflm import open_micro
-from ofa.files import versions, write_json
+from ofa.files import write_json
 from ofa.finetune import Finetuning, finetune
 from ofa.integer.convert import from_net
 from ofa.integer.net import Int8, IntegerNet
@@ -47,6 +47,7 @@ from ofa.integer.tflite import read_tflite
 from ofa.published import load_network
 from ofa.spec import NetSpec, Unit
 from ofa.static import StaticNet, build_spec
+from scripts.benchmarks.about import about
 from scripts.benchmarks.runtimes import data_of
 
 DATA = Path(os.environ.get("OFA_DATA", Path(__file__).parents[3] / "shared/data"))
@@ -205,9 +206,9 @@ def main() -> None:
             print(f"  C {source:38} {answer} bits on {row['n']} images, sanitized; arena {row['arena']}")
             for core, s in row["sizes"].items():
                 print(f"    {core}: .text {s['text']}, .data {s['data']}, .bss {s['bss']}, stack {s['stack']}")
-    print(json.dumps(versions()))
+    print(json.dumps(about()))
     if args.out:
-        write_json(args.out, {"results": results, "versions": versions()})
+        write_json(args.out, {"results": results, "about": about()})
 
 
 if __name__ == "__main__":

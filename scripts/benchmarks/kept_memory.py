@@ -29,12 +29,13 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from ofa.data import Augment
 from ofa.evaluate import accuracy, specialise
-from ofa.files import versions, write_json
+from ofa.files import write_json
 from ofa.finetune import Finetuning, finetune
 from ofa.space import load_space
 from ofa.supernet import Supernet
+from scripts.benchmarks.about import about
 from scripts.benchmarks.finetune_views import images
-from scripts.benchmarks.train_step import Row, line, machine
+from scripts.benchmarks.train_step import Row, line
 
 SPACES = ("ofa_mbv3_w1.0:128", "cifar_mbv3:32")
 IMAGES = 512
@@ -97,14 +98,14 @@ def main() -> None:
         taken = seconds(args.spaces[0])
         print(json.dumps({"seconds": taken, "mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
         return
-    about: dict[str, Any] = {"machine": machine(), "versions": versions(), "rounds": args.rounds}
-    print(about, flush=True)
+    options: dict[str, Any] = about() | {"rounds": args.rounds}
+    print(options, flush=True)
     found: list[Row] = []
     for name in args.spaces:
         found += (done := rows(name, args.rounds))
         print("\n".join(line(row.record()) for row in done), flush=True)
     if args.out:
-        write_json(args.out, {"rows": [row.record() for row in found]} | about)
+        write_json(args.out, {"rows": [row.record() for row in found]} | options)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
     python scripts/benchmarks/kill_and_resume.py --kills 5
 
 The digits job, with a short schedule.  A stage is killed (SIGKILL) `kills` times, each at a random moment of the time
-that it has left, and run to its end; every weight, log line and evaluation must then equal the undisturbed run's.
+that it takes undisturbed unless it has ended by then, and run to its end; every weight, log line and evaluation must
+then equal the undisturbed run's.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ from typing import Any
 
 import pandas as pd
 
-from ofa.files import read_jsonl, versions
+from ofa.files import read_jsonl
 from ofa.weights import load_tensors
+from scripts.benchmarks.about import about
 
 OPTIONS = ("schedule.epochs=20", "measure.subnets=14", "measure.latency_nets=6", "fit.repeats=1", "threads=1")
 
@@ -34,7 +36,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     random.seed(args.seed)
-    print(json.dumps(versions()))
+    print(json.dumps(about()))
     with tempfile.TemporaryDirectory() as folder:
         whole, killed = Path(folder, "whole"), Path(folder, "killed")
         same = [disturb("train", whole, killed, args.kills, trained)]
@@ -51,12 +53,13 @@ def disturb(stage: str, whole: Path, killed: Path, kills: int, result: Any) -> b
     moments = []
     for _ in range(kills):
         process = start(stage, killed)
-        moments.append(random.uniform(0, seconds))
+        moment = random.uniform(0, seconds)
         try:
-            process.wait(timeout=moments[-1])
+            process.wait(timeout=moment)
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
             process.wait()
+            moments.append(moment)
     finish(stage, killed)
     same = bool(result(whole) == result(killed))
     times = ", ".join(f"{moment:.1f}" for moment in moments)

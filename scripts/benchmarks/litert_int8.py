@@ -26,7 +26,7 @@ from ofa.export.onnx import compare, run_torch
 from ofa.export.runtime import run
 from ofa.export.runtimes.litert import LiteRT, convert, quantize
 from ofa.export.runtimes.onnx import Onnx
-from ofa.files import versions
+from scripts.benchmarks.about import about
 from scripts.benchmarks.runtimes import data_of
 
 
@@ -54,7 +54,7 @@ def main() -> None:
                 file.write_bytes(inline(quantize(content, part, rule)))
                 name = f"litert, {rule} over {len(part)} images"
                 show(name, compare(run(LiteRT(), file, images), expected))
-    print(json.dumps({"calibration images": args.calibration, "versions": versions()}))
+    print(json.dumps({"calibration images": args.calibration, "about": about()}))
 
 
 def show(name: str, parity: Any) -> None:

@@ -23,13 +23,14 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from ofa.files import versions, write_json
+from ofa.files import write_json
 from ofa.kernels import keep_memory
 from ofa.parallel import World, processes
 from ofa.space import Arch
 from ofa.training.optimizer import make_optimizer
+from scripts.benchmarks.about import about
 from scripts.benchmarks.precision_step import Training
-from scripts.benchmarks.train_step import SCHEDULE, Row, alternate, architectures, line, machine, timed
+from scripts.benchmarks.train_step import SCHEDULE, Row, alternate, architectures, line, timed
 
 SPACES = ("cifar_mbv3:32:float32", "cifar_conv:32:bfloat16")
 
@@ -66,16 +67,16 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     keep_memory()
-    about: dict[str, Any] = {"machine": machine(), "versions": versions(), "rounds": args.rounds, "batch": args.batch}
+    options: dict[str, Any] = about() | {"rounds": args.rounds, "batch": args.batch}
     with processes("cpu") as (world, _):
         say: Callable[[Any], None] = partial(print, flush=True) if world.first else lambda text: None
-        say(about | {"processes": world.size})
+        say(options | {"processes": world.size})
         found: list[Row] = []
         for name in args.spaces:
             found += (done := rows(name, args.batch, args.rounds, world))
             say("\n".join(line(row.record()) for row in done))
         if args.out and world.first:
-            write_json(args.out, {"rows": [row.record() for row in found]} | about)
+            write_json(args.out, {"rows": [row.record() for row in found]} | options)
 
 
 if __name__ == "__main__":

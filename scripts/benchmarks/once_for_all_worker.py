@@ -174,11 +174,10 @@ class Worker:
         model = getattr(predictor, NETS[self.name][2])(self.net)
         return [model.get_efficiency(dict(arch) | {"image_size": resolution}) for _ in range(n)][-1]
 
-    def fvcore(self, arch: Mapping[str, Any], resolution: int) -> dict[str, float]:
+    def fvcore(self, resolution: int) -> dict[str, float]:
         """Operations of the extracted net by operator, as fvcore counts them."""
         from fvcore.nn import FlopCountAnalysis
 
-        self.extract(arch)
         count = FlopCountAnalysis(self.subnet.eval(), torch.zeros(1, 3, resolution, resolution))
         return dict(count.unsupported_ops_warnings(False).uncalled_modules_warnings(False).by_operator())
 

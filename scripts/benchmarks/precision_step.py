@@ -23,13 +23,14 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from ofa.distill import label_loss
-from ofa.files import versions, write_json
+from ofa.files import write_json
 from ofa.kernels import keep_memory
 from ofa.precision import Precision
 from ofa.space import Arch, load_space
 from ofa.supernet import Supernet
 from ofa.training.optimizer import make_optimizer
-from scripts.benchmarks.train_step import BATCH, SCHEDULE, Row, alternate, architectures, line, machine, timed
+from scripts.benchmarks.about import about
+from scripts.benchmarks.train_step import BATCH, SCHEDULE, Row, alternate, architectures, line, timed
 
 SPACES = ("cifar_conv:32", "cifar_mbv3:32", "ofa_mbv3_w1.0:32", "ofa_mbv3_w1.0:96", "ofa_resnet50:128")
 
@@ -75,14 +76,14 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     keep_memory()
-    about: dict[str, Any] = {"machine": machine(), "versions": versions(), "rounds": args.rounds, "batch": BATCH}
-    print(about, flush=True)
+    options: dict[str, Any] = about() | {"rounds": args.rounds, "batch": BATCH}
+    print(options, flush=True)
     rows: list[Row] = []
     for name in args.spaces:
         rows += (done := Training(name).rows(args.rounds))
         print("\n".join(line(row.record()) for row in done), flush=True)
     if args.out:
-        write_json(args.out, {"rows": [row.record() for row in rows]} | about)
+        write_json(args.out, {"rows": [row.record() for row in rows]} | options)
 
 
 if __name__ == "__main__":

@@ -31,13 +31,14 @@ from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from ofa.files import versions, write_json
+from ofa.files import write_json
 from ofa.space import Genes, Space, load_space
 from predictors.accuracy import Accuracy
 from predictors.costs import Macs, Params
 from predictors.models import MODELS
 from predictors.scores import Learned, first_split, held_out, later_split, random_split
 from predictors.tables import read_frame, read_table, resolutions
+from scripts.benchmarks.about import about
 from scripts.benchmarks.accuracy_rivals import RIVALS
 
 Table = tuple[Space, Genes, NDArray[np.float64]]
@@ -82,7 +83,7 @@ def main() -> None:
     makers: dict[str, Callable[[int], Learned]] = {name: partial(make, space) for name, make in RIVALS.items()}
     makers |= {name: partial(_accuracy, space, name) for name in (*MODELS, "auto")}
     options = {"repeats": args.repeats, "seed": args.seed, "split": SPLITS[args.split]}
-    print(f"{name}, {len(top1)} rows, {args.split} splits: {args.repeats}, {versions()}")
+    print(f"{name}, {len(top1)} rows, {args.split} splits: {args.repeats}, {about()}")
     print(f"{'model':18} {'n':>4} {'tau':>13} {'RMSE, points':>15} {'regret':>7} 50 % 90 %  log loss   CPU s")
     rows: list[dict[str, Any]] = []
     for size in args.sizes:
@@ -93,7 +94,7 @@ def main() -> None:
             rows.append(found)
             print(_line(found), flush=True)
     if args.out:
-        write_json(args.out, {"rows": rows, "table": name, "split": args.split, "versions": versions()})
+        write_json(args.out, {"rows": rows, "table": name, "split": args.split, "about": about()})
 
 
 def _line(found: dict[str, Any]) -> str:

@@ -21,13 +21,14 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from ofa.export.latency import measure_networks
-from ofa.files import versions, write_json
+from ofa.files import write_json
 from ofa.space import load_space
 from predictors.costs import Macs
 from predictors.latency import Latency
 from predictors.latency_table import measure_table
 from predictors.scores import score
 from predictors.shapes import space_shapes
+from scripts.benchmarks.about import about
 
 
 def main() -> None:
@@ -67,7 +68,7 @@ def main() -> None:
         "network_ms": [float(measured.min()), float(np.median(measured)), float(measured.max())],
         "network_spread": spread,
         "correction": {"intercept_ms": latency.intercept, "slope": latency.slope},
-        "versions": versions(),
+        "about": about(),
     }
     print(json.dumps(found, indent=2))
     if args.out:

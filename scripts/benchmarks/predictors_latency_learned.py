@@ -5,8 +5,9 @@
 
 own: --samples networks of each column, against the rivals: scikit-learn's Gaussian process and ridge on one-hot genes
 and stage sums, total depth, MACs.  The rivals that are fitted learn log latency too.  transfer: --few networks of the
-column with another column as donor (all rows of it, the tested networks' among them: a donor is another device), with
-all columns of other devices and with none, against --samples networks alone; both are tested on the same networks.
+column with another column as donor (all rows of it, the tested networks' among them; the same device at another batch
+size is another column), with all other columns and with none, against --samples networks alone; both are tested on the
+same networks.
 """
 
 from __future__ import annotations
@@ -24,13 +25,14 @@ from numpy.typing import NDArray
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from ofa.errors import UserError
-from ofa.files import versions, write_json
+from ofa.files import write_json
 from ofa.space import Genes, Space, load_space
 from predictors.costs import Macs
 from predictors.features import Features
 from predictors.learned_latency import LearnedLatency
 from predictors.scores import kendall_tau, score
 from predictors.tables import distinct, read_frame, read_table
+from scripts.benchmarks.about import about
 from scripts.benchmarks.accuracy_rivals import PlainGP
 
 Float = NDArray[np.float64]
@@ -61,8 +63,8 @@ def main() -> None:
     tables = {column: distinct(*read_table(path, space, column)) for column in columns}
     print(f"{'column':24} {'model':26} {'tau':>14} {'error':>7} {'within 10 %':>12}   n = {args.repeats} splits")
     rows = (own if args.what == "own" else transfer)(space, tables, args)
-    found = {"rows": rows, "table": path.name, "options": vars(args) | {"table": path.name}, "versions": versions()}
-    print(found["versions"])
+    found = {"rows": rows, "table": path.name, "options": vars(args) | {"table": path.name}, "about": about()}
+    print(found["about"])
     if args.out:
         write_json(args.out, found)
 

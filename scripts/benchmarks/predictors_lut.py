@@ -21,12 +21,13 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from ofa.errors import UserError
-from ofa.files import read_json, versions, write_json
+from ofa.files import read_json, write_json
 from ofa.published import read_network
 from ofa.space import load_space
 from predictors.costs import Macs
 from predictors.lut import BlockTables, LutLatency, spec_latency
 from predictors.scores import score
+from scripts.benchmarks.about import about
 
 FITTED = 200  # random networks that the rival's line is fitted on
 
@@ -47,10 +48,10 @@ def main() -> None:
     rows = list(published(args.published, args.device, tables))
     priced = [row for row in rows if "predicted_ms" in row]
     errors = [abs(row["predicted_ms"] / row["published_ms"] - 1) for row in priced]
-    found: dict[str, Any] = {"networks": rows, "space": random_networks(args, tables), "versions": versions()}
+    found: dict[str, Any] = {"networks": rows, "space": random_networks(args, tables), "about": about()}
     print(f"{len(priced)} of {len(rows)} priced, largest error {max(errors, default=np.nan):.2%}")
     print("space:", found["space"])
-    print(found["versions"])
+    print(found["about"])
     if args.out:
         write_json(args.out, found)
 

@@ -16,10 +16,10 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from ofa.files import versions
 from ofa.space import load_space
 from predictors import Accuracy, Macs
 from predictors.models import MODELS
+from scripts.benchmarks.about import about
 
 BATCH = 20_000
 
@@ -32,7 +32,7 @@ def main() -> None:
     args = parser.parse_args()
     space = load_space("ofa_mbv3_w1.0")
     genes = space.sample(BATCH, np.random.default_rng(0))
-    print(f"batches of {BATCH}, {args.repeats} repeats, {versions()}")
+    print(f"batches of {BATCH}, {args.repeats} repeats, {about()}")
     for model in args.models:
         predictor = Accuracy(space, model).fit(genes[:100], np.log(Macs(space)(genes[:100])))
         rates = []

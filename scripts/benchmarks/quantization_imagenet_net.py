@@ -29,8 +29,9 @@ from ofa.compress.fidelity import agreement, logits, sqnr
 from ofa.compress.linear import Linear, quantize_linear
 from ofa.compress.ranges import METHODS
 from ofa.data.sources import cifar10
-from ofa.files import versions, write_json
+from ofa.files import write_json
 from ofa.published import load_network
+from scripts.benchmarks.about import about
 
 RESOLUTION, BATCH = 112, 50
 NET = "weights/proxyless-w0.25-r112_imagenet"
@@ -85,9 +86,9 @@ def main() -> None:
             f"{corrected!s:5} {row['agreement']:6.3f} {row['sqnr_db']:8.2f}",
             flush=True,
         )
-    print(f"{perf_counter() - start:.0f} s, {versions()}")
+    print(f"{perf_counter() - start:.0f} s, {about()}")
     if args.out:
-        write_json(args.out, {"rows": rows, "versions": versions()})
+        write_json(args.out, {"rows": rows, "about": about()})
 
 
 def _close(exact: Tensor, found: Tensor) -> dict[str, float]:

@@ -36,8 +36,9 @@ from ofa.export.runtimes.executorch import ExecuTorch
 from ofa.export.runtimes.litert import LiteRT
 from ofa.export.runtimes.onnx import Onnx
 from ofa.export.runtimes.tflm import Tflm, units_apart
-from ofa.files import read_json, versions, write_json
+from ofa.files import read_json, write_json
 from ofa.finetune import Finetuning, finetune
+from scripts.benchmarks.about import about
 from scripts.benchmarks.runtimes_time import CPP, EAGER, PACKAGE, build_cpp, run_cpp, timed
 
 RUNTIMES: dict[str, Runtime] = {
@@ -78,7 +79,7 @@ def main() -> None:
     if args.epochs:
         nets[OTHER] = mobilenet(data, side, args.epochs, args.folder / f"{OTHER}.pth")
     file = args.folder / "runtimes.json"
-    found: dict[str, Any] = {"card": str(args.card), "side": side, "device": device_card(), "versions": versions()}
+    found: dict[str, Any] = {"card": str(args.card), "side": side, "device": device_card(), "about": about()}
     if args.again:
         found = read_json(file) | {"timed": found}
     for name, module in nets.items():
@@ -91,6 +92,7 @@ def main() -> None:
             print(f"{name}, {threads} threads", flush=True)
             image = images[:1].contiguous().numpy()
             time_all(found[name], args.folder / name, module, image, threads, args.repeats)
+    print(found["about"])
     write_json(file, found)
     if len(nets) == 2:
         ratios(found["net"], found[OTHER])

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ofa.files import versions
+from scripts.benchmarks.about import about
 
 OPTIONS = (
     *("space=mcunet", "device=[stm32f746,stm32h743,phone,server]", "schedule.epochs=1", "schedule.batch_size=64"),
@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--folder", type=Path, help="the run folder (default: one that is deleted)")
     args, more = parser.parse_known_args()
-    print(json.dumps(versions()))
+    print(json.dumps(about()))
     with tempfile.TemporaryDirectory() as folder:
         run = args.folder or Path(folder)
         for stage in ("train", "measure", "fit"):

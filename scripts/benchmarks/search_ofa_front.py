@@ -3,7 +3,8 @@
     OFA_DATA=<folder> python scripts/benchmarks/search_ofa_front.py [--seeds 3] [--out front.json]
 
 The truth of a network outside the table is not known: an accuracy predictor fitted on all 1,215 published networks (of
-DyNAS-T's searches) stands in for it, for ours and for theirs.  Hypervolume: percentage points times millions of MACs,
+DyNAS-T's searches) stands in for it, for ours and for theirs; of another kind than the one that the model-based search
+learns with, or this one would know the form of its judge.  Hypervolume: percentage points times millions of MACs,
 counted from the lowest top-1 and the most MACs of the table.  The model-based search measures 25 networks at a time.
 """
 
@@ -23,10 +24,11 @@ from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from ofa.files import versions, write_json
+from ofa.files import write_json
 from ofa.space import Genes, Space
 from predictors.accuracy import Accuracy
 from predictors.costs import Macs
+from scripts.benchmarks.about import about
 from scripts.benchmarks.predictors_accuracy import read_measured
 from search.agents import RandomSearch
 from search.evolution import Evolution
@@ -43,8 +45,8 @@ Floats = NDArray[np.float64]
 class Oracle:
     """Top-1 by the predictor of all published networks, with a memo."""
 
-    def __init__(self, space: Space, genes: Genes, top1: Floats) -> None:
-        self._fitted = Accuracy(space, "gp").fit(genes, top1)
+    def __init__(self, space: Space, model: str, genes: Genes, top1: Floats) -> None:
+        self._fitted = Accuracy(space, model).fit(genes, top1)
 
     def __call__(self, genes: Genes) -> Floats:
         """Top-1 in percent (N,)."""
@@ -70,18 +72,20 @@ def main() -> None:
     parser.add_argument("--table", type=Path, help=f"CSV file (default: {TABLE} in OFA_DATA)")
     parser.add_argument("--space", default="ofa_mbv3_w1.0")
     parser.add_argument("--column", default="top1")
+    parser.add_argument("--judge", default="svr", help="kind of predictor that stands in for the truth")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     path = args.table or Path(os.environ.get("OFA_DATA", "../shared/data"), TABLE)
     space, genes, top1 = read_measured(path, args.space, args.column)
-    oracle, macs = Oracle(space, genes, top1), Macs(space)
+    oracle, macs = Oracle(space, args.judge, genes, top1), Macs(space)
     corner = np.array([-top1.min(), macs(genes).max() / 1e6])
 
     def volume(genes: Genes, accuracy: Floats) -> float:
         return hypervolume(np.stack([-accuracy, macs(genes) / 1e6], axis=1), corner)
 
     published = {"measured": volume(genes, top1), "by the oracle": volume(genes, oracle(genes))}
-    print(f"published networks, n={len(genes)}: " + ", ".join(f"{k} {v:.1f}" for k, v in published.items()))
+    volumes = ", ".join(f"{name} {value:.1f}" for name, value in published.items())
+    print(f"published networks, n={len(genes)}, judged by {args.judge}: {volumes}")
     rows = []
     for name in args.methods:
         start, found = perf_counter(), []
@@ -94,9 +98,9 @@ def main() -> None:
         cells = " ".join(f"{m:.1f} ± {s:.1f}" for m, s in zip(values.mean(axis=0), values.std(axis=0), strict=True))
         print(f"{name:8} after {STEPS}: {cells}  n={args.seeds} {seconds:.0f} s/run", flush=True)
         rows.append({"method": name, "volumes": found, "seconds": seconds})
-    print(versions())
+    print(about())
     if args.out:
-        write_json(args.out, {"published": published, "rows": rows, "steps": STEPS, "versions": versions()})
+        write_json(args.out, {"published": published, "rows": rows, "steps": STEPS, "about": about()})
 
 
 if __name__ == "__main__":

@@ -27,11 +27,12 @@ from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from ofa.files import versions, write_json
+from ofa.files import write_json
 from ofa.space import Genes, Space, load_space
 from predictors.costs import Macs
 from predictors.gp import GroupedGP
 from predictors.tables import read_table
+from scripts.benchmarks.about import about
 from search.agents import RandomSearch, keys
 from search.aging import AgingEvolution
 from search.evolution import Evolution
@@ -185,9 +186,9 @@ def main() -> None:
             rows.append({"problem": name, "method": method, "runs": runs.tolist(), "seconds": seconds})
             cells = " ".join(f"{m:6.3f} ± {s:5.3f}" for m, s in zip(runs.mean(axis=0), runs.std(axis=0), strict=True))
             print(f"{name:22} {method:13} {cells}  n={args.seeds} {seconds:6.1f} s/run", flush=True)
-    print(versions())
+    print(about())
     if args.out:
-        write_json(args.out, {"rows": rows, "steps": STEPS, "table": path.name, "versions": versions()})
+        write_json(args.out, {"rows": rows, "steps": STEPS, "table": path.name, "about": about()})
 
 
 if __name__ == "__main__":

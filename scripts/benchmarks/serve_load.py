@@ -29,7 +29,8 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from ofa.errors import UserError
 from ofa.export.card import load_card
 from ofa.export.latency import device_card
-from ofa.files import versions, write_json
+from ofa.files import write_json
+from scripts.benchmarks.about import about
 
 LUA = """
 wrk.method = "POST"
@@ -73,8 +74,8 @@ def main() -> None:
             finally:
                 server.send_signal(signal.SIGTERM)
                 server.wait(60)
-    found = {"rows": rows, "load_average": os.getloadavg(), "device": device_card(), "versions": versions()}
-    print(json.dumps({key: found[key] for key in ("load_average", "device", "versions")}))
+    found = {"rows": rows, "load_average": os.getloadavg(), "device": device_card(), "about": about()}
+    print(json.dumps({key: found[key] for key in ("load_average", "device", "about")}))
     if args.out:
         write_json(args.out, found)
 

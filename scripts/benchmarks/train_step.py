@@ -25,11 +25,10 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from ofa import processor
 from ofa.depthwise import depthwise
 from ofa.distill import label_loss
 from ofa.extraction import extract, recalibrate
-from ofa.files import versions, write_json
+from ofa.files import write_json
 from ofa.inference import fast
 from ofa.kernels import keep_memory
 from ofa.layers import convolve, crop_kernel, linear, squeeze_excite
@@ -40,6 +39,7 @@ from ofa.space import Arch, Genes, Space, load_space
 from ofa.static import StaticNet
 from ofa.supernet import Supernet
 from ofa.training.optimizer import make_optimizer
+from scripts.benchmarks.about import about
 from scripts.benchmarks.once_for_all import OnceForAll, add_option, arch_dict
 from scripts.benchmarks.once_for_all_worker import pictures
 
@@ -228,11 +228,6 @@ def architectures(space: Space, n: int, seed: int) -> dict[str, Genes]:
     return {"largest": space.largest()} | random | {"smallest": space.smallest()}
 
 
-def machine() -> dict[str, Any]:
-    """Processor and threads."""
-    return {"processor": processor.name(), "threads": torch.get_num_threads()}
-
-
 def line(found: dict[str, Any]) -> str:
     """A row of the table."""
     low, high = found["quartiles"]
@@ -272,9 +267,10 @@ def main() -> None:
             ):
                 rows += (done := part(args.rounds))
                 print("\n".join(line(row.record()) for row in done), flush=True)
+    options = about() | {"rounds": args.rounds, "seed": args.seed}
+    print(options)
     if args.out:
-        about = {"machine": machine(), "versions": versions(), "rounds": args.rounds, "seed": args.seed}
-        write_json(args.out, {"rows": [row.record() for row in rows]} | about)
+        write_json(args.out, {"rows": [row.record() for row in rows]} | options)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ from ofa.data import ImageData, Split, cifar10, digits, folder, parquet
 from ofa.distill import Distillation
 from ofa.errors import UserError
 from ofa.evaluate import accuracy, specialise
-from ofa.files import append_jsonl, read_jsonl, versions
+from ofa.files import append_jsonl, read_jsonl
 from ofa.sampling import draw
 from ofa.schedule import Phase, Schedule
 from ofa.space import Arch, Space, load_space
@@ -41,6 +41,7 @@ from ofa.table import layer_macs, layer_table
 from ofa.train import Trainer
 from ofa.training.trained import load_supernet
 from ofa.training.watch import Watch
+from scripts.benchmarks.about import about
 
 SOURCES = {"cifar10": cifar10, "parquet": parquet, "folder": folder}
 ONE_PHASE: dict[str, dict[str, Any]] = {
@@ -134,8 +135,8 @@ def train(scale: Scale, data: ImageData, name: str, seed: int, work: Path, devic
     schedule = arm(name, scale, data.size("train") // scale.batch)
     started = _now(device)
     supernet = Trainer(scale.space, data, schedule, work, seed=seed, watch=WATCH, device=device).run()
-    about = {"arm": name, "seed": seed, "epochs": schedule.epochs, "train_s": _now(device) - started}
-    return measure(scale, data, supernet) | about
+    facts = {"arm": name, "seed": seed, "epochs": schedule.epochs, "train_s": _now(device) - started}
+    return measure(scale, data, supernet) | facts
 
 
 def measure(scale: Scale, data: ImageData, supernet: Supernet) -> dict[str, Any]:
@@ -278,11 +279,9 @@ def main() -> None:
     args = _arguments()
     data, scale = _prepare(args)
     done = {line["unit"]: line for line in read_jsonl(args.out)}
-    if (about := done.get("about")) and about["scale"] != (now := json.loads(json.dumps(scale.about()))):
-        raise UserError(f"{args.out} is of {about['scale']}, not {now}; give another --out")
-    units: list[tuple[str, Any]] = [
-        ("about", lambda: {"scale": scale.about(), "versions": versions()} | _machine(args))
-    ]
+    if (made := done.get("about")) and made["scale"] != (now := json.loads(json.dumps(scale.about()))):
+        raise UserError(f"{args.out} is of {made['scale']}, not {now}; give another --out")
+    units: list[tuple[str, Any]] = [("about", lambda: {"scale": scale.about()} | about() | _machine(args))]
     if args.part in ("train", "all"):
         for seed in range(args.seeds):
             for name in args.arms:
