@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ofa.errors import UserError
 from ofa.space import Genes
 from predictors import transfer
-from predictors.accuracy import FEWEST, Accuracy
+from predictors.accuracy import FEWEST
 from predictors.latency import Latency
 from predictors.scores import held_out, require_splits, sample_curve, score
 from predictors.tables import distinct
@@ -23,19 +23,20 @@ LEAST = {"subnets": FEWEST + 2, "int8_subnets": transfer.FEWEST, "latency_nets":
 
 
 def fit_accuracy(
-    make: Callable[..., Accuracy],
+    make: Callable[..., Any],
     genes: Genes,
     accuracy: Float,
     *,
     share: float = 0.25,
     repeats: int = 5,
     seed: int = 0,
-) -> tuple[Accuracy, dict[str, Any], pd.DataFrame]:
+) -> tuple[Any, dict[str, Any], pd.DataFrame]:
     """The predictor fitted on all networks (N, G), its scores, and its predictions for one held-out part.
 
-    make: builds an unfitted predictor (`make(seed=...)`, and `make(model=..., seed=...)`).  share: of the networks held
-    out in each of `repeats` random splits; every split chooses its model anew.  Raises UserError for too few networks,
-    no split, or a share that is none.
+    make: builds an unfitted predictor, `make(seed=...)`.  Of one that chooses a model (`chosen`) the sample curve and
+    the predictions are by that model, `make(model=chosen, seed=...)`.  share: of the networks held out in each of
+    `repeats` random splits; every split chooses its model anew.  Raises UserError for too few networks, no split, or a
+    share that is none.
     """
     require_scored(share=share, repeats=repeats)
     genes, accuracy = distinct(genes, accuracy)
@@ -48,10 +49,11 @@ def fit_accuracy(
     split = held_out(lambda s: make(seed=s), genes, accuracy, fit_on=fit_on, repeats=repeats, seed=seed)
     predictor = make(seed=seed).fit(genes, accuracy)
     sizes = [n for n in np.unique(np.linspace(FEWEST, fit_on, 4).astype(int)) if n < len(genes) - 1]
-    again = partial(make, model=predictor.chosen)
+    chosen = getattr(predictor, "chosen", None)
+    again = partial(make, model=chosen) if chosen else make
     curve = sample_curve(lambda s: again(seed=s), genes, accuracy, sizes=sizes, repeats=repeats, seed=seed)
     report = {
-        "model": predictor.chosen,
+        "model": chosen or type(predictor).__name__,
         "n_fit": fit_on,
         "n_heldout": split["held_out"],
         "repeats": repeats,
@@ -60,7 +62,7 @@ def fit_accuracy(
         "regret_10": {"mean": split["regret_10"], "std": split["regret_10_std"]},
         **{name: split[name] for name in ("coverage_50", "coverage_90", "log_loss")},
         "curve": [_curve_row(row) for row in curve],
-        "cross_validation": predictor.cross_validation,
+        "cross_validation": getattr(predictor, "cross_validation", {}),
     }
     order = np.random.default_rng((seed, 0)).permutation(len(genes))
     train, test = order[:fit_on], order[fit_on:]

@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from scripts.cli import stage_command
-from scripts.parts import FIT, load_parts
+from scripts.parts import FIT, learner, load_parts
 from scripts.stage import open_stage, plain
 
 
@@ -19,20 +19,16 @@ def main(cfg: DictConfig) -> None:
     with open_stage(cfg, "fit", FIT, needs=("measure",)) as stage:
         if stage.done:
             return
-        from functools import partial
-
         from ofa.files import write_json, write_parquet
-        from predictors import Accuracy, Latency, LatencyTable
+        from predictors import Latency, LatencyTable
         from predictors.fitting import fit_accuracy, fit_latency, join
         from predictors.measure import read_measured
         from predictors.transfer import TransferredAccuracy
 
         _, space = load_parts(cfg)
         measured = Path(cfg.run, "measure")
-        options = plain(cfg.predictor.accuracy)
-        make = partial(Accuracy, space, model=options["model"], candidates=options["candidates"])
         genes, top1 = read_measured(measured / "subnets.jsonl", space, "accuracy")
-        accuracy, report, predictions = fit_accuracy(make, genes, top1, seed=cfg.seed, **plain(cfg.fit))
+        accuracy, report, predictions = fit_accuracy(learner(cfg, space), genes, top1, seed=cfg.seed, **plain(cfg.fit))
         lookup = Latency(space, LatencyTable.load(measured / "latency.parquet"))
         genes, times = read_measured(measured / "latency_nets.jsonl", space, "median_ms")
         _, latency, more = fit_latency(lookup, genes, times)

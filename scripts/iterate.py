@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 
 from ofa.files import read_json, write_json
 from ofa.space import Space
-from scripts.parts import load_trained, objectives
+from scripts.parts import learner, load_trained, objectives
 from scripts.progress import Progress
 from scripts.stage import plain
 from search.feasible import feasible_network
@@ -31,11 +31,9 @@ def iterate(
 
     It starts from what ofa-measure and the `earlier` searches measured, and keeps its own measurements in `folder`.
     """
-    from predictors import Accuracy
     from predictors.measure import SubnetAccuracy
 
-    options, learner = cfg.search, plain(cfg.predictor.accuracy)
-    model = partial(Accuracy, space, model=learner["model"], candidates=learner["candidates"], seed=cfg.seed)
+    options, model = cfg.search, partial(learner(cfg, space), seed=cfg.seed)
     load, log = partial(load_trained, plain(cfg)), folder / MEASURED
     with (
         Progress(f"search {folder.parent.name} iterate") as progress,

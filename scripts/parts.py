@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -118,6 +118,11 @@ def load_trained(options: dict[str, Any], process: int) -> tuple[Supernet, Image
     return trained(cfg, space, process), data
 
 
+def learner(cfg: DictConfig, space: Space) -> Callable[..., Any]:
+    """Makes unfitted accuracy predictors as predictor.accuracy says, but for the options that a call gives."""
+    return partial(make, cfg.predictor.accuracy, space)
+
+
 def fitted(cfg: DictConfig, space: Space) -> dict[str, Callable[[Genes], Any]]:
     """The configured predictors by name: exact costs as they are, learned ones as ofa-fit left them."""
     return {name: _predictor(cfg, space, name) for name in cfg.predictor}
@@ -149,9 +154,7 @@ def objectives(cfg: DictConfig) -> dict[str, int]:
 
 def _predictor(cfg: DictConfig, space: Space, name: str) -> Callable[[Genes], Any]:
     if name == "accuracy":
-        from predictors import Accuracy
-
-        return Accuracy.load(Path(cfg.run, "fit", "accuracy.json"))
+        return _learned(cfg)
     if name == "accuracy_int8":
         return _transferred(cfg, space)
     if name == "latency_ms" and cfg.predictor[name]._target_ == MEASURED_HERE:
@@ -163,9 +166,16 @@ def _predictor(cfg: DictConfig, space: Space, name: str) -> Callable[[Genes], An
     return make(cfg.predictor[name], space)
 
 
+def _learned(cfg: DictConfig) -> Callable[[Genes], Any]:
+    """The accuracy predictor as ofa-fit left it."""
+    from hydra.utils import get_class
+
+    kind: Any = get_class(cfg.predictor.accuracy._target_)
+    return kind.load(Path(cfg.run, "fit", "accuracy.json"))
+
+
 def _transferred(cfg: DictConfig, space: Space) -> Callable[[Genes], Any]:
     """Accuracy after int8, which ofa-fit leaves where ofa-measure quantized some subnets."""
-    from predictors import Accuracy
     from predictors.transfer import TransferredAccuracy
 
     path = Path(cfg.run, "fit", "accuracy_int8.json")
@@ -174,4 +184,4 @@ def _transferred(cfg: DictConfig, space: Space) -> Callable[[Genes], Any]:
             f"{path} does not exist: no quantized subnet was measured; run ofa-measure with measure.int8_subnets=12 "
             "and ofa-fit again, or leave out predictor=int8"
         )
-    return TransferredAccuracy(space, Accuracy.load(path.with_name("accuracy.json"))).load(path)
+    return TransferredAccuracy(space, _learned(cfg)).load(path)

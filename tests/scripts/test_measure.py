@@ -30,6 +30,9 @@ def composed(folder: Path, *options: str) -> DictConfig:
             "space={resolution: [12], width: [1.0], stages: [{channels: 8, kernel: [3, 5], expand: [2, 3]}]}",
             "space digits_mbv3 holds 4 networks, too few for ofa-fit to learn from; give choices that make at least 12",
         ),
+        ("objectives=[macs] predictor=[macs]", r"predictor=\[macs\] leaves out accuracy, which ofa-fit learns; add it"),
+        ("+predictor.accuracy.colour=red", "predictors.accuracy.Accuracy has no option 'colour'"),
+        ("predictor.accuracy.model=forest", "'forest' is not known; choose from auto, gp, ridge"),
         ("fit.share=1.5", "share=1.5 must be above 0 and below 1"),
         ("fit.repeats=0", "repeats=0 must be a whole number, 1 or more"),
         ("measure.batch=-1", "measure.batch=-1 must be a whole number, 1 or more"),
@@ -41,7 +44,7 @@ def test_what_ofa_fit_cannot_learn_from_is_refused_before_any_work(
     tmp_path: Path, stage: Callable[..., None], option: str, rule: str
 ) -> None:
     with pytest.raises(UserError, match=rule):
-        stage(composed(tmp_path, option))
+        stage(composed(tmp_path, *([option] if "{" in option else option.split())))
     assert not (tmp_path / "run").exists()
 
 

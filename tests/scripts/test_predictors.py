@@ -7,12 +7,43 @@ from typing import Any
 
 import numpy as np
 from hydra import compose, initialize_config_module
+from numpy.typing import NDArray
 
-from ofa.space import Space, load_space
+from ofa.files import read_json, write_json
+from ofa.space import Genes, Space, load_space
 from predictors import Energy, LearnedLatency, LutLatency, Macs
-from scripts.parts import fitted
+from predictors.fitting import fit_accuracy
+from scripts.parts import fitted, learner
 from search.problem import Problem
 from tests.predictors.lut_tables import write_tables
+
+
+class MeanAccuracy:
+    """An accuracy predictor of one's own: every network is as good as those measured are in the mean."""
+
+    def __init__(self, space: Space, seed: int = 0, shrink: float = 1.0) -> None:
+        self.space, self.seed, self.shrink, self.mean = space, seed, shrink, 0.0
+
+    def fit(self, genes: Genes, accuracy: NDArray[np.float64]) -> MeanAccuracy:
+        self.mean = self.shrink * float(np.mean(accuracy))
+        return self
+
+    def predict(self, genes: Genes) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        return np.full(len(genes), self.mean), np.ones(len(genes))
+
+    def __call__(self, genes: Genes) -> NDArray[np.float64]:
+        return self.predict(genes)[0]
+
+    def save(self, path: Path) -> None:
+        write_json(path, {"space": self.space.to_dict(), "mean": self.mean})
+
+    @staticmethod
+    def load(path: Path) -> MeanAccuracy:
+        values = read_json(path)
+        found = MeanAccuracy(load_space(values["space"]))
+        found.mean = values["mean"]
+        return found
+
 
 EXACT = ("macs", "energy_uj", "latency_ms")
 
@@ -48,6 +79,21 @@ def test_latency_comes_from_measured_networks(tmp_path: Path) -> None:
     made = predictors(one, "predictor=[default,latency_learned]", *options, "predictor.latency_ms.donors=[other]")
     assert isinstance(made["latency_ms"], LearnedLatency)
     assert len(made["latency_ms"].donors) == 1
+
+
+def test_accuracy_is_learned_by_a_class_of_ones_own(tmp_path: Path) -> None:
+    space = load_space("digits_mbv3")
+    genes = space.sample(20, np.random.default_rng(0))
+    with initialize_config_module("conf", version_base="1.3"):
+        cfg = compose("config", [f"run={tmp_path}", "predictor=[macs,accuracy]"])
+    cfg.predictor.accuracy = {"_target_": f"{__name__}.MeanAccuracy", "shrink": 0.5}
+    found, report, _ = fit_accuracy(learner(cfg, space), genes, np.linspace(0, 1, 20), repeats=2)
+    assert isinstance(found, MeanAccuracy)
+    assert (report["model"], report["cross_validation"], report["rmse"]["mean"] > 0) == ("MeanAccuracy", {}, True)
+    found.save(tmp_path / "fit/accuracy.json")
+    loaded = fitted(cfg, space)["accuracy"]
+    assert isinstance(loaded, MeanAccuracy)
+    np.testing.assert_allclose(loaded(genes), 0.25)
 
 
 def test_energy_is_an_objective_and_a_limit() -> None:

@@ -49,9 +49,7 @@ class Aoti:
                 program = torch.export.export(inference(net), (example,), dynamic_shapes=(batch,))
                 aoti_compile_and_package(program, package_path=str(path))
             except Exception as error:  # those of torch.export, Inductor and the compiler share no narrower class
-                raise UserError(
-                    f"AOTInductor cannot compile this net ({said(error)}); mend what it names"
-                ) from None
+                raise UserError(f"AOTInductor cannot compile this net ({said(error)}); mend what it names") from None
         write_cpp(path.parent / "cpp")
 
     def load(self, path: Path, threads: int = 1) -> Call:
