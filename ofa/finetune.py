@@ -85,7 +85,7 @@ class Finetuning:
                 raise UserError(
                     f"views={self.views} keeps logits of teachers, and this way to distil takes more; {ways}"
                 )
-        if not isinstance(self.augment, Augment | None):
+        if self.augment is not None and not hasattr(self.augment, "pixels"):
             raise UserError(f"augment is {self.augment}, no record of conf/augment; change its parts, as augment.erase")
         check_precision(self.precision)
 

@@ -19,6 +19,7 @@ UNITS = {
     "ms": {"": 1.0, "us": 1e-3, "ms": 1.0, "s": 1e3},
     "uj": {"": 1.0, "nJ": 1e-3, "uJ": 1.0, "mJ": 1e3, "J": 1e6},
 }
+COSTS = ("macs", "params", "flops")
 SHARES = {"": 1.0, "%": 1e-2}
 NUMBER = re.compile(r"\s*([-+]?[\d.]+(?:[eE][-+]?\d+)?)\s*([a-zA-Z%]*)\s*")
 MICRO = str.maketrans("µμ", "uu")  # the micro sign and the Greek letter
@@ -45,9 +46,14 @@ def parse_limit(name: str, value: float | str, *, unit: str | None = None) -> fl
     return number
 
 
-def sought(name: str) -> int:
-    """Which way a value is better: -1 for an accuracy, the more the better, 1 for every cost."""
-    return -1 if name.startswith("accuracy") else 1
+def sought(name: str, otherwise: int = 1) -> int:
+    """Which way a value is better: -1 for an accuracy, the more the better, 1 for a cost.
+
+    otherwise: the answer for a name that tells neither, one that is not of `COSTS` and ends in no unit.
+    """
+    if name.startswith("accuracy"):
+        return -1
+    return 1 if name in COSTS or name.rsplit("_", 1)[-1] in UNITS else otherwise
 
 
 def keeps(name: str, value: float, limit: float) -> bool:

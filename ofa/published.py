@@ -45,6 +45,8 @@ def read_network(config: str | Path | Config, *, resolution: int | None = None) 
     if not isinstance(config, Mapping | str | Path):
         raise UserError(f"a {type(config).__name__} is no block list with its head; give a net.config, whole")
     given = config if isinstance(config, Mapping) else _read(Path(config))
+    if {"spec", "arch"} <= set(given):
+        raise UserError("this is a card, which says the whole network; give it to ofa.export.card.rebuild")
     sides = [resolution, given.get("resolution"), given.get("image_size")]
     side = python(next((value for value in sides if value is not None), None))
     if side is None:

@@ -99,7 +99,7 @@ class Stage:
         check_least(self, least, above_0=("expand",))
         if len(self.blocks) != len(self.choices("depth")):
             raise UserError(f"blocks {self.blocks} must say for each depth of {self.depth} how many blocks it keeps")
-        if self.blocks[0] < 1 and (self.stride != 1 or self.block == "bottleneck"):
+        if self.blocks[0] < 1 and self.stride != 1:
             raise UserError(f"depth {self.choices('depth')[0]} leaves a stage that changes the shape without a block")
         if isinstance(self.se, tuple) and len(self.se) != self.blocks[-1]:
             raise UserError(f"se {self.se} has {len(self.se)} entries; give one for each of {self.blocks[-1]} blocks")

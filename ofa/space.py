@@ -24,6 +24,7 @@ from ofa.kinds import check_fields
 from ofa.records import OF_BLOCKS, Layer, Stage, check_least, choices_of, kept_choices, kept_stage, record, records
 
 Genes = NDArray[np.int8]
+SPACE = "ofa.space.Space"  # what its YAML files name as their _target_
 DIMENSIONS = ("resolution", "width", "depth", "kernel", "expand", "op")
 
 
@@ -287,6 +288,8 @@ class Space:
 
     def canonical(self, genes: Genes) -> Genes:
         """The same networks with the genes of skipped blocks set to 0: (N, G)."""
+        if genes.__class__ is not np.ndarray or genes.dtype != np.int8 or genes.shape[1:] != self.counts.shape:
+            self.validate(genes)
         return np.multiply(genes, self.active(genes), dtype=np.int8, casting="unsafe")
 
     def validate(self, genes: Genes) -> None:
@@ -318,6 +321,8 @@ class Space:
 
     def onehot(self, genes: Genes) -> NDArray[np.float32]:
         """One-hot features (N, sum of choices); all columns of a skipped block's genes are 0."""
+        if genes.__class__ is not np.ndarray or genes.shape[1:] != self.counts.shape:
+            self.validate(genes)
         columns, choices = self._features
         masked = np.where(self.active(genes), genes, np.int8(-1))
         return (masked.take(columns, axis=1) == choices).astype(np.float32)
@@ -433,7 +438,11 @@ def load_space(space: str | Path | Mapping[str, Any]) -> Space:
         space = _known(space)
     if isinstance(space, Path):
         space = _read_yaml(space)
-    return record(Space, {k: v for k, v in space.items() if k != "_target_"} if isinstance(space, Mapping) else space)
+    if not isinstance(space, Mapping):
+        return record(Space, space)
+    if (target := space.get("_target_", SPACE)) != SPACE:
+        raise UserError(f"a space with _target_={target} cannot be made; leave _target_ out, or give {SPACE}")
+    return record(Space, {key: value for key, value in space.items() if key != "_target_"})
 
 
 def _known(name: str) -> Path:

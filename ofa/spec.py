@@ -91,7 +91,7 @@ def check_chain(named: Iterable[tuple[str | None, Unit]]) -> None:
     """Raise UserError, by its name, for a unit that no network has, or one that cannot follow the unit before it."""
     given = None
     for name, unit in named:
-        mid = unit.mid if unit.kind in ("mbconv", "bottleneck") else 1
+        mid = unit.mid if unit.kind in BLOCKS and BLOCKS[unit.kind].inner(unit) else 1
         if not all(map(_is_size, (unit.cin, unit.cout, unit.kernel, unit.stride, mid, unit.se or 1))):
             raise UserError(
                 f"{name} has {unit.cout} channels of {unit.cin}, {unit.mid} in the middle, {unit.se} of "
@@ -101,7 +101,7 @@ def check_chain(named: Iterable[tuple[str | None, Unit]]) -> None:
             raise UserError(f"{name} reads {unit.cin} channels, but gets {given}; make them equal")
         if unit.kind == "mbconv" and not unit.expand and unit.mid != unit.cin:
             raise UserError(f"{name} has {unit.mid} middle channels, but no expansion; give {unit.cin}, its input's")
-        if not unit.bn and unit.kind in ("mbconv", "bottleneck"):
+        if not unit.bn and unit.kind in BLOCKS and unit.kind != "conv":
             raise UserError(f"{name}, a block of {unit.kind}, always has batch norm; leave its bn out")
         if unit.kind == "linear" and (unit.kernel, unit.stride, unit.act) != (1, 1, "none"):
             raise UserError(f"{name} is linear; leave its kernel, stride and act out")

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from ofa.arrays import Bool, Int
 from ofa.blocks import BLOCKS
 from ofa.blocks.base import Column
+from ofa.errors import UserError
 from ofa.space import Genes, Space
 from ofa.spec import NetSpec
 from ofa.units import UnitTable, spec_units, unit_table, wide
@@ -137,5 +138,7 @@ def _stack(columns: list[Column], units: UnitTable, unit_in: Int, unit_out: Int)
     table |= {name: np.array([c[name] for c in columns]) for name in ("bn", "bias", "block", "shortcut")}
     text = {name: tuple(str(c[name]) for c in columns) for name in ("op", "act")}
     names = tuple(str(c["name"]) for c in columns)
+    if (odd := (table["groups"] > 1) & (table["groups"] != table["cin"])).any():
+        raise UserError(f"layer {names[odd.any(axis=0).argmax()]} has groups of channels; make it dense or depthwise")
     places = {"units": units, "unit_in": unit_in, "unit_out": unit_out}
     return LayerTable(names=names, active=active, **places, **text, **table)  # type: ignore[arg-type]

@@ -54,7 +54,7 @@ class Features:
     def _blocks(self, genes: Genes, dimension: str) -> tuple[Float, Float]:
         """Log values of each block (N, B) and log sums of each stage (N, S)."""
         every = self.space.block_choices(dimension)
-        smallest = np.array([min(choice for choice in choices if choice > 0) for choices in every]) / 2
+        smallest = np.array([min((choice for choice in choices if choice > 0), default=1) for choices in every]) / 2
         values = np.where(self.space.used(genes), self.space.block_values(genes, dimension), 0)
         sums = values @ np.eye(len(self.space.stages))[self.space.blocks[:, 0]]
         return np.log(np.where(values > 0, values, smallest)), np.log(np.maximum(sums, smallest.min()))

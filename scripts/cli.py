@@ -50,6 +50,7 @@ from scripts.stage import NOTHING, next_command, plain
 
 Function = Callable[[DictConfig], None]
 MANY = ("agent", "device", "predictor", "runtime", "step")  # sections of parts, each under a name of its own
+OURS = ("ofa.", "predictors.", "search.", "scripts.")  # packages whose classes are called as they are made
 FLAGS = {
     "--help,-h": "print this text for the options given beside it",
     "--cfg,-c job": "print the whole configuration and stop",
@@ -241,6 +242,8 @@ def make(cfg: Mapping[str, Any] | DictConfig, *arguments: Any, **options: Any) -
         fault = faulty_argument(error) or ""
         if "lacks" in fault or any(repr(key) in fault for key in map(str, cfg)):  # others are not the user's
             raise UserError(f"{cfg['_target_']} {fault}") from error
+        if fault and not str(cfg["_target_"]).startswith(OURS):
+            raise UserError(f"{error}, as it is called with; CONTRIBUTING.md says what a class takes") from error
         raise
 
 

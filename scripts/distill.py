@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 
 from ofa.errors import UserError
 from scripts.cli import make, stage_command
-from scripts.parts import load_data
+from scripts.parts import finetuning, load_data
 from scripts.shared import in_turn, shared_progress, shared_stage
 from scripts.stage import note, plain
 
@@ -75,7 +75,7 @@ def _parts(cfg: DictConfig, data: ImageData, device: str) -> tuple[Finetuning, N
 
     from ofa.distill.nets import load_net, require_images
 
-    settings = make(cfg.finetune)
+    settings = finetuning(cfg)
     if not settings.epochs:
         raise UserError("finetune.epochs=0 trains nothing; give finetune.epochs=<passes over the training images>")
     torch.manual_seed(cfg.seed)

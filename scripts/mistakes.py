@@ -86,7 +86,8 @@ def _instantiation(error: InstantiationException, causes: list[BaseException]) -
     if fault:
         return f"{place} {fault}; {ALL}"
     if str(error).startswith(("Error locating target", "Expected a callable target")):
-        return f"{place}: {_first_line(error)}; name an importable class or function as its _target_"
+        remedy = "name an importable class or function as its _target_ (PYTHONPATH=. for one of this folder)"
+        return f"{place}: {_first_line(error)}; {remedy}"
     return None
 
 

@@ -21,6 +21,7 @@ from scripts.stage import COMMAND, INFEASIBLE, command_line, note, plain
 
 if TYPE_CHECKING:
     from ofa.data import ImageData
+    from ofa.finetune import Finetuning
     from ofa.supernet import Supernet
 
 DEVICE = ("name", "description", "limits", "runtimes", "core")
@@ -116,6 +117,14 @@ def load_trained(options: dict[str, Any], process: int) -> tuple[Supernet, Image
     cfg = OmegaConf.create(options)
     data, space = load_parts(cfg)
     return trained(cfg, space, process), data
+
+
+def finetuning(cfg: DictConfig) -> Finetuning:
+    """The settings of finetune; images are augmented as in training but for the parts that it gives."""
+    section = plain(cfg.finetune)
+    given = {name: value for name, value in section.pop("augment").items() if value is not None}
+    settings: Finetuning = make(section)
+    return replace(settings, augment=make(plain(cfg.augment) | given)) if given else settings
 
 
 def learner(cfg: DictConfig, space: Space) -> Callable[..., Any]:

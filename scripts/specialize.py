@@ -14,7 +14,7 @@ from ofa.space import Arch
 from scripts.cli import make, stage_command
 from scripts.distill import UNITS, load_teachers
 from scripts.ondevice import adapt, read_options, require_room
-from scripts.parts import SEARCH, load_parts, reachable, require_images, trained
+from scripts.parts import SEARCH, finetuning, load_parts, reachable, require_images, trained
 from scripts.shared import in_turn, shared_progress, shared_stage
 from scripts.stage import plain
 
@@ -81,7 +81,7 @@ def _make(job: Job) -> None:
 
 def check(cfg: DictConfig) -> None:
     """Raise UserError for settings that would fail only after a search, when its networks are fine-tuned and pruned."""
-    make(cfg.finetune)
+    finetuning(cfg)
     make(cfg.compress)
     if cfg.ondevice.memory is not None:
         read_options(plain(cfg.ondevice))
@@ -145,7 +145,7 @@ def _float(job: Job) -> tuple[StaticNet, list[dict[str, Any]]]:
     from ofa.evaluate import accuracy, specialise
 
     cfg, side = job.cfg, job.arch.resolution
-    supernet, settings = trained(cfg, job.space), make(cfg.finetune)
+    supernet, settings = trained(cfg, job.space), finetuning(cfg)
     net = specialise(supernet, job.arch, job.data)
     if not settings.epochs:
         return net, []

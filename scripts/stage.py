@@ -59,8 +59,9 @@ def open_stage(
     """
     folder = Path(cfg.run, name)
     aside = Path(cfg.run, f".{name.replace('/', '+')}")
+    new = not Path(cfg.run).exists()
     folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder), _undone(folder, Path(cfg.run)):
+    with _locked(folder), _undone(folder, Path(cfg.run), new=new):
         _bring_back(folder, aside)
         config: dict[str, Any] = {
             "reads": _reads(cfg, reads),
@@ -294,8 +295,11 @@ def _timings(run: Path) -> dict[str, float]:
 
 
 @contextmanager
-def _undone(folder: Path, run: Path) -> Iterator[None]:
-    """Where the block fails before it makes anything: remove the stage's folder, and what was noted of its command."""
+def _undone(folder: Path, run: Path, *, new: bool) -> Iterator[None]:
+    """Where the block fails before it makes anything: remove the stage's folder, and what was noted of its command.
+
+    new: the run's folder was made for this stage.
+    """
     command = run / COMMAND
     before = command.read_text() if command.exists() else None
     try:
@@ -307,16 +311,16 @@ def _undone(folder: Path, run: Path) -> Iterator[None]:
                 command.unlink(missing_ok=True)
             else:
                 atomic_write(command, before)
-            _remove(folder, run)
+            _remove(folder, run.parent if new else run)
         raise
 
 
-def _remove(folder: Path, run: Path) -> None:
-    """Remove a stage's folder in which nothing was made, and the folders of the run above it that are empty then."""
+def _remove(folder: Path, within: Path) -> None:
+    """Remove a stage's folder in which nothing was made, and those above it inside of another that are empty then."""
     for name in (CONFIG, LOCK):
         (folder / name).unlink(missing_ok=True)
     with suppress(OSError):  # one that is not empty
-        for path in (folder, *folder.parents[: len(folder.relative_to(run).parts) - 1]):
+        for path in (folder, *folder.parents[: len(folder.relative_to(within).parts) - 1]):
             path.rmdir()
 
 

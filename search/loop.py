@@ -54,14 +54,16 @@ def run_search(
     stall: batches without growth of the hypervolume after which the search ends early; None never does.
     Raises InfeasibleError where no network meets the limits, UserError for a log that another search wrote.
     """
-    if evaluations < 1 or batch < 1:
-        raise UserError(f"evaluations={evaluations} and batch={batch} must be at least 1")
+    if not all(isinstance(number, int | np.integer) and number >= 1 for number in (evaluations, batch)):
+        raise UserError(f"evaluations={evaluations} and batch={batch} must be whole numbers, at least 1")
     if agent.n_objectives != len(problem.objectives):
         raise UserError(f"{agent!r} is not made for {len(problem.objectives)} objectives; set n_objectives")
     start = feasible_network(agent.space, problem)
     if initial is not None and len(initial):
         start = np.concatenate([start, initial]) if (problem.exceeds(initial) > 0).all() else initial
-    if folder is not None and (done := _finished(Path(folder), agent, problem, evaluations)):
+    done = None if folder is None else _finished(Path(folder), agent, problem, evaluations)
+    holds = done is not None and (initial is None or set(keys(initial)) <= set(keys(done.genes)))
+    if done is not None and holds and reference in (None, done.reference):
         return done
     log = _Log(None if folder is None else Path(folder) / LOG)
     if stall is not None and stall < 1:

@@ -252,7 +252,7 @@ class ModelBased:
             if name not in self.measured:
                 sign = self.problem.objectives[name]
                 cost = sign * self._probed[name]
-                worst = np.fmin(cost.max(), sign * self.problem.bounds.get(name, np.nan))
+                worst = np.fmin(cost.max(), self.problem.worst(name))
                 corner[column] = worst + MARGIN * (abs(worst - cost.min()) or 1.0)
         return corner
 

@@ -43,7 +43,8 @@ class Problem:
 
     predictors: genes (N, G) -> values (N,), by name.
     objectives: 1 minimises and -1 maximises the named value; the first named is the one a network is chosen by.
-    limits: the most that a value may be; for a maximised value, the least (accuracy 0.9 then means at least 0.9).
+    limits: the most that a value may be; the least of an accuracy, and of another maximised value whose name tells no
+        cost (see `ofa.limits.sought`).
         Numbers or strings such as "250KB" (see `search.limits`); names may leave out their unit.
     frugal: predictors without a limit are not asked of networks that exceed one; their values there are infinitely bad.
     """
@@ -54,20 +55,28 @@ class Problem:
     frugal: bool = False
 
     def __post_init__(self) -> None:
+        for name, given in {"objectives": self.objectives, "limits": self.limits}.items():
+            if not isinstance(given, Mapping):
+                raise UserError(f"{name} are {given}; give them by name, as {{'macs': ...}}")
         if not self.objectives:
             raise UserError(f"a search needs an objective; choose from {', '.join(self.predictors)}")
         for name, sign in self.objectives.items():
             if sign not in (1, -1):
                 raise UserError(f"objective {name}={sign} has no direction; 1 minimises, -1 maximises")
-        self.objectives = {known_name(name, self.predictors): int(sign) for name, sign in self.objectives.items()}
+        named = [(known_name(name, self.predictors), int(sign)) for name, sign in self.objectives.items()]
+        self.objectives = dict(named)
+        if len(self.objectives) < len(named):
+            raise UserError(f"objectives name {', '.join(name for name, _ in named)}; name each once")
         self.bounds: dict[str, float] = parse_limits(self.limits, self.predictors)
         self._rows: dict[bytes, int] = {}  # the memo: where `_table` has the values of a network
         self._table = np.empty((0, len(self.predictors)))
 
     def evaluate(self, genes: Genes) -> Evaluation:
         """Evaluate networks (N, G); each predictor sees only those that were never evaluated before, in one call."""
-        if np.ndim(genes) != 2:
-            raise UserError(f"genes have shape {np.shape(genes)}; give (N, G), a row for each network")
+        if not isinstance(genes, np.ndarray) or genes.dtype != np.int8:
+            genes = _small(genes)
+        if genes.ndim != 2:
+            raise UserError(f"genes have shape {genes.shape}; give (N, G), a row for each network")
         keyed = keys(genes)
         new = {key: i for i, key in enumerate(keyed) if key not in self._rows}
         if new:
@@ -84,7 +93,7 @@ class Problem:
         allowed = self.violation(values) <= 0
         for name in self.predictors:
             if name not in values:
-                values[name] = np.full(len(genes), np.inf * self._sign(name))
+                values[name] = np.full(len(genes), np.inf * self.objectives.get(name, sought(name)))
                 values[name][allowed] = self._predict(name, genes[allowed]) if allowed.any() else 0
         return values
 
@@ -122,8 +131,13 @@ class Problem:
         return np.where(excess > TOLERANCE, excess, 0)
 
     def _sign(self, name: str) -> int:
-        """Which way a value is better: as an objective says, or else as its name does."""
-        return self.objectives.get(name, sought(name))
+        """Which way a limited value is better: as its name says, or else as an objective does."""
+        return sought(name, self.objectives.get(name, 1))
+
+    def worst(self, name: str) -> float:
+        """The limit of an objective as a cost, nan where there is none, or where the objective is to come near it."""
+        sign = self.objectives[name]
+        return sign * self.bounds.get(name, np.nan) if sign == self._sign(name) else np.nan
 
     def limit(self, name: str) -> str:
         """A limit as text: "macs <= 6,000,000"."""
@@ -136,8 +150,7 @@ class Problem:
         its limit where that is stricter; a limit that none is better than leaves room up to the next worse value.
         """
         cost = self.cost(self.predict(probes(space), self.objectives))
-        limit = [sign * self.bounds.get(name, np.nan) for name, sign in self.objectives.items()]
-        return with_room(np.fmin(cost.max(axis=0), limit), cost)
+        return with_room(np.fmin(cost.max(axis=0), [self.worst(name) for name in self.objectives]), cost)
 
     def _predict(self, name: str, genes: Genes) -> Floats:
         values = np.asarray(self.predictors[name](genes), dtype=np.float64)
@@ -152,6 +165,14 @@ class Problem:
                 "give a predictor of shares, accuracy / 100"
             )
         return values
+
+
+def _small(genes: Any) -> Genes:
+    """Genes of another type as int8, which the memo tells them apart by; raises UserError where they are no choices."""
+    given = np.asarray(genes)
+    if not np.issubdtype(given.dtype, np.integer) or (given.size and not (given.min() >= 0 and given.max() <= 127)):
+        raise UserError(f"genes of {given.dtype} are no choices of a space; give whole numbers, 0 to 127, as np.int8")
+    return given.astype(np.int8)
 
 
 def probes(space: Space) -> Genes:

@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from ofa.compress.prune import Pruning, prune
 from ofa.export.onnx import export, verify
 from ofa.extraction import extract
 from ofa.liveness import peak_elements
 from ofa.space import load_space
+from ofa.static import build
 from ofa.supernet import Supernet
 from predictors import Macs, PeakMemory
 
@@ -29,6 +31,19 @@ def test_python_lines_run(words: str, capsys: pytest.CaptureFixture[str]) -> Non
     (code,) = [block for block in BLOCKS if words in block]
     exec(compile(code, "README.md", "exec"), {})
     assert capsys.readouterr().out
+
+
+def test_a_network_is_made_small_as_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (code,) = [block for block in BLOCKS if 'export(small, "net.onnx")' in block]
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    for name in ("cat", "dog"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for i in range(60):
+            Image.fromarray(rng.integers(0, 255, (20, 20, 3), np.uint8)).save(f"photos/{name}/{i}.png")
+    space = load_space("digits_mbv3").adapt(in_channels=3, classes=2)
+    exec(compile(code, "README.md", "exec"), {"net": build(space, space.decode(space.largest())[0]).eval()})
+    assert 0 < (tmp_path / "net.int8.onnx").stat().st_size < (tmp_path / "net.onnx").stat().st_size
 
 
 def test_the_family_of_ones_own_is_a_family_like_any_other(tmp_path: Path) -> None:

@@ -43,7 +43,8 @@ class Block:
     channels (N,) from input and output channels and expand ratio.  layers: its layers, from its unit's column of a
     UnitTable and the side in pixels before and after.  liveness: elements alive at its fullest operation, (N,).
     axes: for each of its layers the groups of channels that it writes and reads, "outer", "mid" or "inner", for
-    pruning.  inner: whether a unit has middle channels of its own.
+    pruning; those of squeeze-excite are "se.reduce" and "se.expand".  inner: whether a unit has middle channels of its
+    own.  Convolutions are dense or depthwise, of no other number of groups.
     """
 
     title: str

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ofa.compress.criteria import CRITERIA, Groups, Scores, channel_groups, channel_parameters, channel_scores
 from ofa.errors import UserError
+from ofa.kinds import check_fields
 from ofa.spec import NetSpec, Unit
 from ofa.static import StaticNet, build_spec
 from ofa.table import layer_macs, spec_table
@@ -34,6 +35,7 @@ class Pruning:
     streams: bool = False
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not 0 < self.macs_ratio <= 1:
             raise UserError(f"macs_ratio {self.macs_ratio} must be above 0 and at most 1; 0.7 keeps 70 % of the MACs")
         if self.criterion not in CRITERIA:
@@ -55,7 +57,8 @@ def prune(net: StaticNet, pruning: Pruning) -> StaticNet:
     if small is None:
         raise UserError(
             f"macs_ratio {pruning.macs_ratio} cannot be met: widths of {pruning.multiple} leave "
-            f"{macs(least) / macs(net.spec):.3f} of the MACs; raise macs_ratio, lower multiple or set streams=true"
+            f"{macs(least) / macs(net.spec):.3f} of the MACs; raise macs_ratio (as compress.pruning.macs_ratio=0.9), "
+            "lower multiple, or set streams=true"
         )
     return small
 

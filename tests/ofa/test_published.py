@@ -479,3 +479,8 @@ def test_depths_of_all_stages_go_to_those_that_choose_theirs() -> None:
     for depths in ([2, 1, 2], [1, 2]):
         genes = space.encode([arch_of(space, {"d": depths, "ks": 3, "e": 3})])
         assert space.decode(genes)[0].depth == (1, 2)
+
+
+def test_a_card_is_no_block_list() -> None:
+    with pytest.raises(UserError, match=r"this is a card, .*; give it to ofa\.export\.card\.rebuild"):
+        load_network({"arch": {}, "spec": {}, "metrics": {}})

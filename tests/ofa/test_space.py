@@ -184,6 +184,7 @@ def test_a_list_of_what_cannot_be_chosen_is_left_out_or_what_is_fixed() -> None:
         ({"name": "x", "colour": 1}, "colour"),
         ({"name": "x"}, "lacks"),
         (None, "space None is no record"),
+        ({"_target_": "mine.Space", "name": "x"}, "_target_=mine.Space cannot be made; leave _target_ out"),
         (Path("nothing"), "nothing cannot be read as a space .*No such file"),
     ],
 )
@@ -437,3 +438,20 @@ def test_fields_that_a_record_lacks_are_named() -> None:
     values = changed("space", {"stages": [{"stride": 2}]})
     with pytest.raises(UserError, match=r"a stage record lacks channels; give channels: \.\.\."):
         load_space(values)
+
+
+def test_a_stage_of_bottlenecks_that_changes_nothing_may_be_left_out() -> None:
+    stage = {"channels": 32, "depth": [0, 1], "block": "bottleneck", "kernel": 3, "expand": [0.25, 0.5]}
+    head = [{"kind": "pool"}, {"kind": "linear"}]
+    stem = [{"kind": "conv", "channels": 32, "kernel": 3, "stride": 2, "act": "relu"}]
+    space = load_space({"name": "x", "resolution": [32], "width": [1.0], "stem": stem, "stages": [stage], "head": head})
+    assert space.size == 3
+    assert len(set(Macs(space)(space.sample(30, np.random.default_rng(0))).tolist())) == 3
+
+
+@pytest.mark.parametrize("genes", [np.zeros(3, np.int8), np.zeros((2, 3)), [[0, 1]]])
+def test_networks_are_not_made_canonical_of_what_is_none(genes: Any) -> None:
+    space = load_space("digits_mbv3")
+    for use in (space.canonical, space.onehot):
+        with pytest.raises(UserError, match="genes"):
+            use(genes)

@@ -118,3 +118,8 @@ def test_a_chain_begins_no_step_where_a_later_one_cannot_follow() -> None:
 )
 def test_an_order_that_may_work_is_left_to_the_steps(steps: tuple[Step, ...]) -> None:
     check_order({str(i): step for i, step in enumerate(steps)})
+
+
+def test_a_step_of_somebody_else_may_stand_anywhere_whatever_its_name() -> None:
+    theirs = type("Mixed", (), {"__module__": "mine", "__call__": lambda self, net, work: net})()
+    check_order({"theirs": theirs, "channels": CHANNELS})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -385,3 +386,10 @@ def test_rank_correlation_of_one_pair_is_0_without_a_warning() -> None:
     with warnings.catch_warnings(action="error"):
         assert kendall_tau([1.0], [2.0]) == 0
     assert kendall_tau([1.0, 2.0], [3.0, 4.0]) == 1
+
+
+def test_accuracy_is_learned_where_a_block_can_only_be_skipped() -> None:
+    space = load_space("nas_bench_macro")
+    space = replace(space, stages=(replace(space.stages[0], op=(0,)), *space.stages[1:]))
+    genes = space.sample(20, np.random.default_rng(0))
+    assert np.isfinite(Accuracy(space, "gp").fit(genes, Macs(space)(genes) / 1e8)(genes)).all()

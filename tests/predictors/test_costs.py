@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from ofa.blocks import BLOCKS
+from ofa.blocks.base import Column
 from ofa.errors import UserError
 from ofa.published import read_network
 from ofa.space import Arch, Genes, load_space
@@ -143,3 +146,15 @@ def test_wrong_arguments_are_answered_with_rule_and_value() -> None:
     wrong[0, 0] = 99
     with pytest.raises(UserError, match="resolution"):
         Params(space)(wrong)
+
+
+def test_a_block_of_grouped_convolutions_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    conv = BLOCKS["conv"]
+
+    def grouped(*arguments: Any) -> list[Column]:
+        return [layer | {"groups": 4} for layer in conv.layers(*arguments)]
+
+    monkeypatch.setitem(BLOCKS, "conv", replace(conv, layers=grouped))
+    space = load_space("cifar_conv")
+    with pytest.raises(UserError, match="has groups of channels; make it dense or depthwise"):
+        Macs(space)(space.largest())

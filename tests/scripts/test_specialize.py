@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +27,25 @@ from ofa.spec import NetSpec
 from ofa.supernet import Supernet
 from ofa.training.trained import SUPERNET
 from ofa.weights import save_tensors
-from scripts.cli import make
 from scripts.compress import main as compress
 from scripts.distill import main as distill
 from scripts.export import main as export
-from scripts.parts import SEARCH, TRAIN
+from scripts.parts import SEARCH, TRAIN, finetuning
 from scripts.specialize import main
 from scripts.stage import open_stage
 from tests.conftest import ROOT
 from tests.second_device import second_device
+
+
+@dataclass(frozen=True)
+class Inverted:
+    """An augmentation of one's own."""
+
+    erase: float = 0.0
+
+    def pixels(self, x: torch.Tensor, rng: object) -> torch.Tensor:
+        return 255 - x
+
 
 SHORT = (
     "device=stm32f746",
@@ -126,7 +137,12 @@ def test_a_fine_tuning_augments_as_training_did_but_for_what_it_is_given(run: Pa
     assert card["training"]["finetuning"][0]["augment"] == {
         "operations": 0, "magnitude": 9, "erase": 0.5, "mixup": 0.0, "cutmix": 0.0,
     }  # fmt: skip
-    assert make(compose("config", ["augment.mixup=0.1"]).finetune).augment == Augment(mixup=0.1)
+    assert finetuning(compose("config", ["augment.mixup=0.1"])).augment is None, "that of the data, as in training"
+    own = compose("config", ["augment.mixup=0.1", "finetune.augment.erase=0.5"])
+    assert finetuning(own).augment == Augment(erase=0.5, mixup=0.1)
+    own.augment = {"_target_": f"{__name__}.Inverted", "erase": 0.1}
+    theirs: Any = finetuning(own).augment
+    assert theirs == Inverted(erase=0.5)
 
 
 def test_a_fine_tuning_that_ruins_a_network_is_told_with_its_setting(

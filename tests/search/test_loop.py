@@ -200,7 +200,7 @@ def test_progress_tells_the_best_network_so_far() -> None:
 
 @pytest.mark.parametrize(("evaluations", "batch"), [(0, 10), (10, 0)])
 def test_nothing_to_do_is_a_mistake(evaluations: int, batch: int) -> None:
-    with pytest.raises(UserError, match="must be at least 1"):
+    with pytest.raises(UserError, match="must be whole numbers, at least 1"):
         run_search(RandomSearch(SPACE), problem(), evaluations, batch)
 
 
@@ -257,3 +257,18 @@ def test_the_best_of_several_results_is_feasible_and_best_in_the_first_objective
     results = [run_search(RandomSearch(SPACE, seed=seed, n_objectives=2), problem(macs=6), 60, 20) for seed in range(3)]
     gains = [r.evaluations["gain"][r.chosen] for r in results]
     assert best_result(results) == int(np.argmax(gains))
+
+
+def test_a_finished_search_does_not_answer_for_other_initial_networks_or_another_reference(tmp_path: Path) -> None:
+    first = run_search(RandomSearch(SMALL, n_objectives=2), problem(space=SMALL), 8, 4, folder=tmp_path)
+    unseen = [genes for genes in all_networks(SMALL) if genes.tolist() not in first.genes.tolist()][:1]
+    with pytest.raises(UserError, match="holds a search with other settings"):
+        run_search(
+            RandomSearch(SMALL, n_objectives=2), problem(space=SMALL), 8, 4, folder=tmp_path, initial=np.array(unseen)
+        )
+    reference = (100.0, 100.0)
+    again = run_search(
+        RandomSearch(SMALL, n_objectives=2), problem(space=SMALL), 8, 4, folder=tmp_path, reference=reference
+    )
+    assert again.reference == reference
+    assert np.array_equal(again.genes, first.genes)

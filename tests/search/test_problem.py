@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from ofa.errors import UserError
 from ofa.space import Genes, load_space
+from predictors import Macs
 from search.agents import RandomSearch
 from search.feasible import InfeasibleError, feasible_network
 from search.loop import run_search
@@ -184,3 +185,44 @@ def test_a_frugal_problem_asks_nothing_of_networks_beyond_a_limit() -> None:
     assert (
         best_first(everything.cost, everything.violation).tolist() == best_first(found.cost, found.violation).tolist()
     )
+
+
+@pytest.mark.parametrize("strange", [GENES + 0.9, GENES.astype(int) + 256])
+def test_genes_that_are_no_choices_are_refused_whatever_is_in_the_memo(strange: NDArray[Any]) -> None:
+    solved = problem()
+    known = solved.evaluate(GENES)
+    with pytest.raises(UserError, match="whole numbers, 0 to 127"):
+        solved.evaluate(strange)
+    same = solved.evaluate(GENES.astype(int).tolist())  # type: ignore[arg-type]
+    assert np.array_equal(same.cost, known.cost)
+
+
+def test_a_limit_on_a_cost_is_the_most_also_where_the_cost_is_sought() -> None:
+    space = load_space("digits_mbv3")
+    genes, macs = space.sample(200, np.random.default_rng(0)), Macs(space)
+    limit = float(np.median(macs(genes)))
+    sought = Problem({"macs": macs}, {"macs": -1}, {"macs": limit})
+    found = sought.evaluate(genes)
+    assert np.array_equal(found.violation > 0, macs(genes) > limit)
+    assert sought.limit("macs").startswith("macs <= ")
+    result = run_search(RandomSearch(space), sought, 100, 50)
+    assert 0 < result.evaluations["macs"][result.chosen] <= limit
+    assert result.hypervolume() > 0
+
+
+@pytest.mark.parametrize(
+    ("objectives", "limits", "words"),
+    [
+        (["macs"], {}, "objectives are .*; give them by name"),
+        ({"macs": 1}, ["macs"], "limits are .*; give them by name"),
+        ({"gain": 1, "gain ": -1}, {}, "'gain ' is not known"),
+    ],
+)
+def test_what_names_nothing_is_refused(objectives: Any, limits: Any, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        Problem({"macs": lambda genes: genes[:, 0], "gain": lambda genes: genes[:, 0]}, objectives, limits)
+
+
+def test_an_objective_is_named_once() -> None:
+    with pytest.raises(UserError, match="name each once"):
+        Problem({"peak_memory_bytes": lambda genes: genes[:, 0]}, {"peak_memory": 1, "peak_memory_bytes": -1})
