@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from ofa.parallel import World
 
 READS = ("data", "augment", "seed", "student", "teacher", "finetune")
-UNITS = {"accuracy_val": "share of right first classes", "macs": "MACs", "params": "parameters"}
 
 
 @stage_command("finetune", "distill", "data")
@@ -130,7 +129,7 @@ def _distil(
 
 def _save(folder: Path, student: Named, data: ImageData, seed: int, top1: float, training: dict[str, Any]) -> Path:
     """A plain network as a card and its weights, any other as a PyTorch file of weights; the file to give on."""
-    from ofa.export.card import Card, Metric, save_net
+    from ofa.export.card import Card, metrics_of, save_net
     from ofa.space import Arch
     from ofa.static import StaticNet
     from predictors.spec import spec_costs
@@ -138,8 +137,7 @@ def _save(folder: Path, student: Named, data: ImageData, seed: int, top1: float,
     net = student.net
     if not isinstance(net, StaticNet):
         return _save_weights(folder / "student.pth", net)
-    values = {"accuracy_val": top1} | spec_costs(net.spec)
-    metrics = {name: Metric(value, UNITS.get(name, "bytes")) for name, value in values.items()}
+    metrics = metrics_of({"accuracy_val": top1} | spec_costs(net.spec))
     arch, space = student.arch or Arch(net.spec.resolution), student.space.to_dict() if student.space else {}
     card = Card(arch, space, net.spec, metrics, data.describe(), seed, training=training)
     save_net(folder / "student.json", net, card)

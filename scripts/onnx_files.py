@@ -21,13 +21,6 @@ if TYPE_CHECKING:
 
 SHIPPED = "int8"
 PROVABLE = ("macs", "params", "weight_bytes", "peak_memory_bytes", "file_bytes", "latency_ms")  # accuracy: by weights
-UNITS = {
-    "accuracy": "share of right first classes",
-    "latency_ms": "ms",
-    "macs": "MACs",
-    "params": "parameters",
-    "opset": "ONNX operator set",
-}
 
 
 def write_onnx(
@@ -114,11 +107,9 @@ def _accuracy(file: Path, card: Card, data: ImageData) -> float:
 
 def _save_card(file: Path, net: StaticNet, card: Card, values: dict[str, Any]) -> None:
     """Write the card, and the float weights that the network can be rebuilt from, beside the ONNX file."""
-    from ofa.export.card import Metric, save_card
+    from ofa.export.card import metrics_of, save_card
     from ofa.weights import save_tensors
 
-    named = {name: value for name, value in values.items() if name in UNITS or name.endswith("_bytes")}
-    metrics = {name: Metric(value, UNITS.get(name, "bytes")) for name, value in named.items()}
     weights = file.with_suffix(".safetensors")
     save_tensors(weights, net.state_dict())
-    save_card(file.with_suffix(".json"), replace(card, metrics=metrics), [file, weights])
+    save_card(file.with_suffix(".json"), replace(card, metrics=metrics_of(values)), [file, weights])

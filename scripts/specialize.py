@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from ofa.errors import UserError
 from ofa.space import Arch
 from scripts.cli import make, stage_command
-from scripts.distill import UNITS, load_teachers
+from scripts.distill import load_teachers
 from scripts.ondevice import adapt, read_options, require_room
 from scripts.parts import SEARCH, finetuning, load_parts, reachable, require_images, trained
 from scripts.shared import in_turn, shared_progress, shared_stage
@@ -196,13 +196,12 @@ def require_arch(arch: Arch, folder: Path) -> None:
 def _save(job: Job, name: str, net: StaticNet, steps: Sequence[dict[str, Any]]) -> dict[str, float]:
     """Write the network with its card; its validation accuracy and exact costs."""
     from ofa.evaluate import accuracy
-    from ofa.export.card import Card, Metric, save_net
+    from ofa.export.card import Card, metrics_of, save_net
     from predictors.spec import spec_costs
 
     values = {"accuracy_val": accuracy(net, job.data, "val", resolution=job.arch.resolution)} | spec_costs(net.spec)
-    metrics = {metric: Metric(value, UNITS.get(metric, "bytes")) for metric, value in values.items()}
     about, training = job.data.describe(), {"finetuning": steps}
-    card = Card(job.arch, job.space.to_dict(), net.spec, metrics, about, job.cfg.seed, training=training)
+    card = Card(job.arch, job.space.to_dict(), net.spec, metrics_of(values), about, job.cfg.seed, training=training)
     save_net(job.folder / f"{name}.json", net, card)
     return values
 

@@ -16,6 +16,14 @@ from ofa.spec import NetSpec
 from ofa.static import StaticNet, build_spec
 from ofa.weights import load_tensors, load_weights, save_tensors
 
+UNITS = {  # of metrics; those whose names end in _bytes are bytes
+    "accuracy": "share of right first classes",
+    "accuracy_val": "share of right first classes",
+    "latency_ms": "ms",
+    "macs": "MACs",
+    "params": "parameters",
+    "opset": "ONNX operator set",
+}
 RECORDS = ("space", "data", "files", "training", "versions")
 
 
@@ -71,6 +79,12 @@ class Card:
         except (KeyError, TypeError, AttributeError) as error:
             names = [f.name for f in fields(Card)]
             raise UserError(f"not a card ({error}); its fields are {names}") from None
+
+
+def metrics_of(values: Mapping[str, Any]) -> dict[str, Metric]:
+    """Those of the values that have a unit, as a card's metrics."""
+    units = {name: UNITS.get(name, "bytes") for name in values if name in UNITS or name.endswith("_bytes")}
+    return {name: Metric(values[name], unit) for name, unit in units.items()}
 
 
 def save_card(path: str | Path, card: Card, files: Iterable[str | Path]) -> Card:
