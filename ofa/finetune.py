@@ -85,8 +85,8 @@ class Finetuning:
                 raise UserError(
                     f"views={self.views} keeps logits of teachers, and this way to distil takes more; {ways}"
                 )
-        if self.augment is not None and not hasattr(self.augment, "pixels"):
-            raise UserError(f"augment is {self.augment}, no record of conf/augment; change its parts, as augment.erase")
+        if not isinstance(self.augment, Augment | None):
+            raise UserError(f"augment is {self.augment}, which is no ofa.data.Augment; derive one's own from that")
         check_precision(self.precision)
 
     def steps(self, images: int) -> int:

@@ -63,6 +63,8 @@ def evaluating(*nets: nn.Module, training: bool = False) -> Iterator[None]:
             net.train(training)
         yield
     finally:
+        for net in nets:
+            net.train(modes[net])  # which does more in some
         for module, mode in modes.items():
             module.training = mode
 

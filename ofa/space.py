@@ -288,9 +288,13 @@ class Space:
 
     def canonical(self, genes: Genes) -> Genes:
         """The same networks with the genes of skipped blocks set to 0: (N, G)."""
+        self._require(genes)
+        return np.multiply(genes, self.active(genes), dtype=np.int8, casting="unsafe")
+
+    def _require(self, genes: Genes) -> None:
+        """`validate` where a glance does not tell that they are an array of choices."""
         if genes.__class__ is not np.ndarray or genes.dtype != np.int8 or genes.shape[1:] != self.counts.shape:
             self.validate(genes)
-        return np.multiply(genes, self.active(genes), dtype=np.int8, casting="unsafe")
 
     def validate(self, genes: Genes) -> None:
         """Raise UserError where `genes` is not an (N, G) array of choices of this space."""
@@ -321,8 +325,7 @@ class Space:
 
     def onehot(self, genes: Genes) -> NDArray[np.float32]:
         """One-hot features (N, sum of choices); all columns of a skipped block's genes are 0."""
-        if genes.__class__ is not np.ndarray or genes.shape[1:] != self.counts.shape:
-            self.validate(genes)
+        self._require(genes)
         columns, choices = self._features
         masked = np.where(self.active(genes), genes, np.int8(-1))
         return (masked.take(columns, axis=1) == choices).astype(np.float32)

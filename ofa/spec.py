@@ -91,7 +91,7 @@ def check_chain(named: Iterable[tuple[str | None, Unit]]) -> None:
     """Raise UserError, by its name, for a unit that no network has, or one that cannot follow the unit before it."""
     given = None
     for name, unit in named:
-        mid = unit.mid if unit.kind in BLOCKS and BLOCKS[unit.kind].inner(unit) else 1
+        mid = unit.mid if unit.kind in BLOCKS and unit.kind != "conv" else 1
         if not all(map(_is_size, (unit.cin, unit.cout, unit.kernel, unit.stride, mid, unit.se or 1))):
             raise UserError(
                 f"{name} has {unit.cout} channels of {unit.cin}, {unit.mid} in the middle, {unit.se} of "

@@ -243,7 +243,8 @@ def make(cfg: Mapping[str, Any] | DictConfig, *arguments: Any, **options: Any) -
         if "lacks" in fault or any(repr(key) in fault for key in map(str, cfg)):  # others are not the user's
             raise UserError(f"{cfg['_target_']} {fault}") from error
         if fault and not str(cfg["_target_"]).startswith(OURS):
-            raise UserError(f"{error}, as it is called with; CONTRIBUTING.md says what a class takes") from error
+            said = f"{cfg['_target_']} {fault.partition(';')[0]}, with which it is called"
+            raise UserError(f"{said}; CONTRIBUTING.md says what a class takes") from error
         raise
 
 

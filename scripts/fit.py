@@ -33,6 +33,7 @@ def main(cfg: DictConfig) -> None:
         genes, times = read_measured(measured / "latency_nets.jsonl", space, "median_ms")
         _, latency, more = fit_latency(lookup, genes, times)
         accuracy.save(stage.folder / "accuracy.json")
+        write_json(stage.folder / "space.json", space.to_dict())
         write_parquet(stage.folder / "predictions.parquet", join([predictions, more]))
         found = {"accuracy": report, "latency": latency}
         quantized = measured / "subnets_int8.jsonl"

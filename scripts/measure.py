@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from ofa.errors import UserError
 from ofa.space import load_space
 from scripts.cli import stage_command
-from scripts.parts import MEASURE, learner, load_parts, load_trained, require_images, require_whole
+from scripts.parts import MEASURE, load_parts, load_trained, require_images, require_learner, require_whole
 from scripts.progress import Progress
 from scripts.stage import note, open_stage, plain
 
@@ -73,7 +73,7 @@ def require_enough(cfg: DictConfig) -> None:
     if "accuracy" not in cfg.predictor:
         raise UserError(f"predictor=[{','.join(cfg.predictor)}] leaves out accuracy, which ofa-fit learns; add it")
     space = load_space(plain(cfg.space))
-    learner(cfg, space)()  # raises for options that it does not take
+    require_learner(cfg, space)
     if space.size < LEAST["subnets"]:
         raise UserError(
             f"space {space.name} holds {space.size} networks, too few for ofa-fit to learn from; "

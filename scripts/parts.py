@@ -96,8 +96,8 @@ def load_parts(cfg: DictConfig) -> tuple[ImageData, Space]:
 
 def searched_space(cfg: DictConfig) -> Space:
     """The space that ofa-fit left beside its predictors, so that a search reads no images."""
-    path = Path(cfg.run, "fit", "accuracy.json")
-    return load_space(read_json(path)["space"]) if path.exists() else load_parts(cfg)[1]
+    path = Path(cfg.run, "fit", "space.json")
+    return load_space(read_json(path)) if path.exists() else load_parts(cfg)[1]
 
 
 def trained(cfg: DictConfig, space: Space, process: int | None = None) -> Supernet:
@@ -122,14 +122,30 @@ def load_trained(options: dict[str, Any], process: int) -> tuple[Supernet, Image
 def finetuning(cfg: DictConfig) -> Finetuning:
     """The settings of finetune; images are augmented as in training but for the parts that it gives."""
     section = plain(cfg.finetune)
-    given = {name: value for name, value in section.pop("augment").items() if value is not None}
-    settings: Finetuning = make(section)
-    return replace(settings, augment=make(plain(cfg.augment) | given)) if given else settings
+    part = section.pop("augment", None) or {}
+    if not isinstance(part, dict):
+        raise UserError(
+            f"finetune.augment={part} is no record of conf/augment; change a part, as finetune.augment.erase"
+        )
+    given = {name: value for name, value in part.items() if value is not None}
+    return replace(make(section), augment=make(plain(cfg.augment) | given))
 
 
 def learner(cfg: DictConfig, space: Space) -> Callable[..., Any]:
     """Makes unfitted accuracy predictors as predictor.accuracy says, but for the options that a call gives."""
     return partial(make, cfg.predictor.accuracy, space)
+
+
+def require_learner(cfg: DictConfig, space: Space) -> None:
+    """Raise UserError where predictor.accuracy cannot be made, or is no class that learns, is saved and loaded."""
+    from hydra.utils import get_object
+
+    learner(cfg, space)(seed=cfg.seed)
+    kind, needed = get_object(cfg.predictor.accuracy._target_), ("fit", "predict", "save", "load", "__call__")
+    lacking = [name for name in needed if not hasattr(kind, name)] if isinstance(kind, type) else list(needed)
+    if lacking:
+        target = cfg.predictor.accuracy._target_
+        raise UserError(f"predictor.accuracy is {target}, no class with {', '.join(lacking)}; add them")
 
 
 def fitted(cfg: DictConfig, space: Space) -> dict[str, Callable[[Genes], Any]]:
@@ -179,7 +195,8 @@ def _learned(cfg: DictConfig) -> Callable[[Genes], Any]:
     """The accuracy predictor as ofa-fit left it."""
     from hydra.utils import get_class
 
-    kind: Any = get_class(cfg.predictor.accuracy._target_)
+    target = OmegaConf.select(cfg, "predictor.accuracy._target_") or "predictors.accuracy.Accuracy"
+    kind: Any = get_class(target)
     return kind.load(Path(cfg.run, "fit", "accuracy.json"))
 
 

@@ -216,7 +216,7 @@ def ranking(result: SearchResult) -> dict[str, Any]:
     order = feasible.sort_values("accuracy", ascending=False, kind="stable")
     best = int(feasible["accuracy_int8"].to_numpy().argmax())
     place = 1 + list(order.index).index(feasible.index[best])
-    tau = kendall_tau(feasible["accuracy_int8"], feasible["accuracy"])
+    tau = kendall_tau(feasible["accuracy_int8"], feasible["accuracy"]) if len(feasible) > 1 else 1.0
     return {"networks": len(feasible), "kendall_tau": tau, "float_rank_of_best_int8": place, "changed": place > 1}
 
 

@@ -61,9 +61,7 @@ def run_search(
     start = feasible_network(agent.space, problem)
     if initial is not None and len(initial):
         start = np.concatenate([start, initial]) if (problem.exceeds(initial) > 0).all() else initial
-    done = None if folder is None else _finished(Path(folder), agent, problem, evaluations)
-    holds = done is not None and (initial is None or set(keys(initial)) <= set(keys(done.genes)))
-    if done is not None and holds and reference in (None, done.reference):
+    if folder is not None and (done := _finished(Path(folder), agent, problem, evaluations, reference, initial)):
         return done
     log = _Log(None if folder is None else Path(folder) / LOG)
     if stall is not None and stall < 1:
@@ -182,13 +180,24 @@ def _reference(agent: Agent, problem: Problem, genes: Genes) -> list[float]:
     return with_room(worst(cost), cost).tolist()
 
 
-def _finished(folder: Path, agent: Agent, problem: Problem, evaluations: int) -> SearchResult | None:
+def _finished(
+    folder: Path,
+    agent: Agent,
+    problem: Problem,
+    evaluations: int,
+    reference: tuple[float, ...] | None,
+    initial: Genes | None,
+) -> SearchResult | None:
     """The result of the same search if it was finished before; its evaluations go into the problem's memo."""
     if not (folder / RESULT).exists():
         return None
     done = load_result(folder)
     asked = (agent.space, repr(agent), dict(problem.objectives), problem.bounds, evaluations)
     if asked != (done.space, done.agent, done.objectives, done.limits, len(done.evaluations)):
+        return None
+    if reference is not None and tuple(reference) != done.reference:
+        return None
+    if initial is not None and not set(keys(initial)) <= set(keys(done.genes)):
         return None
     _check_values(problem, done.genes[:1], done.values(slice(1)), str(folder))
     problem.remember(done.genes, done.values())

@@ -215,7 +215,7 @@ def reassign(net: nn.Module) -> None:
 def bake(net: nn.Module) -> nn.Module:
     """Turn every parametrized weight into a plain one of the same values, in place; the network itself."""
     for module in list(net.modules()):
-        if parametrize.is_parametrized(module):
+        if parametrize.is_parametrized(module, "weight"):
             parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
             if "bias" in module._parameters:  # behind the weight, where it was: exporters go by the order
                 module._parameters["bias"] = module._parameters.pop("bias")

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 from ofa.errors import UserError
@@ -79,7 +80,8 @@ class Memory:
         return asdict(self) | {"total": self.total}
 
 
-def layers(spec: NetSpec) -> list[Layer]:
+@lru_cache(maxsize=8)  # a plan is priced for each of its candidates
+def layers(spec: NetSpec) -> tuple[Layer, ...]:
     """The layers of a network that can be updated, in order; raises UserError for units that are not known here."""
     if unknown := [unit.kind for unit in spec.units if unit.kind not in KNOWN]:
         raise UserError(f"on-device training knows {', '.join(KNOWN)}, not {unknown[0]}; choose another space")
@@ -92,7 +94,7 @@ def layers(spec: NetSpec) -> list[Layer]:
         if name.endswith(".depthwise"):
             layer = replace(layer, depthwise=True, se=spec.units[int(table.block[i])].se)
         found.append(layer)
-    return found
+    return tuple(found)
 
 
 def parameters(layer: Layer, update: Update) -> int:

@@ -303,8 +303,7 @@ def main() -> None:
 
 
 def _machine(args: argparse.Namespace) -> dict[str, Any]:
-    name = torch.cuda.get_device_name() if args.device != "cpu" else f"CPU, {torch.get_num_threads()} threads"
-    return {"device": name}
+    return {} if args.device == "cpu" else {"gpu": torch.cuda.get_device_name()}
 
 
 def _prepare(args: argparse.Namespace) -> tuple[ImageData, Scale]:

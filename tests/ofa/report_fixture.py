@@ -93,7 +93,7 @@ def _fit(folder: Path, rng: np.random.Generator) -> None:
         "within_10_percent": 0.95,
         "n_heldout": 40,
         "shapes": 118,
-        "device": {"cpu": "x"},
+        "device": {"machine": "Example CPU", "cores": 2},
     }
     write_json(folder / "fit/fit.json", {"accuracy": accuracy, "latency": latency})
     pairs = []

@@ -449,9 +449,10 @@ def test_a_stage_of_bottlenecks_that_changes_nothing_may_be_left_out() -> None:
     assert len(set(Macs(space)(space.sample(30, np.random.default_rng(0))).tolist())) == 3
 
 
-@pytest.mark.parametrize("genes", [np.zeros(3, np.int8), np.zeros((2, 3)), [[0, 1]]])
+@pytest.mark.parametrize("genes", [np.zeros(3, np.int8), np.zeros((2, 3)), [[0, 1]], 0.5, 99])
 def test_networks_are_not_made_canonical_of_what_is_none(genes: Any) -> None:
     space = load_space("digits_mbv3")
+    genes = np.full((1, len(space.genes)), genes) if isinstance(genes, float | int) else genes
     for use in (space.canonical, space.onehot):
-        with pytest.raises(UserError, match="genes"):
+        with pytest.raises(UserError, match="gene"):
             use(genes)

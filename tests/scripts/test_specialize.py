@@ -10,20 +10,22 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_module
 from torch import nn
 
-from ofa.data import Augment
+from ofa.data import Augment, digits
 from ofa.errors import UserError
 from ofa.export.card import rebuild
 from ofa.files import read_json
 from ofa.finetune import finetune
 from ofa.space import load_space
 from ofa.spec import NetSpec
+from ofa.static import build
 from ofa.supernet import Supernet
 from ofa.training.trained import SUPERNET
 from ofa.weights import save_tensors
@@ -38,12 +40,13 @@ from tests.second_device import second_device
 
 
 @dataclass(frozen=True)
-class Inverted:
+class Inverted(Augment):
     """An augmentation of one's own."""
 
-    erase: float = 0.0
+    seen: ClassVar[list[int]] = []
 
-    def pixels(self, x: torch.Tensor, rng: object) -> torch.Tensor:
+    def pixels(self, x: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+        self.seen.append(len(x))
         return 255 - x
 
 
@@ -137,12 +140,18 @@ def test_a_fine_tuning_augments_as_training_did_but_for_what_it_is_given(run: Pa
     assert card["training"]["finetuning"][0]["augment"] == {
         "operations": 0, "magnitude": 9, "erase": 0.5, "mixup": 0.0, "cutmix": 0.0,
     }  # fmt: skip
-    assert finetuning(compose("config", ["augment.mixup=0.1"])).augment is None, "that of the data, as in training"
-    own = compose("config", ["augment.mixup=0.1", "finetune.augment.erase=0.5"])
+    assert finetuning(compose("config", ["augment.mixup=0.1"])).augment == Augment(mixup=0.1)
+    assert finetuning(compose("config", ["augment.mixup=0.1", "finetune.augment=null"])).augment == Augment(mixup=0.1)
+    own = compose("config", ["augment.mixup=0.1", "finetune.augment.erase=0.5", "finetune.epochs=0.1"])
     assert finetuning(own).augment == Augment(erase=0.5, mixup=0.1)
     own.augment = {"_target_": f"{__name__}.Inverted", "erase": 0.1}
-    theirs: Any = finetuning(own).augment
-    assert theirs == Inverted(erase=0.5)
+    settings, space = finetuning(own), load_space("digits_mbv3")
+    assert settings.augment == Inverted(erase=0.5)
+    finetune(build(space, space.decode(space.smallest())[0]), digits(), settings)
+    assert sum(Inverted.seen) >= 100
+    own.finetune.augment = "randaugment"
+    with pytest.raises(UserError, match="no record of conf/augment"):
+        finetuning(own)
 
 
 def test_a_fine_tuning_that_ruins_a_network_is_told_with_its_setting(
