@@ -89,9 +89,10 @@ class Encoded(Dataset[Tensor | UserError]):
         """Images of each batch of indices, decoded ahead by worker processes."""
         self.source.read(0)  # opens files here, once, rather than in each worker
         own = torch.Generator()  # else the loader would draw from the global one
-        loader = DataLoader(self, batch_size=None, sampler=batches, generator=own, num_workers=self.workers)
-        with warnings.catch_warnings():  # workers only decode, on one thread each
+        with warnings.catch_warnings():  # workers only decode, on one thread each; how many is the user's choice
             warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
+            warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
+            loader = DataLoader(self, batch_size=None, sampler=batches, generator=own, num_workers=self.workers)
             reading = iter(loader)
         for images in reading:
             if isinstance(images, UserError):
