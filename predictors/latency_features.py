@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from ofa.space import Genes, Space
+from ofa.space import DIMENSIONS, Genes, Space
 from ofa.table import LayerTable, layer_inputs, layer_joins, layer_macs, layer_outputs, layer_weights
 from predictors.lookup import LayerCost, Lookup
 
@@ -56,18 +56,23 @@ class LatencyFeatures:
         return np.log(np.stack([cost(genes) for cost in self._costs], axis=1).astype(np.float64))
 
     def __call__(self, genes: Genes) -> Float:
-        """Features (N, F) in the groups `groups`: costs of the network, of its stages, and the sums of its choices."""
+        """Features (N, F) in the groups `groups`: costs of the network and its stages, sums of the choices, and each.
+
+        A device may take longer for one kernel or expand ratio than its costs tell.
+        """
         others = np.log(np.maximum(np.stack([cost(genes) for cost in self._others], axis=1), 1).astype(np.float64))
         stages = [np.stack([cost(genes) for cost in costs], axis=1) for costs in self._stages]
         used, of = self.space.used(genes), np.eye(len(self.space.stages))[self.space.blocks[:, 0]]
         sums = [np.where(used, self.space.block_values(genes, name), 0) @ of for name in ("kernel", "expand")]
         image = np.log(self.space.values(genes, "resolution"))
         depth = self.space.depths(genes)
-        return np.concatenate([self.log_costs(genes), others, image, depth, *stages, *sums], axis=1)
+        choices = self.space.onehot(genes)
+        return np.concatenate([self.log_costs(genes), others, image, depth, *stages, *sums, choices], axis=1)
 
     def _groups(self) -> tuple[slice, ...]:
-        ends = np.cumsum([0, 1, 2, 3, 1, *[len(self.space.stages)] * 5])
-        return tuple(slice(int(a), int(b)) for a, b in pairwise(ends))
+        choices = [int(self.space.counts[self.space.columns(name)].sum()) for name in DIMENSIONS]
+        ends = np.cumsum([0, 1, 2, 3, 1, *[len(self.space.stages)] * 5, *choices])
+        return tuple(slice(int(a), int(b)) for a, b in pairwise(ends) if a < b)
 
 
 def _of_stage(cost: LayerCost, stage: int) -> Callable[[LayerTable], NDArray[np.int64]]:

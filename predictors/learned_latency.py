@@ -19,7 +19,7 @@ from ofa.files import read_json, write_json
 from ofa.space import Genes, Space, load_space
 from predictors.gp import GroupedGP, evenly
 from predictors.latency_features import LatencyFeatures
-from predictors.power_mean import TRIM, fit_power_mean, robust_scale, undisturbed
+from predictors.power_mean import fit_power_mean, robust_scale, undisturbed
 from predictors.tables import distinct, read_table
 
 Float = NDArray[np.float64]
@@ -27,6 +27,7 @@ FEWEST = 10
 FEWEST_FOR_SHAPE = 40  # samples from which on the Gaussian process is tried
 MOST_FOR_SHAPE = 600  # samples it learns from
 ROUNDS = 2
+TINY = 1e-4  # relative error below which none matters
 SURE = 2.0  # standard errors by which the Gaussian process must lower the error
 
 
@@ -156,13 +157,23 @@ def _shape(features: LatencyFeatures, genes: Genes, errors: Float) -> _Shape | N
     if len(genes) < FEWEST_FOR_SHAPE:
         return None
     x = features(genes)
-    kept = undisturbed(errors)
-    for _ in range(ROUNDS):
-        shape = _fit_shape(features.groups, x, errors, kept)
-        kept = undisturbed(shape.errors)
-    most = TRIM * robust_scale(errors)
-    gain = np.minimum(np.abs(errors), most) - np.minimum(np.abs(shape.errors), most)
+    starts = (undisturbed(errors), np.ones(len(errors), bool))  # what the mean misses may be a rule, not disturbances
+    shape = min((_settled(features.groups, x, errors, kept) for kept in starts), key=lambda s: _sizes(s.errors).mean())
+    gain = _sizes(errors) - _sizes(shape.errors)
     return shape if gain.mean() > SURE * gain.std() / np.sqrt(len(gain)) else None
+
+
+def _sizes(errors: Float) -> Float:
+    """Logarithms of the errors' sizes, in whose mean a few disturbed measurements do not decide."""
+    return np.log(np.abs(errors) + TINY)
+
+
+def _settled(groups: Sequence[slice], x: Float, errors: Float, kept: NDArray[np.bool_]) -> _Shape:
+    """The process on rows that are kept at first, then on those that it leaves undisturbed."""
+    for _ in range(ROUNDS):
+        shape = _fit_shape(groups, x, errors, kept)
+        kept = undisturbed(shape.errors)
+    return shape
 
 
 def _fit_shape(groups: Sequence[slice], x: Float, errors: Float, kept: NDArray[np.bool_]) -> _Shape:

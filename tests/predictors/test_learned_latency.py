@@ -245,3 +245,17 @@ def test_shortcuts_of_every_block_kind_are_operations(name: str) -> None:
     others = np.array([act != "none" for act in table.act]) + 2 * np.array([".se.reduce" in n for n in table.names])
     assert joined
     assert layer_operations(table).sum() == (1 + table.bn + others)[there].sum() + len(joined)
+
+
+def test_a_price_of_one_kernel_and_a_rule_for_some_networks_are_learned(space: Space) -> None:
+    rng = np.random.default_rng(0)
+    genes = rng.permutation(np.unique(space.sample(300, rng), axis=0))
+    train, test = genes[:160], genes[160:]
+    relative = Macs(space)(genes) / Macs(space)(genes).mean()
+    largest = max(space.block_choices("kernel")[0])
+    wide = (space.used(genes) & (space.block_values(genes, "kernel") == largest)).sum(axis=1)
+    high = space.values(genes, "resolution")[:, 0] >= 208
+    for ms in (10 * relative + wide, 10 * relative * np.where(high, 2.0, 1.0)):
+        ms = ms * np.exp(0.01 * rng.standard_normal(len(ms)))
+        learned = LearnedLatency(space).fit(train, ms[:160])
+        assert np.abs(learned(test) / ms[160:] - 1).mean() < 0.05
