@@ -14,13 +14,19 @@ NAMES = {"r": "resolution", "image_size": "resolution", "w": "width", "wid": "wi
 NAMES |= {"ks": "kernel", "e": "expand", "op": "op"}
 
 
-def arch_of(space: Space, config: Mapping[str, Any], *, resolution: int | None = None) -> Arch:
+SHORT = ("kernel", "expand")  # lists of which DyNAS-T leaves out ProxylessNAS's last block
+
+
+def arch_of(
+    space: Space, config: Mapping[str, Any], *, resolution: int | None = None, short: bool | None = None
+) -> Arch:
     """An architecture from settings: d, ks, e, w or wid, r or image_size, and op where blocks choose an operation.
 
-    d, ks, e, op: one for each stage or block, or one for all; skipped blocks have theirs, which is not used.  Where ks
-    or e lack the last block (DyNAS-T's do for ProxylessNAS), it keeps its largest choice, as in once-for-all's code.
-    w: positions among the space's width multipliers, or, as floats, these themselves.  `space.encode` takes the result,
-    and checks it.  None is as not given.  Raises UserError.
+    d, ks, e, op: one for each stage or block, or one for all; skipped blocks have theirs, which is not used, or none.
+    Where ks or e lack the last block (DyNAS-T's do for ProxylessNAS), it keeps its largest choice, as in once-for-all's
+    code.  short: whether a list that is one shorter than all blocks is such a one (None: unless so many are active).
+    w: positions among the space's width multipliers, or, as floats or beside one with a fraction, these themselves.
+    `space.encode` takes the result, and checks it.  None is as not given.  Raises UserError.
     """
     if unknown := set(config) - set(NAMES):
         raise UserError(f"setting {sorted(unknown)} is not known; choose from {', '.join(sorted(NAMES))}")
@@ -28,17 +34,34 @@ def arch_of(space: Space, config: Mapping[str, Any], *, resolution: int | None =
     side = resolution or given.get("resolution", [space.resolution[-1]])[0]
     depth = _long(given.get("depth", []), sum(stage.chooses("depth") for stage in space.stages))
     widths = given.get("width", [len(space.width) - 1])
-    lists = {name: _blocks(space, name, given[name]) for name in ("kernel", "expand", "op") if name in given}
+    if any(value % 1 for value in widths):
+        widths = list(map(float, widths))
+    lists = {
+        name: _blocks(space, name, given[name], depth, short) for name in ("kernel", "expand", "op") if name in given
+    }
     return Arch(side, tuple(depth), width=tuple(_width(space, value) for value in widths), **lists)
 
 
-def _blocks(space: Space, name: str, values: list[Any]) -> tuple[Any, ...]:
-    """Values of one dimension for every block that chooses it."""
-    stages = [space.stages[stage] for stage, _ in space.blocks]
-    own = [stage for stage in stages if stage.chooses(name)]
-    if len(values) == len(own) - 1 and not own[-1].chooses("depth"):
+def _blocks(space: Space, name: str, values: list[Any], depth: list[Any], short: bool | None) -> tuple[Any, ...]:
+    """Values of one dimension for every block that chooses it, or for every active one."""
+    own = [space.stages[stage] for stage, _ in space.blocks if space.stages[stage].chooses(name)]
+    if short is None:
+        short = _active(space, name, depth) != len(values)
+    if short and name in SHORT and len(values) == len(own) - 1 and not own[-1].chooses("depth"):
         values = [*values, own[-1].choices(name)[-1]]
     return tuple(_long(values, len(own)))
+
+
+def _active(space: Space, name: str, depth: list[Any]) -> int | None:
+    """How many active blocks choose a dimension at these depths; None for depths that are not of the space."""
+    depths, blocks = iter(depth), 0
+    for stage in space.stages:
+        choices = stage.choices("depth")
+        value = next(depths, None) if stage.chooses("depth") else choices[0]
+        if value not in choices:
+            return None
+        blocks += stage.blocks[choices.index(value)] * stage.chooses(name)
+    return blocks
 
 
 def _long(values: list[Any], n: int) -> list[Any]:

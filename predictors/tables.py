@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,21 +44,40 @@ def read_table(path: str | Path, space: Space, column: str) -> tuple[Genes, NDAr
     lacking += [column] * (column not in frame)
     if lacking:
         raise UserError(f"{path} lacks the column {lacking[0]}; it has {', '.join(map(str, frame.columns))}")
-    rows = np.flatnonzero(frame[column].notna())
+    rows = np.flatnonzero(frame[column].notna()).tolist()
     if not len(rows):
         raise UserError(f"{path} has no value in the column {column}; give one for each network that was measured")
     names = [name for dimension, name in found.items() if name and dimension in (*_needed(space), "resolution")]
-    genes, values = [], []
+    values, settings, genes = [], [], []
     entries = frame[[column, *names]].iloc[rows].fillna("").itertuples(index=False, name=None)
     for row, (value, *texts) in zip(rows, entries, strict=True):
-        try:
+        with _named(path, row):
             values.append(_finite(column, value))
             pairs = zip(names, texts, strict=True)
-            setting = {("op" if name == "arch" else name): _numbers(name, text) for name, text in pairs}
-            genes.append(space.encode([arch_of(space, setting)]))
-        except UserError as error:
-            raise UserError(f"{path}, row {row + 1}: {error}") from None
+            settings.append({("op" if name == "arch" else name): _numbers(name, text, space) for name, text in pairs})
+    short = _all_short(settings)
+    multiplied = any(value % 1 for setting in settings for name in COLUMNS["width"] for value in setting.get(name, []))
+    for row, setting in zip(rows, settings, strict=True):
+        if multiplied:  # then 1 is no position either
+            setting = {name: list(map(float, v)) if name in COLUMNS["width"] else v for name, v in setting.items()}
+        with _named(path, row):
+            genes.append(space.encode([arch_of(space, setting, short=short)]))
     return np.concatenate(genes), np.array(values)
+
+
+@contextmanager
+def _named(path: str | Path, row: int) -> Iterator[None]:
+    """Say in which row of a table a mistake is."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{path}, row {row + 1}: {error}") from None
+
+
+def _all_short(settings: list[dict[str, list[Any]]]) -> bool | None:
+    """Whether lists that lack one block do so in every row, as active blocks alone would not; None for one row."""
+    lengths = {len(setting[name]) for setting in settings for name in ("ks", "e") if len(setting.get(name, [])) > 1}
+    return True if len(lengths) == 1 and len(settings) > 1 else None
 
 
 def resolutions(frame: pd.DataFrame) -> list[int]:
@@ -115,12 +136,13 @@ def _finite(column: str, value: Any) -> float:
     return number
 
 
-def _numbers(name: str, text: str) -> list[Any]:
-    """Numbers of an entry; floats are those with a point."""
-    if name == "arch" and text.isdecimal():
-        return [int(digit) for digit in text]
+def _numbers(name: str, text: str, space: Space | None = None) -> list[Any]:
+    """Numbers of an entry; floats are those with a point.  Of operations a digit each; a leading 0 may be lost."""
+    if name in COLUMNS["op"] and text.isdecimal():
+        blocks = space.columns("op") if space else slice(0, 0)
+        return [int(digit) for digit in (text if text.startswith("0") else text.zfill(blocks.stop - blocks.start))]
     try:
-        parts = re.split(r"[-,]\s*", text.strip("[]() "))
-        return [float(part) if "." in part else int(part) for part in parts]
+        parts = re.split(r"[\s,;|/_-]+", text.strip("[](){}'\" ,"))
+        return [float(part) if "." in part else int(part) for part in (part.strip("'\"") for part in parts)]
     except ValueError:
         raise UserError(f"{name} {text!r} is no number, nor several as 3-5-7 or [3, 5, 7]") from None

@@ -76,6 +76,47 @@ def test_settings_of_proxylessnas_may_leave_out_the_last_block() -> None:
         space.encode([arch_of(space, config | {"d": [2, 3]})])
 
 
+@pytest.mark.parametrize("name", ["ofa_proxyless_w1.3", "mcunet", "ofa_mbv3_w1.0"])
+def test_lists_of_active_blocks_are_those_of_their_networks(tmp_path: Path, name: str) -> None:
+    """Also where as many blocks are active as a list without the last block has entries."""
+    space = load_space(name)
+    genes = space.sample(1500, np.random.default_rng(1))
+    archs = space.decode(genes)
+    settings: list[dict[str, Any]] = [
+        {"r": a.resolution, "d": [*a.depth], "ks": [*a.kernel], "e": [*a.expand], "w": [*a.width]} for a in archs
+    ]
+    floats = [s | {"w": list(map(float, s["w"])) or None} for s in settings]  # an int is a position
+    read = np.concatenate([space.encode([arch_of(space, s)]) for s in floats])
+    np.testing.assert_array_equal(read, genes)
+    frame = pd.DataFrame([s | {"value": i} for i, s in enumerate(settings)])
+    frame.to_csv(tmp_path / "table.csv", index=False)
+    np.testing.assert_array_equal(read_table(tmp_path / "table.csv", space, "value")[0], genes)
+
+
+def test_operations_that_lost_a_leading_zero_are_read(tmp_path: Path) -> None:
+    space = load_space("nas_bench_macro")
+    genes = space.sample(300, np.random.default_rng(0))
+    frame = pd.DataFrame({"arch": ["".join(map(str, a.op)) for a in space.decode(genes)], "value": range(300)})
+    frame.to_csv(tmp_path / "text.csv", index=False)
+    pd.read_csv(tmp_path / "text.csv").to_csv(tmp_path / "numbers.csv", index=False)
+    assert (tmp_path / "text.csv").read_text() != (tmp_path / "numbers.csv").read_text()
+    np.testing.assert_array_equal(read_table(tmp_path / "numbers.csv", space, "value")[0], genes)
+    (tmp_path / "short.csv").write_text("arch,value\n0120120,1\n")
+    with pytest.raises(UserError, match=r"short.csv, row 1: op has 7 entries; give one for each"):
+        read_table(tmp_path / "short.csv", space, "value")
+
+
+@pytest.mark.parametrize("form", ["{}", "[{}]", "({},)", "['{}']"])
+@pytest.mark.parametrize("sign", ["-", ", ", " ", "|", "_", "', '"])
+def test_lists_are_read_as_people_write_them(tmp_path: Path, form: str, sign: str) -> None:
+    space = load_space("ofa_mbv3_w1.0")
+    lists = {"d": [2, 3, 4, 2, 3], "ks": [3, 5, 7, 3] * 5, "e": [3, 4, 6, 3] * 5}
+    row = {name: form.format(sign.join(map(str, values))) for name, values in lists.items()}
+    pd.DataFrame([row | {"r": 160, "value": 1}]).to_csv(tmp_path / "table.csv", index=False)
+    expected = space.encode([arch_of(space, lists | {"r": 160})])
+    np.testing.assert_array_equal(read_table(tmp_path / "table.csv", space, "value")[0], expected)
+
+
 def test_one_setting_stands_for_all() -> None:
     space = load_space("ofa_mbv3_w1.0")
     arch = arch_of(space, {"ks": 7, "e": 6, "d": 4, "r": 224})
@@ -88,6 +129,8 @@ def test_widths_are_positions_or_multipliers() -> None:
     by_position = space.encode([arch_of(space, config | {"w": [0, 1, 2, 0, 1, 2]})])
     by_value = space.encode([arch_of(space, config | {"w": [0.65, 0.8, 1.0, 0.65, 0.8, 1.0]})])
     np.testing.assert_array_equal(by_position, by_value)
+    mixed = space.encode([arch_of(space, config | {"w": [0.65, 0.8, 1, 0.65, 0.8, 1]})])
+    np.testing.assert_array_equal(mixed, by_value)  # a 1 beside a fraction is no position
     for wrong in (3, 0.7, -1):
         with pytest.raises(UserError, match=rf"width {wrong} is no position among \(0.65, 0.8, 1.0\) of ofa_resnet50"):
             arch_of(space, config | {"w": [wrong] * 6})
