@@ -56,7 +56,7 @@ def read_network(config: str | Path | Config, *, resolution: int | None = None) 
     try:
         named = _table_units(given) if "head" in given else _config_units(given)
         bn = {"name": "bn"} | (given.get("bn") or {})
-        _only(bn, ws_eps=None, gn_channel_per_group=None)
+        _only(bn, name="bn", ws_eps=None, gn_channel_per_group=None)
         default = 1e-5 if any(unit.act == "h_swish" or unit.kind == "bottleneck" for _, unit in named) else 1e-3
         eps = default if bn.get("eps") is None else float(bn["eps"])  # the builders' own where the list is silent
         if not eps > 0:
@@ -115,7 +115,7 @@ def _resnet_units(config: Config) -> Named:
 
 
 def _conv_of(layer: Config, *, shortcut: bool = False) -> Unit:
-    _only(layer, groups=1, dilation=1, bias=False, use_se=False, ops_order="weight_bn_act")
+    _only(layer, groups=1, dilation=1, bias=False, use_bias=False, use_se=False, ops_order="weight_bn_act")
     kernel, stride = _one(layer.get("kernel_size", 3)), _one(layer.get("stride", 1))
     act, bn = _act(layer.get("act_func", "relu")), bool(layer.get("use_bn", True))
     return Unit("conv", layer["in_channels"], layer["out_channels"], kernel, stride, act=act, bn=bn, shortcut=shortcut)
@@ -128,7 +128,7 @@ def _block_of(block: Config) -> Unit | None:
         return None
     if "MB" not in conv["name"]:
         raise UserError(f"a block of {conv['name']} is not known; MBConvLayer and MBInvertedConvLayer are")
-    _only(conv, dilation=1, norm_layer="BatchNorm2d")
+    _only(conv, dilation=1, norm_layer="BatchNorm2d", bias=False, use_bias=False)
     cin, cout = conv["in_channels"], conv["out_channels"]
     expand, stride = conv["expand_ratio"], _one(conv.get("stride", 1))
     mid = conv.get("mid_channels") or round(cin * expand)
@@ -198,7 +198,9 @@ def _act(name: str | None) -> str:
 
 def _table_units(net: Config) -> Named:
     head = net["head"]
-    cin, classes = head["classifier"][:2]
+    cin, classes, *bias = head["classifier"]
+    if bias and not bias[0]:
+        raise UserError("the block list's classifier has no bias; those with one are supported")
     mix, final = head.get("feature_mix_layer"), head.get("final_expand_layer")
     named: Named = [("first_conv", _table_conv(*head["first_conv"]))]
     named += [(f"blocks.{i}", _table_block(*block)) for i, block in enumerate(net["blocks"])]
@@ -217,5 +219,9 @@ def _table_conv(cin: int, cout: int, kernel: int, stride: int, act: str, *, bn: 
 def _table_block(
     cin: int, cout: int, kernel: int, stride: int, expand: float, mid: int, se: int, act: str, shortcut: int
 ) -> Unit:
+    if se not in (0, 1):
+        raise UserError(
+            f"squeeze-excite {se!r} of a block is neither 0 nor 1; a quarter of the middle channels is known"
+        )
     reduced = int(make_divisible(mid // 4)) if se else 0
     return Unit("mbconv", cin, cout, kernel, stride, mid, reduced, _act(act), expand != 1, bool(shortcut))

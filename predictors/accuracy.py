@@ -17,6 +17,7 @@ from predictors.averaged import AveragedGP
 from predictors.calibration import Calibration, error_ratio
 from predictors.features import Features, OneHot
 from predictors.models import Model, make_model
+from predictors.power_mean import robust_scale
 from predictors.scores import score
 from predictors.tables import distinct
 
@@ -24,6 +25,7 @@ Float = NDArray[np.float64]
 FOLDS = 5
 FEWEST = 2 * FOLDS
 SAME = 1e-6  # spread of accuracies, shares or percent, that is none
+FAR = 6.0  # robust deviations of the accuracies beyond which an error counts no more
 FLAT = 0.05  # spread of some samples, in that of all, below which deviations of a fit on them tell nothing
 AUTO = ("gp", "svr", "ridge", "boosting")
 MOST = {"svr": 1000, "gp": 8000}  # samples beyond which auto leaves a model out: minutes for its grid, 4 GB of kernels
@@ -78,7 +80,9 @@ class Accuracy:
         self.cross_validation = {
             name: score(mean, self._accuracy, ("kendall_tau", "rmse")) for name, (mean, _) in held_out.items()
         }
-        self.chosen = _choose({name: (mean - self._accuracy) ** 2 for name, (mean, _) in held_out.items()})
+        errors = {name: np.abs(mean - self._accuracy) for name, (mean, _) in held_out.items()}
+        most = FAR * scale if (scale := robust_scale(self._accuracy)) > SAME else np.inf  # or collapsed networks choose
+        self.chosen = _choose({name: np.minimum(error, most) ** 2 for name, error in errors.items()})
         self._fitted = fitted[self.chosen]
         self._calibration = self._calibrate(self.chosen, held_out[self.chosen])
         return self

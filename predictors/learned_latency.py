@@ -198,5 +198,15 @@ def learn_from_table(
 
     donors: columns of other devices, in `donor_table` (None: the same file).
     """
-    others = [LearnedLatency(space).fit(*read_table(donor_table or table, space, donor)) for donor in donors]
-    return LearnedLatency(space, others).fit(*read_table(table, space, column))
+    if isinstance(donors, str):
+        raise UserError(f"donors={donors} is no list; write donors=[{donors}]")
+    others = [LearnedLatency(space).fit(*read_latencies(donor_table or table, space, donor)) for donor in donors]
+    return LearnedLatency(space, others).fit(*read_latencies(table, space, column))
+
+
+def read_latencies(path: str | Path, space: Space, column: str) -> tuple[Genes, Float]:
+    """`read_table` of a column of times; raises UserError where one is not above 0."""
+    genes, ms = read_table(path, space, column)
+    if (wrong := ms[ms <= 0]).size:
+        raise UserError(f"{path}: {column} {wrong[0]:g} is no time; leave the entry empty where nothing was measured")
+    return genes, ms

@@ -32,13 +32,13 @@ from numpy.typing import NDArray
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from ofa.files import write_json
-from ofa.space import Genes, Space, load_space
+from ofa.space import Genes, Space
 from predictors.accuracy import Accuracy
 from predictors.costs import Macs, Params
 from predictors.models import MODELS
 from predictors.scores import Learned, first_split, held_out, later_split, random_split
 from predictors.tables import read_frame, read_table, resolutions
-from scripts.benchmarks.about import about
+from scripts.benchmarks.about import about, run_main, space_of
 from scripts.benchmarks.accuracy_rivals import RIVALS
 
 Table = tuple[Space, Genes, NDArray[np.float64]]
@@ -47,7 +47,7 @@ SPLITS = {"random": random_split, "later": later_split, "first": first_split}
 
 def read_measured(path: Path, space: str, column: str) -> Table:
     """A space with the resolutions of a table, genes (N, G) and accuracy in percent (N,); counts are compared."""
-    frame, known = read_frame(path), load_space(space)
+    frame, known = read_frame(path), space_of(space)
     known = replace(known, resolution=tuple(resolutions(frame)) or known.resolution)
     genes, top1 = read_table(path, known, column)
     for name, count in (("macs", Macs), ("flops", Macs), ("params", Params)):
@@ -86,7 +86,10 @@ def main() -> None:
     print(f"{name}, {len(top1)} rows, {args.split} splits: {args.repeats}, {about()}")
     print(f"{'model':18} {'n':>4} {'tau':>13} {'RMSE, points':>15} {'regret':>7} 50 % 90 %  log loss   CPU s")
     rows: list[dict[str, Any]] = []
-    for size in args.sizes:
+    sizes = [size for size in args.sizes if size <= len(top1) - 2]
+    if len(sizes) < len(args.sizes):
+        print(f"left out, as at least 2 networks are to be tested on: {sorted(set(args.sizes) - set(sizes))}")
+    for size in sizes:
         for model in args.models:
             start = process_time()
             found = held_out(makers[model], genes, top1, fit_on=size, **options)
@@ -112,4 +115,4 @@ def _accuracy(space: Space, name: str, seed: int) -> Learned:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -22,13 +22,12 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from ofa.export.latency import measure_networks
 from ofa.files import write_json
-from ofa.space import load_space
 from predictors.costs import Macs
 from predictors.latency import Latency
 from predictors.latency_table import measure_table
 from predictors.scores import score
 from predictors.shapes import space_shapes
-from scripts.benchmarks.about import about
+from scripts.benchmarks.about import about, run_main, space_of
 
 
 def main() -> None:
@@ -43,7 +42,7 @@ def main() -> None:
     parser.add_argument("--table", type=Path, help="Parquet file of the table, kept and continued")
     parser.add_argument("--out", type=Path, help="JSON file of the result")
     args = parser.parse_args()
-    space = load_space(args.space)
+    space = space_of(args.space)
     if args.resolution:
         space = space.restrict(resolution=args.resolution)
     shapes, start = space_shapes(space), perf_counter()
@@ -76,4 +75,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -16,6 +16,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +27,13 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from ofa.errors import UserError
 from ofa.files import write_json
-from ofa.space import Genes, Space, load_space
+from ofa.space import Genes, Space
 from predictors.costs import Macs
 from predictors.features import Features
-from predictors.learned_latency import LearnedLatency
+from predictors.learned_latency import LearnedLatency, read_latencies
 from predictors.scores import kendall_tau, score
-from predictors.tables import distinct, read_frame, read_table
-from scripts.benchmarks.about import about
+from predictors.tables import distinct, read_frame, resolutions
+from scripts.benchmarks.about import about, run_main, space_of
 from scripts.benchmarks.accuracy_rivals import PlainGP
 
 Float = NDArray[np.float64]
@@ -56,11 +57,16 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="JSON file of the result")
     args = parser.parse_args()
     path = args.table or Path(os.environ.get("OFA_DATA", "../shared/data")) / TABLE
-    space, names = load_space(args.space), list(read_frame(path).columns)
+    if args.few > args.samples:
+        raise UserError(f"--few {args.few} are more than --samples {args.samples}; give fewer")
+    frame, space = read_frame(path), space_of(args.space)
+    space, names = replace(space, resolution=tuple(resolutions(frame)) or space.resolution), list(frame.columns)
     columns = args.columns or [name for name in names if name.startswith("latency_ms")]
     if not columns:
         raise UserError(f"{path} has no column latency_ms...; name one of {', '.join(names)} by --columns")
-    tables = {column: distinct(*read_table(path, space, column)) for column in columns}
+    tables = {column: distinct(*read_latencies(path, space, column)) for column in columns}
+    if args.what == "transfer" and len(tables) < 2:
+        raise UserError(f"{path} has {columns[0]} alone; a transfer needs the column of another device")
     print(f"{'column':24} {'model':26} {'tau':>14} {'error':>7} {'within 10 %':>12}   n = {args.repeats} splits")
     rows = (own if args.what == "own" else transfer)(space, tables, args)
     found = {"rows": rows, "table": path.name, "options": vars(args) | {"table": path.name}, "about": about()}
@@ -180,4 +186,4 @@ def _short(column: str) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -12,6 +12,7 @@ import argparse
 import os
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -23,11 +24,10 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from ofa.errors import UserError
 from ofa.files import read_json, write_json
 from ofa.published import read_network
-from ofa.space import load_space
 from predictors.costs import Macs
 from predictors.lut import BlockTables, LutLatency, spec_latency
 from predictors.scores import score
-from scripts.benchmarks.about import about
+from scripts.benchmarks.about import about, run_main, space_of
 
 FITTED = 200  # random networks that the rival's line is fitted on
 
@@ -44,12 +44,15 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="JSON file of the result")
     args = parser.parse_args()
+    if args.networks < FITTED + 2:
+        raise UserError(f"--networks {args.networks} must be at least {FITTED + 2}, as {FITTED} fit the rival's line")
     tables = BlockTables.load(args.tables)
     rows = list(published(args.published, args.device, tables))
     priced = [row for row in rows if "predicted_ms" in row]
     errors = [abs(row["predicted_ms"] / row["published_ms"] - 1) for row in priced]
     found: dict[str, Any] = {"networks": rows, "space": random_networks(args, tables), "about": about()}
-    print(f"{len(priced)} of {len(rows)} priced, largest error {max(errors, default=np.nan):.2%}")
+    if priced:
+        print(f"{len(priced)} of {len(rows)} priced, largest error {max(errors):.2%}")
     print("space:", found["space"])
     print(found["about"])
     if args.out:
@@ -58,7 +61,13 @@ def main() -> None:
 
 def published(path: Path, device: str, tables: BlockTables) -> Iterator[dict[str, Any]]:
     """Networks of the device with the latency that their authors published, and what the tables say or lack."""
-    for net in read_json(path)["ofa_specialized"]["nets"]:
+    content = read_json(path)
+    nets = content.get("ofa_specialized", {}).get("nets", []) if isinstance(content, dict) else []
+    timed = [net for net in nets if net["published"].get("latency_ms") is not None]
+    if not any(net["published"]["device"] == device for net in timed):
+        known = sorted({net["published"]["device"] for net in timed})
+        print(f"{path} has no latency of {device}; it has those of {', '.join(known) or 'no device'}")
+    for net in timed:
         if net["published"]["device"] != device:
             continue
         row = {"network": net["net_id"], "published_ms": net["published"]["latency_ms"]}
@@ -73,8 +82,8 @@ def published(path: Path, device: str, tables: BlockTables) -> Iterator[dict[str
 
 def random_networks(args: argparse.Namespace, tables: BlockTables) -> dict[str, Any]:
     """The sums of random networks, MACs as a rival for them, and speed."""
-    space = load_space(args.space)
-    space = space.restrict(resolution=sorted(set(space.resolution) & set(tables.times)))
+    space = space_of(args.space)
+    space = replace(space, resolution=tuple(sorted(tables.times)))
     latency, genes = LutLatency(space, args.tables), space.sample(args.networks, np.random.default_rng(args.seed))
     start = perf_counter()
     ms = latency(genes)
@@ -89,4 +98,4 @@ def random_networks(args: argparse.Namespace, tables: BlockTables) -> dict[str, 
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

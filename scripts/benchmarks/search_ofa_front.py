@@ -28,7 +28,7 @@ from ofa.files import write_json
 from ofa.space import Genes, Space
 from predictors.accuracy import Accuracy
 from predictors.costs import Macs
-from scripts.benchmarks.about import about
+from scripts.benchmarks.about import about, run_main
 from scripts.benchmarks.predictors_accuracy import read_measured
 from search.agents import RandomSearch
 from search.evolution import Evolution
@@ -104,4 +104,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -28,11 +28,12 @@ from numpy.typing import NDArray
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from ofa.files import write_json
-from ofa.space import Genes, Space, load_space
+from ofa.space import Genes, Space
 from predictors.costs import Macs
 from predictors.gp import GroupedGP
-from predictors.tables import read_table
-from scripts.benchmarks.about import about
+from predictors.tables import distinct
+from scripts.benchmarks.about import about, run_main
+from scripts.benchmarks.predictors_accuracy import read_measured
 from search.agents import RandomSearch, keys
 from search.aging import AgingEvolution
 from search.evolution import Evolution
@@ -96,8 +97,8 @@ PROBLEMS = ("accuracy", "accuracy, FLOPs limit", "front")
 
 def bench_of(path: Path, name: str, column: str) -> Bench:
     """A table of all networks of a space."""
-    space = load_space(name)
-    genes, accuracy = read_table(path, space, column)
+    space, genes, accuracy = read_measured(path, name, column)
+    genes, accuracy = distinct(genes, accuracy)
     row = dict(zip(keys(genes), range(len(genes)), strict=True))
     if len(row) < space.size:
         raise SystemExit(f"{path} has {len(row)} of the {space.size} networks of {name}; the truth needs all")
@@ -170,7 +171,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1, help="networks that the model-based search measures at a time")
     parser.add_argument("--table", type=Path, help=f"CSV file of every network (default: {TABLE} in OFA_DATA)")
     parser.add_argument("--space", default="nas_bench_macro")
-    parser.add_argument("--column", default="mean_acc", help="accuracy, in points")
+    parser.add_argument("--column", default="mean_acc", help="accuracy, in percent or as a share")
     parser.add_argument("--out", type=Path, help="JSON file of the result")
     args = parser.parse_args()
     path = args.table or Path(os.environ.get("OFA_DATA", "../shared/data"), TABLE)
@@ -192,4 +193,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

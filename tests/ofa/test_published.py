@@ -484,3 +484,29 @@ def test_depths_of_all_stages_go_to_those_that_choose_theirs() -> None:
 def test_a_card_is_no_block_list() -> None:
     with pytest.raises(UserError, match=r"this is a card, .*; give it to ofa\.export\.card\.rebuild"):
         load_network({"arch": {}, "spec": {}, "metrics": {}})
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"first_conv": {"use_bias": True}}, "has use_bias=True; only use_bias=False is supported here"),
+        ({"bn": {"name": "gn"}}, "gn has name='gn'; only name='bn' is supported here"),
+    ],
+)
+def test_fields_that_would_make_another_network_are_refused(change: dict[str, Any], words: str) -> None:
+    config = copy.deepcopy(MBV3)
+    for name, fields in change.items():
+        config[name] = config.get(name, {}) | fields
+    with pytest.raises(UserError, match=words):
+        read_network(config)
+
+
+def test_entries_of_a_table_that_would_make_another_network_are_refused(data_folder: Path) -> None:
+    net = _table(data_folder, "mcunet")[0]
+    without = net | {"head": net["head"] | {"classifier": [*net["head"]["classifier"][:2], 0]}}
+    with pytest.raises(UserError, match="classifier has no bias"):
+        read_network(without)
+    block = list(net["blocks"][1])
+    block[6] = 16
+    with pytest.raises(UserError, match="squeeze-excite 16 of a block is neither 0 nor 1"):
+        read_network(net | {"blocks": [net["blocks"][0], block, *net["blocks"][2:]]})

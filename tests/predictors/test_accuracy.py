@@ -37,6 +37,7 @@ from predictors.likelihood import (
 )
 from predictors.models import MODELS
 from predictors.scores import coverage, held_out, kendall_tau, later_split, rmse
+from predictors.tables import read_table
 from predictors.warp import Warp
 from tests.predictors.published import read_genes
 
@@ -393,3 +394,15 @@ def test_accuracy_is_learned_where_a_block_can_only_be_skipped() -> None:
     space = replace(space, stages=(replace(space.stages[0], op=(0,)), *space.stages[1:]))
     genes = space.sample(20, np.random.default_rng(0))
     assert np.isfinite(Accuracy(space, "gp").fit(genes, Macs(space)(genes) / 1e8)(genes)).all()
+
+
+def test_networks_recorded_at_chance_do_not_choose_the_model(data_folder: Path) -> None:
+    space = load_space("ofa_mbv3_w1.0").restrict(resolution=[224])
+    genes, top1 = read_table(data_folder / "tables/ofa_mbv3_w1.0_imagenet_r224.csv", space, "top1")
+    order = np.random.default_rng(0).permutation(len(top1))
+    train, test = order[:100], order[100:]
+    recorded = top1.copy()
+    recorded[train[:8]] = 0.1
+    found = Accuracy(space).fit(genes[train], recorded[train])
+    assert found.chosen in ("gp", "svr"), "ridge has the smallest squared error, and the order reversed"
+    assert kendall_tau(found(genes[test]), top1[test]) > 0.5

@@ -98,6 +98,14 @@ def test_the_price_of_a_key_is_in_the_sum(tmp_path: Path, space: Space) -> None:
     np.testing.assert_allclose(LutLatency(few, tmp_path)(genes) - before, 0.01 * (genes[:, 0] == 0), atol=1e-12)
 
 
+def test_a_table_may_have_plain_numbers_and_say_what_it_is_of(tmp_path: Path, folder: Path, space: Space) -> None:
+    for path in folder.glob("*.yaml"):
+        content = {key: entry["mean"] for key, entry in yaml.safe_load(path.read_text()).items()}
+        (tmp_path / path.name).write_text(yaml.safe_dump({"device": "board"} | content))
+    genes = space.sample(5, np.random.default_rng(0))
+    np.testing.assert_array_equal(LutLatency(space, tmp_path)(genes), LutLatency(space, folder)(genes))
+
+
 def test_at_one_millisecond_a_key_latency_counts_the_steps(tmp_path: Path) -> None:
     space = load_space("ofa_mbv3_w1.2").restrict(resolution=[160])
     write_tables(tmp_path, space)
@@ -158,7 +166,7 @@ def test_what_the_tables_lack_is_named_with_the_remedy(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"is of no block that once-for-all's look-up tables know, mbconv alone; use"):
         list(network_keys(layer_table(resnet, resnet.largest()), 0))
     table = tmp_path / "164.yaml"
-    table.write_text("Conv: {std: 1}")
+    table.write_text("Conv-input:164x164x3-output:82x82x16: {std: 1}")
     with pytest.raises(UserError, match=r"164.yaml is no look-up table .*each key needs a mean"):
         BlockTables.load(tmp_path)
     for mean, shown in ((".nan", "nan"), ("-1.5", "-1.5"), (".inf", "inf")):
