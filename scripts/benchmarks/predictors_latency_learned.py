@@ -57,7 +57,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="JSON file of the result")
     args = parser.parse_args()
     path = args.table or Path(os.environ.get("OFA_DATA", "../shared/data")) / TABLE
-    if args.few > args.samples:
+    if args.what == "transfer" and args.few > args.samples:
         raise UserError(f"--few {args.few} are more than --samples {args.samples}; give fewer")
     frame, space = read_frame(path), space_of(args.space)
     space, names = replace(space, resolution=tuple(resolutions(frame)) or space.resolution), list(frame.columns)

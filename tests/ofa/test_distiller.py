@@ -341,7 +341,7 @@ def test_fine_tuning_may_change_images_in_another_way_than_training(data: ImageD
     assert all(torch.equal(value, datas.state_dict()[key]) for key, value in own.state_dict().items())
     plain = finetune(random_net(), replace(data, augment=erasing), replace(SHORT, augment=Augment()))
     assert not torch.equal(own.units[0].conv.weight, plain.units[0].conv.weight)
-    with pytest.raises(UserError, match="augment is strong, no record of conf/augment"):
+    with pytest.raises(UserError, match=r"augment is strong, which is no ofa\.data\.Augment"):
         replace(SHORT, augment="strong")
 
 

@@ -213,7 +213,10 @@ def test_a_benchmark_of_latency_says_what_a_table_lacks(tmp_path: Path) -> None:
     path, _ = _table(tmp_path, space)
     with pytest.raises(UserError, match=r"table.csv has no column latency_ms...; name one of value, .* by --columns"):
         _latencies(path)
-    pd.concat([pd.read_csv(path, dtype=str)] * 4).to_csv(path, index=False)
+    with pytest.raises(UserError, match=r"table.csv: value 0 is no time; leave the entry empty"):
+        _latencies(path, "--columns", "value")
+    frame = pd.read_csv(path, dtype=str)
+    pd.concat([frame.assign(value=frame["value"].astype(float) + 1)] * 4).to_csv(path, index=False)
     with pytest.raises(UserError, match=r"--samples 14 must leave at least 2 of 4 networks to test on"):
         _latencies(path, "--columns", "value", "--samples", "14")
 
