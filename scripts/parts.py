@@ -141,10 +141,10 @@ def require_learner(cfg: DictConfig, space: Space) -> None:
     from hydra.utils import get_object
 
     learner(cfg, space)(seed=cfg.seed)
-    kind, needed = get_object(cfg.predictor.accuracy._target_), ("fit", "predict", "save", "load", "__call__")
+    target, needed = cfg.predictor.accuracy._target_, ("fit", "predict", "save", "load", "__call__")
+    kind = get_object(target)
     lacking = [name for name in needed if not hasattr(kind, name)] if isinstance(kind, type) else list(needed)
     if lacking:
-        target = cfg.predictor.accuracy._target_
         raise UserError(f"predictor.accuracy is {target}, no class with {', '.join(lacking)}; add them")
 
 
