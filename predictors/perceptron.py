@@ -8,8 +8,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ofa.processor import facts
-
 Float32 = NDArray[np.float32]
 MULTIPLE = 8  # of rows, to which batches are padded: oneDNN compiles a product for each number it has not seen
 
@@ -17,13 +15,15 @@ MULTIPLE = 8  # of rows, to which batches are padded: oneDNN compiles a product 
 def perceptron(layers: Sequence[tuple[NDArray[Any], NDArray[Any]]]) -> Callable[[Float32], Float32]:
     """A function from features (Q, F) to the first output (Q,), in float32; layers: weights (in, out) and bias (out,).
 
-    ReLU after each layer but the last.  On Intel's processors PyTorch multiplies by MKL, which takes half of oneDNN's
-    time for 28 rows and as long for 1,000.  Elsewhere the weights are laid out for oneDNN once, and product, bias and
-    ReLU are one call: faster than the products of NumPy and MKL, for few rows and for many.
+    ReLU after each layer but the last.  Where oneDNN multiplies faster, the weights are laid out for it once, and
+    product, bias and ReLU are one call; elsewhere MKL takes some half of oneDNN's time for 28 rows and as long for
+    1,000.
     """
     import torch
 
-    packed = torch.backends.mkldnn.is_available() and facts().get("vendor_id") != "GenuineIntel"
+    from ofa.products import prefers_onednn
+
+    packed = prefers_onednn()
     tensors = [(torch.tensor(w, dtype=torch.float32), torch.tensor(b, dtype=torch.float32)) for w, b in layers]
     if packed:
         tensors = [(torch.ops.mkldnn._reorder_linear_weight(w.T.contiguous()), b) for w, b in tensors]
