@@ -1,7 +1,8 @@
-"""Amounts as people write them: 6e6, "60M", "250KB", "5ms", "800µs", "90%".
+"""Amounts as people write them: 6e6, "60M", "1,000,000", "250KB", "5ms", "800µs", "90%".
 
-A prefix is decimal, whatever its case, as on a data sheet of a disk: 1 kB = 1 KB = 1,000 bytes, 1 MB = 1,000,000 bytes;
-1 KiB = 1,024 and 1 MiB = 1,048,576 bytes.  What a number counts is told by the end of its name: `_bytes`, `_ms`, `_uj`;
+A prefix is decimal, as on a data sheet of a disk: 1 kB = 1,000 bytes, 1 MB = 1,000,000 bytes; 1 KiB = 1,024 and 1 MiB =
+1,048,576 bytes.  All in capitals or in small letters, a unit is read where one alone can be meant; "Mb" is megabits,
+which are refused.  What a number counts is told by the end of its name: `_bytes`, `_ms`, `_uj`;
 an accuracy is a share.
 """
 
@@ -12,16 +13,17 @@ import re
 
 from ofa.errors import UserError
 
-COUNTS = {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9}
+COUNTS = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9}
 BYTES = {f"{prefix}B": scale for prefix, scale in COUNTS.items()} | {"KiB": 2.0**10, "MiB": 2.0**20, "GiB": 2.0**30}
 UNITS = {
     "bytes": COUNTS | BYTES,
     "ms": {"": 1.0, "us": 1e-3, "ms": 1.0, "s": 1e3},
-    "uj": {"": 1.0, "nJ": 1e-3, "uJ": 1.0, "mJ": 1e3, "J": 1e6},
+    "uj": {"": 1.0, "nJ": 1e-3, "uJ": 1.0, "mJ": 1e3, "J": 1e6, "MJ": 1e12},
 }
 COSTS = ("macs", "params", "flops")
 SHARES = {"": 1.0, "%": 1e-2}
-NUMBER = re.compile(r"\s*([-+]?[\d.]+(?:[eE][-+]?\d+)?)\s*([a-zA-Z%]*)\s*")
+THOUSANDS = r"[1-9]\d{0,2}(?:[,_]\d{3})+(?:\.\d*)?"
+NUMBER = re.compile(rf"\s*([-+]?(?:{THOUSANDS}|[\d.]+(?:[eE][-+]?\d+)?))\s*([a-zA-Z%]*)\s*")
 MICRO = str.maketrans("µμ", "uu")  # the micro sign and the Greek letter
 
 
@@ -33,9 +35,9 @@ def parse_limit(name: str, value: float | str, *, unit: str | None = None) -> fl
     units = SHARES if sought(name) < 0 else UNITS.get(unit or name.rsplit("_", 1)[-1], COUNTS)
     match = NUMBER.fullmatch(str(value).translate(MICRO))
     try:
-        if match is None or match[2] not in units:
+        if match is None:
             raise ValueError
-        number = float(match[1]) * units[match[2]]
+        number = float(match[1].replace(",", "")) * _scale(units, match[2])
     except ValueError:
         known = ", ".join(unit for unit in units if unit)
         raise UserError(f"limit {name}={value} is not understood; write a number, or one followed by {known}") from None
@@ -44,6 +46,16 @@ def parse_limit(name: str, value: float | str, *, unit: str | None = None) -> fl
     if sought(name) < 0 and number > 1:
         raise UserError(f"limit {name}={value} is a share, at most 1; write it like 0.9 or 90%")
     return number
+
+
+def _scale(units: dict[str, float], unit: str) -> float:
+    """What a unit counts; raises ValueError for one that is not known, or may be two that differ in case alone."""
+    if unit in units:
+        return units[unit]
+    alike = [scale for name, scale in units.items() if unit in (name.lower(), name.upper())]
+    if len(alike) != 1:
+        raise ValueError
+    return alike[0]
 
 
 def sought(name: str, otherwise: int = 1) -> int:
@@ -74,3 +86,12 @@ def side(name: str) -> str:
 def show(value: float) -> str:
     """A value for a message: whole from 1,000 on, four digits below."""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def reach(value: float, sign: int) -> str:
+    """A value for a message, as `show` rounds it, but never to a better one; sign: -1 where more is better, else 1."""
+    shown = float(show(value).replace(",", ""))
+    if sign * shown < sign * value:
+        digits = 0 if abs(value) >= 1000 else 3 - math.floor(math.log10(abs(value)))
+        shown += sign * 10.0**-digits
+    return show(shown)

@@ -19,7 +19,7 @@ from predictors.features import Features, OneHot
 from predictors.models import Model, make_model
 from predictors.power_mean import robust_scale
 from predictors.scores import score
-from predictors.tables import distinct
+from predictors.tables import distinct, numbers
 
 Float = NDArray[np.float64]
 FOLDS = 5
@@ -46,12 +46,13 @@ class Accuracy:
         space: Space,
         model: str = "auto",
         *,
-        candidates: Sequence[str] = AUTO,
+        candidates: Sequence[str] | str = AUTO,
         seed: int = 0,
         unit: str = "top-1",
     ) -> None:
         self.space, self.seed, self.unit = space, seed, unit
-        self.candidates = tuple(candidates) if model == "auto" else (model,)
+        names = (candidates,) if isinstance(candidates, str) else tuple(candidates)
+        self.candidates = names if model == "auto" else (model,)
         if not self.candidates:
             raise UserError(f"an accuracy predictor has no candidates to choose from; give some of {', '.join(AUTO)}")
         self._features = {name: OneHot(space) if name == "ofa_mlp" else Features(space) for name in self.candidates}
@@ -67,7 +68,7 @@ class Accuracy:
         A network that was measured several times counts once, with the mean.
         """
         self.space.validate(genes)
-        self._genes, self._accuracy = self.space.canonical(genes), np.asarray(accuracy, dtype=np.float64)
+        self._genes, self._accuracy = self.space.canonical(genes), numbers(accuracy, "accuracy")
         self._check()
         self._genes, self._accuracy = distinct(self._genes, self._accuracy)
         self._enough()

@@ -20,7 +20,7 @@ from ofa.space import Genes, Space, load_space
 from predictors.gp import GroupedGP, evenly
 from predictors.latency_features import LatencyFeatures
 from predictors.power_mean import fit_power_mean, robust_scale, undisturbed
-from predictors.tables import distinct, read_table
+from predictors.tables import distinct, numbers, read_table
 
 Float = NDArray[np.float64]
 FEWEST = 10
@@ -43,8 +43,9 @@ class LearnedLatency:
 
     name, unit = "latency_ms", "ms"
 
-    def __init__(self, space: Space, donors: Sequence[LearnedLatency] = ()) -> None:
-        self.space, self.donors = space, tuple(donors)
+    def __init__(self, space: Space, donors: Sequence[LearnedLatency] | LearnedLatency = ()) -> None:
+        self.space = space
+        self.donors = (donors,) if isinstance(donors, LearnedLatency) else tuple(donors)
         for i, donor in enumerate(self.donors):
             if donor.space.genes != space.genes:
                 raise UserError(
@@ -58,7 +59,7 @@ class LearnedLatency:
     def fit(self, genes: Genes, latency_ms: ArrayLike) -> LearnedLatency:
         """Learn from genes (N, G) and measured milliseconds (N,), N >= 10; repeated networks count once."""
         self.space.validate(genes)
-        self._genes, self._latency = self.space.canonical(genes), np.asarray(latency_ms, dtype=np.float64)
+        self._genes, self._latency = self.space.canonical(genes), numbers(latency_ms, "latency_ms")
         self._check()
         self._genes, self._latency = distinct(self._genes, self._latency)
         self._enough()

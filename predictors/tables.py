@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from ofa.errors import UserError
 from ofa.settings import arch_of
@@ -104,6 +104,14 @@ def read_frame(path: str | Path) -> pd.DataFrame:
         raise UserError(f"{path} does not exist; name a CSV file of measured networks") from None
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError, OSError) as error:
         raise UserError(f"{path} is not a CSV file ({str(error).strip()})") from None
+
+
+def numbers(values: ArrayLike, name: str) -> NDArray[np.float64]:
+    """Values as float64; raises UserError for what is no number."""
+    try:
+        return np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{name} must hold one number for each network ({error})") from None
 
 
 def distinct(genes: Genes, values: NDArray[np.float64]) -> tuple[Genes, NDArray[np.float64]]:

@@ -40,8 +40,8 @@ def iterate(
         SubnetAccuracy(space, load, log, images=cfg.measure.images, workers=cfg.workers) as accuracy,
     ):
         problem = Problem(predictors | {"accuracy": accuracy}, objectives(cfg), limits)
-        feasible_network(space, problem)  # raises before anything is made
         pool = [accuracy.know(path) for path in (Path(cfg.run, "measure", "subnets.jsonl"), *earlier)]
+        feasible_network(space, problem, np.concatenate(pool))  # raises before anything is made
         start = folder / START
         if not start.exists():  # the log is of this start, whatever later commands search before
             write_json(start, np.unique(np.concatenate(pool), axis=0).tolist())

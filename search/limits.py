@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from ofa.errors import UserError
-from ofa.limits import UNITS, parse_limit, show
+from ofa.limits import UNITS, parse_limit, reach, show
 
-__all__ = ["known_name", "parse_limit", "parse_limits", "refuse_measured", "show"]
+__all__ = ["known_name", "parse_limit", "parse_limits", "reach", "refuse_measured", "show"]
 ALIASES = {"size": "weight_bytes"}  # as people call it
 
 

@@ -58,7 +58,7 @@ def run_search(
         raise UserError(f"evaluations={evaluations} and batch={batch} must be whole numbers, at least 1")
     if agent.n_objectives != len(problem.objectives):
         raise UserError(f"{agent!r} is not made for {len(problem.objectives)} objectives; set n_objectives")
-    start = feasible_network(agent.space, problem)
+    start = feasible_network(agent.space, problem, initial)
     if initial is not None and len(initial):
         start = np.concatenate([start, initial]) if (problem.exceeds(initial) > 0).all() else initial
     if folder is not None and (done := _finished(Path(folder), agent, problem, evaluations, reference, initial)):

@@ -16,7 +16,7 @@ from ofa.errors import UserError
 from ofa.limits import sought
 from ofa.space import Genes, Space
 from search.agents import keys
-from search.limits import known_name, parse_limits, show
+from search.limits import known_name, parse_limits, reach, show
 from search.pareto import with_room
 
 Floats = NDArray[np.float64]
@@ -142,6 +142,10 @@ class Problem:
     def limit(self, name: str) -> str:
         """A limit as text: "macs <= 6,000,000"."""
         return f"{name} {'<=' if self._sign(name) > 0 else '>='} {show(self.bounds[name])}"
+
+    def reach(self, name: str, value: float) -> str:
+        """A value as text, rounded so that it keeps itself as a limit of this name."""
+        return reach(value, self._sign(name))
 
     def reference(self, space: Space) -> Floats:
         """The reference point (M,) for hypervolumes, the same for every agent and seed.

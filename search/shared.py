@@ -12,6 +12,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -212,7 +213,16 @@ def _alive(process: int) -> bool:
         return False
     except PermissionError:
         return True
-    return True
+    return not _zombie(process)
+
+
+def _zombie(process: int) -> bool:
+    """Whether a process has ended and its parent does not know yet; where there is no /proc, nobody knows."""
+    try:
+        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state in "ZX"
 
 
 def _me() -> str:

@@ -406,3 +406,11 @@ def test_networks_recorded_at_chance_do_not_choose_the_model(data_folder: Path) 
     found = Accuracy(space).fit(genes[train], recorded[train])
     assert found.chosen in ("gp", "svr"), "ridge has the smallest squared error, and the order reversed"
     assert kendall_tau(found(genes[test]), top1[test]) > 0.5
+
+
+def test_accuracies_that_are_no_numbers_are_refused_and_a_name_alone_is_a_candidate() -> None:
+    space = load_space("digits_mbv3")
+    genes = space.sample(12, np.random.default_rng(0))
+    with pytest.raises(UserError, match=r"accuracy must hold one number for each network .*'a'"):
+        Accuracy(space).fit(genes, ["a"] * 12)
+    assert Accuracy(space, candidates="gp").candidates == ("gp",)

@@ -35,6 +35,13 @@ NAMES = ("macs", "peak_memory_bytes", "weight_bytes", "latency_ms", "energy_uj")
         ("latency_ms", "5µs", 0.005),
         ("latency_ms", "5 \N{GREEK SMALL LETTER MU}s", 0.005),
         ("energy_uj", "50µJ", 50),
+        ("macs", "60m", 60_000_000),
+        ("macs", "139,920", 139_920),
+        ("macs", "1_500_000.5", 1_500_000.5),
+        ("peak_memory_bytes", "250kb", 250_000),
+        ("peak_memory_bytes", "1,024 KIB", 1_048_576),
+        ("latency_ms", "5 MS", 5),
+        ("energy_uj", "2 j", 2e6),
     ],
 )
 def test_a_limit_is_read_in_the_unit_of_its_name(name: str, text: float | str, value: float) -> None:
@@ -47,6 +54,10 @@ def test_a_limit_is_read_in_the_unit_of_its_name(name: str, text: float | str, v
         ("macs", "60MB"),
         ("macs", "5ms"),
         ("weight_bytes", "1 Mb"),
+        ("energy_uj", "2 mj"),  # of milli or mega
+        ("macs", "1,50"),
+        ("macs", "0,250"),
+        ("macs", "1,2345"),
         ("latency_ms", "5 kB"),
         ("macs", "much"),
         ("macs", ""),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,9 @@ from ofa.errors import UserError
 from ofa.space import Genes, load_space
 from predictors import Macs
 from search.agents import RandomSearch
+from search.evolution import Evolution
 from search.feasible import InfeasibleError, feasible_network
+from search.limits import reach
 from search.loop import run_search
 from search.pareto import best_first
 from search.problem import Problem
@@ -142,7 +145,8 @@ def test_a_budget_out_of_reach_names_the_binding_limit_and_the_nearest_network()
     assert error.value.binding == ("macs",)
     assert SMALL.encode([error.value.nearest]).tolist() == SMALL.smallest().tolist()
     text = str(error.value)
-    for part in (f"meets macs <= {least * 0.999:.4g} (at best {least:.4g});", "relax macs or", "the nearest, Arch("):
+    best = f"meets macs <= {least * 0.999:.4g} (at best {reach(least, 1)});"
+    for part in (best, "relax macs or", "the nearest, Arch("):
         assert part in text
     assert "\n" not in text
 
@@ -158,6 +162,40 @@ def test_limits_that_only_clash_with_each_other_say_so() -> None:
     nearest = clash.evaluate(SMALL.encode([error.value.nearest])).violation[0]
     assert nearest == pytest.approx(clash.evaluate(all_networks(SMALL)).violation.min())
     assert set(error.value.binding) <= set(limits)
+
+
+def test_networks_that_only_a_long_search_finds_are_not_told_to_be_none() -> None:
+    space, rng = load_space("mcunet"), np.random.default_rng(1)
+    pairs = rng.normal(size=(len(space.genes) - 1, 8, 8))
+
+    def gain(genes: Genes) -> NDArray[np.float64]:
+        return 100 + sum((pair[genes[:, i], genes[:, i + 1]] for i, pair in enumerate(pairs)), np.zeros(len(genes)))
+
+    predictors = {"gain": gain, "macs": Macs(space)}
+    front = run_search(
+        Evolution(space, n_objectives=2), Problem(predictors, {"gain": -1, "macs": 1}), 8000, 100
+    ).front.sort_values("macs")
+    found = 0
+    for share in range(1, 10):
+        limits = {name: float(front[name].iloc[share * len(front) // 10]) for name in predictors}
+        with suppress(InfeasibleError):
+            found += len(feasible_network(space, Problem(predictors, {"gain": -1}, limits)))
+    assert found >= 8  # of these a search of 20 generations finds 6
+
+
+def test_a_known_network_within_the_limits_is_one() -> None:
+    clash = problem(SMALL, gain=1e9)
+    assert len(feasible_network(SMALL, problem(SMALL, macs=lowest("macs")), SMALL.smallest())) == 1
+    with pytest.raises(InfeasibleError, match=r"no network of space .* meets gain >= 1,000,000,000"):
+        feasible_network(SMALL, clash, SMALL.smallest())
+
+
+@pytest.mark.parametrize(
+    ("sign", "value", "text"), [(1, 0.15222, "0.1523"), (-1, 0.15228, "0.1522"), (1, 2000.2, "2,001")]
+)
+def test_the_best_value_told_can_be_given_as_the_limit(sign: int, value: float, text: str) -> None:
+    assert reach(value, sign) == text
+    assert reach(float(text.replace(",", "")), sign) == text
 
 
 def test_the_answer_takes_less_than_a_second_in_a_space_of_10_to_the_20() -> None:

@@ -126,8 +126,7 @@ def test_two_processes_lose_and_repeat_nothing_when_one_is_killed(
             deadline = time.monotonic() + 120
             while len(read_jsonl(files[1])) < 4 and time.monotonic() < deadline:
                 time.sleep(0.01)
-            second.kill()
-            second.wait()
+            second.kill()  # what is left of it waits for this process to hear that it ended
             assert first.wait(timeout=240) == 0
         finally:
             first.kill()
