@@ -14,8 +14,14 @@ _NUMPY = (np.ndarray, np.generic)  # a union would be made anew in each call
 
 
 def python(value: Any) -> Any:
-    """An array as a list and a number of NumPy's as Python's, which JSON can hold; anything else as it is."""
-    return value.tolist() if isinstance(value, _NUMPY) else value
+    """An array as a list and a number of NumPy's as Python's, which JSON can hold; anything else as it is.
+
+    A number of half or single precision becomes the shortest that it stands for: .65, not .6499999761581421.
+    """
+    if not isinstance(value, _NUMPY):
+        return value
+    short = value.dtype in (np.float16, np.float32)
+    return (value.astype(str).astype(np.float64) if short else value).tolist()
 
 
 def make_divisible(channels: Int | Float | float, divisor: int = 8) -> Int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import urllib.request
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,7 @@ def import_supernet(space: Space, checkpoint: str | Path, *, sha256: str | None 
     for i in [i for i, unit in enumerate(units) if unit.kind == "conv"]:  # MCUNet's block of a projection alone
         tensors = {name.replace(f"units.{i}.project.", f"units.{i}."): tensor for name, tensor in tensors.items()}
     tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith("num_batches_tracked")}
-    load_weights(supernet, tensors, source)
+    load_weights(supernet, tensors, source, _their_name(places(units)))
     return supernet.eval(), digest
 
 
@@ -56,7 +56,7 @@ def import_network(net: nn.Module, names: Sequence[str | None], weights: str | P
     tensors = _rename(state, names, source)
     counters = [name for name in net.state_dict() if name.endswith("num_batches_tracked")]
     tensors = {name: torch.tensor(0) for name in counters} | tensors  # older files have none
-    load_weights(net, {name.replace(".linear.", "."): t for name, t in tensors.items()}, source)
+    load_weights(net, {name.replace(".linear.", "."): t for name, t in tensors.items()}, source, _their_name(names))
 
 
 def read_checkpoint(source: str | Path, *, sha256: str | None = None) -> tuple[dict[str, Tensor], str]:
@@ -147,6 +147,16 @@ def _rename(state: Mapping[str, Tensor], names: Sequence[str | None], source: st
             raise UserError(f"{source} has {key!r} a second time under another name; leave one of them out")
         found[name] = tensor
     return found
+
+
+def _their_name(names: Sequence[str | None]) -> Callable[[str], str]:
+    """From this project's names of tensors to ones that begin as theirs do; names: theirs for each unit."""
+
+    def called(name: str) -> str:
+        _, unit, layer = name.split(".", 2)
+        return f"{names[int(unit)]}.{layer}"
+
+    return called
 
 
 def _layer(name: str) -> str:

@@ -137,6 +137,9 @@ def finetune(
     device = next(net.parameters()).device
     if resolution is None:
         resolution = net.spec.resolution if isinstance(net, StaticNet) else data.side
+    if isinstance(net, StaticNet) and net.spec.classes != len(data.classes):
+        has = f"the network has {net.spec.classes} classes, {data.name} {len(data.classes)}"
+        raise UserError(f"{has}; give ofa.static.with_classes(net, {len(data.classes)}), whose classifier is fresh")
     probe = next(iter(data.calibration("val", 2, resolution))).to(device)
     smoothing = settings.label_smoothing
     with Distiller(lesson, net, teachers, probe, smoothing=smoothing, seed=seed) as distiller:
@@ -146,6 +149,7 @@ def finetune(
     images = data.calibration("val", CALIBRATION_IMAGES, resolution, augment=True)
     with _drawing(device, seed):
         recalibrate(net, (x.to(device) for x in images))
+    run.require_finite(settings.steps(data.size("train")))
     return net.eval()
 
 
@@ -226,6 +230,7 @@ class _Run:
                     self._save(step + 1)
                     saved = time.monotonic()
                 report({"step": step + 1, "steps": steps, **values})
+        self.require_finite(steps)
 
     def _batches(self, data: ImageData, size: int, resolution: int, start: int) -> Iterator[tuple[Tensor, Tensor]]:
         """This process's share of augmented batches from number `start` on, without end, or the same `views` epochs."""
@@ -280,7 +285,17 @@ class _Run:
             )
         return {"loss": mean, "lr": rate}
 
+    def require_finite(self, step: int) -> None:
+        """Raise UserError where weights or statistics are no numbers, which the loss before them does not tell."""
+        tensors = self.everything.state_dict()
+        if wrong := [name for name, value in tensors.items() if not torch.isfinite(value).all()]:
+            rate = self.optimizer.param_groups[0]["lr"]
+            raise UserError(
+                f"weights are not finite after step {step} ({wrong[0]}, learning rate {rate:.3g}); lower lr"
+            )
+
     def _save(self, step: int) -> None:
+        self.require_finite(step)
         if self.file is None:
             return
         if self.answers is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,11 @@ from ofa.errors import UserError
 from ofa.files import read_json
 from ofa.settings import arch_of as arch_of
 from ofa.spec import ACTIVATIONS, NetSpec, Unit, check_chain
-from ofa.static import StaticNet, build_spec
+from ofa.static import StaticNet, build_spec, with_classes
 
 Config = Mapping[str, Any]
 Named = list[tuple[str | None, Unit]]  # their name for a unit, and the unit
+WRONG = (AttributeError, KeyError, TypeError, ValueError, IndexError)  # what reading something else ends in
 
 
 def load_network(
@@ -25,19 +26,21 @@ def load_network(
     weights: str | Path | Mapping[str, Tensor] | None = None,
     *,
     resolution: int | None = None,
+    classes: int | None = None,
 ) -> StaticNet:
     """The plain network of a block list, with published weights or fresh ones, in evaluation mode.
 
     config: the file or content of a `net.config` of once-for-all or MCUNet, or an entry of a table of block lists
     (`blocks`: in, out, kernel, stride, expand, mid, se, activation, shortcut; `head`: the other layers).  weights: a
     PyTorch file, URL or state_dict, all keys of which must be used.  resolution: side of the image in pixels, where
-    neither the config nor a `run.config` beside it says it.  Raises UserError.
+    neither the config nor a `run.config` beside it says it.  classes: of other images than the published ones, for
+    which the classifier is made anew.  Raises UserError.
     """
     spec, names = read_network(config, resolution=resolution)
     net = build_spec(spec)
     if weights is not None:
         import_network(net, names, weights)
-    return net.eval()
+    return (net if classes is None else with_classes(net, classes)).eval()
 
 
 def read_network(config: str | Path | Config, *, resolution: int | None = None) -> tuple[NetSpec, list[str | None]]:
@@ -59,12 +62,12 @@ def read_network(config: str | Path | Config, *, resolution: int | None = None) 
         _only(bn, name="bn", ws_eps=None, gn_channel_per_group=None)
         default = 1e-5 if any(unit.act == "h_swish" or unit.kind == "bottleneck" for _, unit in named) else 1e-3
         eps = default if bn.get("eps") is None else float(bn["eps"])  # the builders' own where the list is silent
-        if not eps > 0:
-            raise UserError(f"the block list's batch norm has eps={eps}; give a number above 0")
+        if not 0 < eps < 1:
+            raise UserError(f"the block list's batch norm has eps={eps}; give a number between 0 and 1")
     except UserError:
         raise
-    except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
-        raise UserError(f"not a block list ({type(error).__name__}: {error}); give a net.config") from None
+    except WRONG as error:
+        raise UserError(f"not a block list of these networks ({_fault(error)}); give a net.config") from None
     check_chain(named)
     units = tuple(unit for _, unit in named)
     return NetSpec(units, int(side), units[0].cin, units[-1].cout, eps), [name for name, _ in named]
@@ -90,9 +93,7 @@ def _config_units(config: Config) -> Named:
     if "input_stem" in config:
         return _resnet_units(config)
     named: Named = [("first_conv", _conv_of(config["first_conv"]))]
-    for i, block in enumerate(config["blocks"]):
-        unit = _block_of(block)
-        named += [(f"blocks.{i}", unit)] if unit is not None else []
+    named += [pair for pair in _each("blocks", config["blocks"], _block_of) if pair[1] is not None]
     final, mix = config.get("final_expand_layer"), config.get("feature_mix_layer")
     named += [("final_expand_layer", _conv_of(final))] if final else []
     named += [("feature_mix_layer", _conv_of(mix))] if mix and not final else []
@@ -102,16 +103,35 @@ def _config_units(config: Config) -> Named:
 
 
 def _resnet_units(config: Config) -> Named:
-    named: Named = []
-    for i, layer in enumerate(config["input_stem"]):
-        residual = layer["name"] == "ResidualBlock"
-        shortcut = residual and _adds_input(layer.get("shortcut"))
-        named.append((f"input_stem.{i}", _conv_of(layer["conv"] if residual else layer, shortcut=shortcut)))
+    named: Named = _each("input_stem", config["input_stem"], _stem_of)
     channels = named[-1][1].cout
     named.append((None, Unit("maxpool", channels, channels, 3, 2)))
-    named += [(f"blocks.{i}", _bottleneck_of(block)) for i, block in enumerate(config["blocks"])]
+    named += _each("blocks", config["blocks"], _bottleneck_of)
     named.append((None, _pool(named[-1][1].cout)))
     return [*named, ("classifier", _linear(config["classifier"]))]
+
+
+def _each(name: str, layers: Sequence[Any], make: Callable[..., Any]) -> list[Any]:
+    """Pairs of a layer's name and what `make` makes of the layer; raises UserError with the name."""
+    made = []
+    for i, layer in enumerate(layers):
+        try:
+            made.append((f"{name}.{i}", make(layer)))
+        except UserError as error:
+            raise UserError(f"{name}.{i}: {error}") from None
+        except WRONG as error:
+            raise UserError(f"{name}.{i} of the block list is not understood ({_fault(error)}); mend it") from None
+    return made
+
+
+def _fault(error: Exception) -> str:
+    return f"it lacks {error}" if isinstance(error, KeyError) else f"{type(error).__name__}: {error}"
+
+
+def _stem_of(layer: Config) -> Unit:
+    residual = layer["name"] == "ResidualBlock"
+    shortcut = residual and _adds_input(layer.get("shortcut"))
+    return _conv_of(layer["conv"] if residual else layer, shortcut=shortcut)
 
 
 def _conv_of(layer: Config, *, shortcut: bool = False) -> Unit:
@@ -128,7 +148,7 @@ def _block_of(block: Config) -> Unit | None:
         return None
     if "MB" not in conv["name"]:
         raise UserError(f"a block of {conv['name']} is not known; MBConvLayer and MBInvertedConvLayer are")
-    _only(conv, dilation=1, norm_layer="BatchNorm2d", bias=False, use_bias=False)
+    _only(conv, dilation=1, norm_layer="BatchNorm2d", bias=False, use_bias=False, no_dw=False)
     cin, cout = conv["in_channels"], conv["out_channels"]
     expand, stride = conv["expand_ratio"], _one(conv.get("stride", 1))
     mid = conv.get("mid_channels") or round(cin * expand)
@@ -180,9 +200,9 @@ def _one(size: Any) -> int:
     """A number given once, or twice for height and width; raises UserError where these differ."""
     if isinstance(size, Sequence) and len(set(size)) > 1:
         raise UserError(f"size {size} differs between height and width; only equal ones are supported here")
-    number = size[0] if isinstance(size, Sequence) else size
-    if number % 1:
-        raise UserError(f"size {size} is no whole number; give a kernel and stride of whole pixels")
+    number = size[0] if isinstance(size, Sequence) and size else size
+    if isinstance(number, bool) or not isinstance(number, int | float) or number < 1 or number % 1:
+        raise UserError(f"size {size!r} is no whole number; give a kernel and stride of whole pixels")
     return int(number)
 
 
@@ -203,7 +223,7 @@ def _table_units(net: Config) -> Named:
         raise UserError("the block list's classifier has no bias; those with one are supported")
     mix, final = head.get("feature_mix_layer"), head.get("final_expand_layer")
     named: Named = [("first_conv", _table_conv(*head["first_conv"]))]
-    named += [(f"blocks.{i}", _table_block(*block)) for i, block in enumerate(net["blocks"])]
+    named += _each("blocks", net["blocks"], lambda block: _table_block(*block))
     linear = ("classifier", Unit("linear", cin, classes))
     if final:  # MobileNetV3 mixes after the pool, without batch norm
         named += [("final_expand_layer", _table_conv(*final)), (None, _pool(final[1]))]

@@ -25,7 +25,7 @@ def arch_of(
     d, ks, e, op: one for each stage or block, or one for all; skipped blocks have theirs, which is not used, or none.
     Where ks or e lack the last block (DyNAS-T's do for ProxylessNAS), it keeps its largest choice, as in once-for-all's
     code.  short: whether a list that is one shorter than all blocks is such a one (None: unless so many are active).
-    w: positions among the space's width multipliers, or, as floats or beside one with a fraction, these themselves.
+    w: the space's width multipliers, or, where there is no float or not all are among them, positions among these.
     `space.encode` takes the result, and checks it.  None is as not given.  Raises UserError.
     """
     if unknown := set(config) - set(NAMES):
@@ -34,12 +34,10 @@ def arch_of(
     side = resolution or given.get("resolution", [space.resolution[-1]])[0]
     depth = _long(given.get("depth", []), sum(stage.chooses("depth") for stage in space.stages))
     widths = given.get("width", [len(space.width) - 1])
-    if any(value % 1 for value in widths):
-        widths = list(map(float, widths))
     lists = {
         name: _blocks(space, name, given[name], depth, short) for name in ("kernel", "expand", "op") if name in given
     }
-    return Arch(side, tuple(depth), width=tuple(_width(space, value) for value in widths), **lists)
+    return Arch(side, tuple(depth), width=_widths(space, widths), **lists)
 
 
 def _blocks(space: Space, name: str, values: list[Any], depth: list[Any], short: bool | None) -> tuple[Any, ...]:
@@ -68,12 +66,16 @@ def _long(values: list[Any], n: int) -> list[Any]:
     return values * n if len(values) == 1 and n else values
 
 
-def _width(space: Space, value: float) -> float:
-    if isinstance(value, float) and value in space.width:
-        return value
-    if value != int(value) or not 0 <= value < len(space.width):
-        raise UserError(f"width {value} is no position among {space.width} of {space.name}, nor one of them")
-    return space.width[int(value)]
+def _widths(space: Space, values: list[Any]) -> tuple[float, ...]:
+    if any(isinstance(value, float) for value in values) and set(values) <= set(space.width):
+        return tuple(map(float, values))
+    for value in values:
+        if value % 1 or not 0 <= value < len(space.width):
+            raise UserError(
+                f"width {value} of {values} is no position among {space.width} of {space.name}; give positions alone, "
+                "or multipliers alone"
+            )
+    return tuple(space.width[int(value)] for value in values)
 
 
 def _list(name: str, value: Any) -> list[Any]:

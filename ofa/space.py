@@ -6,7 +6,7 @@ N architectures, G genes.  Needs no torch.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from importlib.resources import files
@@ -338,15 +338,16 @@ class Space:
 
     # -- values ------------------------------------------------------------------------------------------------------
 
-    def encode(self, archs: Sequence[Arch]) -> Genes:
+    def encode(self, archs: Iterable[Arch]) -> Genes:
         """Genes of architectures, (N, G) canonical; raises UserError for a value that is not in this space.
 
         A depth that means the same network as a smaller one is taken as that, as in once-for-all's ResNet.
         """
-        if not np.iterable(archs) or not all(isinstance(arch, Arch) for arch in archs):
+        listed = list(archs) if np.iterable(archs) else []
+        if not np.iterable(archs) or not all(isinstance(arch, Arch) for arch in listed):
             raise UserError(f"{archs} is no list of architectures; give [Arch(...)], or [Arch.from_dict(...)]")
-        genes = np.zeros((len(archs), len(self.genes)), dtype=np.int8)
-        for row, arch in zip(genes, archs, strict=True):
+        genes = np.zeros((len(listed), len(self.genes)), dtype=np.int8)
+        for row, arch in zip(genes, listed, strict=True):
             width = self._as_long("width", arch.width * (self.widths if len(arch.width) == 1 else 1), self.widths)
             for column, value in enumerate((arch.resolution, *width, *self._chosen_depths(arch.depth))):
                 row[column] = self._index(column, value)

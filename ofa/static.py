@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from torch import Tensor, nn
 
@@ -47,6 +48,16 @@ def build_spec(spec: NetSpec) -> StaticNet:
     net = StaticNet(spec)
     initialise(net)
     return net.to(memory_format=channels_last)
+
+
+def with_classes(net: StaticNet, classes: int) -> StaticNet:
+    """A network with the weights of `net` but for its classifier, which is fresh and of so many classes."""
+    spec, last = net.spec, net.spec.units[-1]
+    units = (*spec.units[:-1], replace(last, cout=classes))
+    made = build_spec(replace(spec, units=units, classes=classes))
+    own = f"units.{len(units) - 1}."
+    made.load_state_dict({k: v for k, v in net.state_dict().items() if not k.startswith(own)}, strict=False)
+    return made.train(net.training)
 
 
 def build(space: Space, arch: Arch) -> StaticNet:

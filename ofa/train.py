@@ -129,10 +129,7 @@ class Trainer:
                 reason, phase = "a net collapsed", self.schedule.phases[self._phase(self.step - 1)].name
             except DivergedError as error:
                 if self.rollbacks.count >= self.safety.attempts:
-                    raise UserError(
-                        f"{error}; lower the phase's lr or set clip_norm, and start again with another run folder or "
-                        "restart=true"
-                    ) from None
+                    raise UserError(f"{error}; {self._remedy()}") from None
                 reason, phase = str(error), error.phase
             self._roll_back(reason, phase)
         if self.world.first:
@@ -141,6 +138,14 @@ class Trainer:
             if self.average is not None:
                 save_tensors(self.folder / AVERAGE, self.average.supernet.state_dict(), about)
         return self.supernet
+
+    def _remedy(self) -> str:
+        """What is to be done after a divergence, with what earlier epochs are worth."""
+        lower = "lower the phase's lr or set clip_norm, and start again with another run folder"
+        if not self.safety.attempts:
+            return f"{lower} or restart=true"
+        more = f"train.rollback.attempts={2 * self.rollbacks.count} goes on from the last good epoch at lower rates"
+        return f"{more}; or {lower}, where train.initial={self.folder / 'good'} keeps what the phases before it learned"
 
     def _train_epoch(self) -> bool:
         """Train to the end of this epoch, or of the schedule; False where what came of it is to be undone."""
@@ -326,7 +331,8 @@ class Trainer:
         return True
 
     def _resume(self) -> None:
-        if not self._load(self.folder) and self.safety.attempts:
+        self._load(self.folder)
+        if self.safety.attempts and not self.world.told((self.folder / "good").exists()):
             self._save(self.folder / "good")
         self._trim_log()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,15 +35,21 @@ def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, metadata
 
 
-def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], source: str | Path) -> None:
-    """Copy tensors into a module, all or none; raises UserError where names or shapes differ."""
+def load_weights(
+    module: nn.Module, tensors: Mapping[str, Tensor], source: str | Path, called: Callable[[str], str] = str
+) -> None:
+    """Copy tensors into a module, all or none; raises UserError where names or shapes differ.
+
+    called: the name that an error gives a tensor, where the file has other names than the module.
+    """
     own = module.state_dict()
     missing, extra = sorted(set(own) - set(tensors)), sorted(set(tensors) - set(own))
     shapes = [name for name in own if name in tensors and own[name].shape != tensors[name].shape]
     if missing or extra or shapes:
+        sizes = [f"{called(n)} {tuple(tensors[n].shape)} for {tuple(own[n].shape)}" for n in shapes[:3]]
         raise UserError(
-            f"{source} does not fit this network: missing {missing[:3]}, unknown {extra[:3]}, "
-            f"other shape {shapes[:3]}; use the file of the same space and data"
+            f"{source} does not fit this network: missing {_few(missing, called)}, unknown {_few(extra, called)}, "
+            f"other shape {', '.join(sizes) or 'none'}; use the file of the same network or space, for the same classes"
         )
     for name, tensor in tensors.items():
         if own[name].is_floating_point() and not (tensor.is_floating_point() and bool(tensor.isfinite().all())):
@@ -51,3 +57,7 @@ def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], source: str |
                 f"{source} has values in {name} that are no finite floats; give weights that were trained well"
             )
     module.load_state_dict(dict(tensors))
+
+
+def _few(names: Sequence[str], called: Callable[[str], str]) -> str:
+    return ", ".join(map(called, names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "") or "none"

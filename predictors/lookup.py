@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ofa.errors import UserError
 from ofa.space import OF_BLOCKS, Genes, Space
 from ofa.table import LayerTable, layer_table
 from ofa.units import FIXED, UnitTable
@@ -55,6 +56,8 @@ class Lookup:
     """
 
     def __init__(self, space: Space, cost: LayerCost, combine: np.ufunc = np.add) -> None:
+        if not isinstance(space, Space):
+            raise UserError(f"{space!r} is no space; give load_space(<name>), or a Space")
         self.space, self.combine = space, combine
         table = layer_table(space, forms(space))
         starts = np.unique(table.block, return_index=True)[1]

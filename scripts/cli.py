@@ -48,7 +48,7 @@ from scripts.mistakes import UsageError, chain, explain, faulty_argument
 from scripts.options import check_file, check_known, check_type, flatten, groups, help_text, sections
 from scripts.stage import NOTHING, next_command, plain
 
-Function = Callable[[DictConfig], None]
+Function = Callable[[DictConfig], Any]
 MANY = ("agent", "device", "predictor", "runtime", "step")  # sections of parts, each under a name of its own
 OURS = ("ofa.", "predictors.", "search.", "scripts.")  # packages whose classes are called as they are made
 FLAGS = {
@@ -65,16 +65,16 @@ FLAGS = {
 }
 
 
-def stage_command(*sections: str) -> Callable[[Function], Callable[..., None]]:
-    """Turn a function of the configuration into a command; `sections` are the parts of it that --help explains."""
+def stage_command(*sections: str) -> Callable[[Function], Callable[..., Any]]:
+    """Turn a function of the configuration into a command; `sections` are the parts of it that --help explains.
+
+    A function may return options that the next command needs besides this one's.
+    """
 
     def decorate(function: Function) -> Callable[..., None]:
         @functools.wraps(function)
-        def main(cfg: DictConfig | None = None) -> None:
-            if cfg is None:
-                _command(function, sections)
-            else:
-                function(cfg)
+        def main(cfg: DictConfig | None = None) -> Any:
+            return _command(function, sections) if cfg is None else function(cfg)
 
         return main
 
@@ -84,20 +84,21 @@ def stage_command(*sections: str) -> Callable[[Function], Callable[..., None]]:
 def _command(function: Function, sections: tuple[str, ...]) -> None:
     stage = Path(inspect.getfile(function)).stem.rstrip("_")  # import_.py, since import is a keyword
     command, ran = f"ofa-{stage}", False
+    more: list[str] = []
 
     @functools.wraps(function)
     def job(cfg: DictConfig) -> None:
-        nonlocal ran
+        nonlocal ran, more
         with one_line_errors(command):
             prepare(cfg)
-            function(cfg)
+            more = function(cfg) or []
         ran = True
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what is open is closed
     with one_line_errors(command):
         _register_help(command, inspect.getdoc(function) or "", sections)
         _run(job, _parser(command))
-        if ran and os.environ.get("RANK", "0") == "0" and (line := next_command(stage)):
+        if ran and os.environ.get("RANK", "0") == "0" and (line := next_command(stage, *more)):
             print(f"next: {line}")
         sys.stdout.flush()
 

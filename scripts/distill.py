@@ -33,7 +33,7 @@ def main(cfg: DictConfig) -> None:
 
     A student or teacher is a card, a block list, <space>/smallest, <space>/largest, <space>/<arch.json> (a space is a
     name in conf/space or a .yaml file), or a name of torchvision; weights follow an @, as in teacher=resnet18@net.pth.
-    Several teachers are a list.
+    A student with weights for other classes gets a fresh classifier.  Several teachers are a list.
     """
     if not cfg.student or not cfg.teacher:
         raise UserError("ofa-distill needs both; give student=digits_mbv3/smallest teacher=<card>, or others")
@@ -78,7 +78,7 @@ def _parts(cfg: DictConfig, data: ImageData, device: str) -> tuple[Finetuning, N
     if not settings.epochs:
         raise UserError("finetune.epochs=0 trains nothing; give finetune.epochs=<passes over the training images>")
     torch.manual_seed(cfg.seed)
-    student = load_net(str(cfg.student), data)
+    student = load_net(str(cfg.student), data, adapt=True)
     resolution = _resolution(student, data)
     require_images(student.net.to(device), f"student {cfg.student}", data, resolution)
     return settings, student, load_teachers(cfg, data, settings.lesson(1), resolution, device)
@@ -104,6 +104,7 @@ def _distil(
     from ofa.evaluate import accuracy
     from ofa.files import write_json
     from ofa.finetune import finetune
+    from ofa.training.watch import at_chance
 
     resolution = _resolution(student, data)
     state = folder / "state.safetensors"
@@ -125,6 +126,8 @@ def _distil(
     said = ", ".join(f"{name} {100 * top1:.1f} %" for name, top1 in scores.items())
     said = said if len(teachers) > 1 else said.replace("teacher 0", "teacher")
     print(f"validation top-1 at {resolution} x {resolution} pixels: {said}; {file}")
+    if at_chance(scores["student"], len(data.classes)):
+        print("warning: the student has learned next to nothing; lower finetune.lr, or raise finetune.epochs")
 
 
 def _save(folder: Path, student: Named, data: ImageData, seed: int, top1: float, training: dict[str, Any]) -> Path:

@@ -7,31 +7,34 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from ofa.errors import UserError
+from ofa.space import Space, load_space
 from scripts.cli import stage_command
-from scripts.parts import TRAIN
+from scripts.parts import TRAIN, load_data
 from scripts.stage import open_stage, plain
 
 ORIGIN = "import.json"
+IMAGENET = 1000  # classes
+DEFAULT = "ofa.data.digits"  # what is taken for the data where none are given
 
 
 @stage_command("space")
-def main(cfg: DictConfig) -> None:
+def main(cfg: DictConfig) -> list[str]:
     """Read once-for-all's checkpoint of a whole supernet in place of training.  Writes <run>/train.
 
     Give the data that the checkpoint was trained for too (data=folder data.path=imagenet), and to every stage after.
     """
     if cfg.checkpoint is None:
         raise UserError("ofa-import needs a file or URL; give checkpoint=<file or URL>")
+    space = load_space(plain(cfg.space))
+    more = _missing(cfg, space)
     with open_stage(cfg, "train", TRAIN) as stage:
         if stage.done:
             _check_origin(stage.folder, cfg)
-            return
+            return more
         from ofa.checkpoint import import_supernet
         from ofa.files import write_json
-        from ofa.space import load_space
         from ofa.weights import save_tensors
 
-        space = load_space(plain(cfg.space))
         supernet, digest = import_supernet(space, cfg.checkpoint, sha256=cfg.sha256)
         origin = {"checkpoint": str(cfg.checkpoint), "sha256": digest}
         write_json(stage.folder / ORIGIN, origin)
@@ -39,8 +42,23 @@ def main(cfg: DictConfig) -> None:
         save_tensors(stage.folder / "supernet.safetensors", supernet.state_dict(), metadata)
         count = sum(parameter.numel() for parameter in supernet.parameters())
         print(f"{space.name}: {count / 1e6:.2f} M parameters from {cfg.checkpoint}, SHA-256 {digest}")
-        images = f"{space.in_channels} channels in {space.classes} classes"
-        print(f"it is for images of {images}: give their data to every stage after, as in data=imagenet data.path=...")
+    return more
+
+
+def _missing(cfg: DictConfig, space: Space) -> list[str]:
+    """Options that the stages after need, where the default data are not those of the checkpoint's space.
+
+    Raises UserError where data were given and are not.
+    """
+    data = load_data(cfg)
+    if (data.channels, len(data.classes)) == (space.in_channels, space.classes):
+        return []
+    images = f"{space.name} is for images of {space.in_channels} channels in {space.classes} classes"
+    has = f"{data.name} has {data.channels} in {len(data.classes)}"
+    if cfg.data._target_ != DEFAULT:
+        raise UserError(f"{images}, {has}; import without data, and then train with train.initial=<the imported file>")
+    print(f"{images}: give their data to every stage after")
+    return ["data=imagenet" if space.classes == IMAGENET else "data=folder", "data.path=<folder>"]
 
 
 def _check_origin(folder: Path, cfg: DictConfig) -> None:

@@ -178,10 +178,11 @@ def _tuned(
 
 
 def _warn(name: str, before: float, after: float, data: ImageData, remedy: str) -> None:
-    """Say where a network had learned and fine-tuning left it near chance."""
-    from ofa.training.watch import collapsed
+    """Say where fine-tuning left a network near chance, or far below what it had learned."""
+    from ofa.training.watch import at_chance, collapsed
 
-    if collapsed({name: after}, [{"val": {name: before}}], len(data.classes)):
+    fell = at_chance(after, len(data.classes)) and after < before
+    if fell or collapsed({name: after}, [{"val": {name: before}}], len(data.classes)):
         print(f"warning: the {name} network fell from {100 * before:.1f} to {100 * after:.1f} %; {remedy}")
 
 

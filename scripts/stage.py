@@ -31,7 +31,7 @@ from ofa.names import parse
 
 STAGES = ("train", "measure", "fit", "search", "specialize", "export", "report")
 CONFIG, LOCK, COMMAND = "config.json", ".lock", "command.json"
-IDLE = ("data.workers", "train.device", "train.save_seconds", "train.loggers", "train.profile")
+IDLE = ("data.workers", "train.device", "train.save_seconds", "train.loggers", "train.profile", "train.rollback")
 NETWORKS = ("network", "student", "teacher")  # options that name files
 NOTHING = "nothing was made"  # in a KeyboardInterrupt
 INFEASIBLE = "infeasible.json"  # in search/<device>: why no network fits that device
@@ -113,15 +113,18 @@ def run_id(run: str | Path) -> str:
     return f"{read_json(Path(run, COMMAND))['id']}-{Path(run).stat().st_ino}"
 
 
-def next_command(stage: str) -> str | None:
-    """The shell line that runs the stage after `stage` with the same options; None after the last and for network=."""
+def next_command(stage: str, *more: str) -> str | None:
+    """The shell line that runs the stage after `stage` with the same options and more.
+
+    None after the last stage and for network=.
+    """
     if stage == "export" and any(argument.startswith("network=") for argument in sys.argv[1:]):
         return None
     stage = "train" if stage == "import" else stage  # which it takes the place of
     if stage not in STAGES[:-1]:
         return None
     following = STAGES[STAGES.index(stage) + 1]
-    return command_line(following)
+    return command_line(following, *more)
 
 
 def command_line(stage: str, *more: str) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ofa.checkpoint import read_checkpoint
 from ofa.errors import UserError
@@ -24,7 +24,7 @@ from ofa.evaluate import specialise
 from ofa.files import read_json
 from ofa.names import Name, parse
 from ofa.space import Arch, Space, load_space
-from ofa.static import build
+from ofa.static import StaticNet, build, with_classes
 from ofa.supernet import Supernet
 from ofa.weights import load_tensors, load_weights
 
@@ -44,17 +44,19 @@ class Named(NamedTuple):
     space: Space | None = None
 
 
-def load_net(text: str, data: ImageData) -> Named:
+def load_net(text: str, data: ImageData, *, adapt: bool = False) -> Named:
     """The network that `text` names, in evaluation mode; after an @, a file of weights.
 
     data: networks that are made anew are for its images, and those cut out of a supernet have their batch norms
-    calibrated on them.  Raises UserError for a name that is none of the above, for weights that do not fit, and for a
-    torchvision network given images that are not in colour.
+    calibrated on them.  adapt: one with weights for other classes gets a fresh classifier for those of the images.
+    Raises UserError for a name that is none of the above, for weights that do not fit, and for a torchvision network
+    given images that are not in colour.
     """
     name = parse(text)
     found = _unweighted(name, data.channels, len(data.classes))
     if name.weights and not found.learned:
         found = found._replace(net=_weighted(found, name.weights, data), learned=True)
+    found = _adapted(found, name, len(data.classes)) if adapt else found
     return found._replace(net=found.net.eval())
 
 
@@ -65,6 +67,9 @@ def require_images(net: nn.Module, name: str, data: ImageData, side: int, *, oth
     others: it may have other classes.
     """
     weight = next(net.parameters())
+    if isinstance(net, StaticNet) and net.spec.in_channels != data.channels:
+        takes = f"{name} takes {net.spec.in_channels} channels, the images of {data.name} have {data.channels}"
+        raise UserError(f"{takes}; give its own data, or another network")
     try:
         logits = net(weight.new_zeros(1, data.channels, side, side))
     except (RuntimeError, AssertionError) as error:
@@ -72,7 +77,8 @@ def require_images(net: nn.Module, name: str, data: ImageData, side: int, *, oth
         raise UserError(f"{name} cannot take {images} ({error}); give larger images, or another network") from error
     found, classes = logits.shape[1], len(data.classes)
     if found != classes and not others:
-        raise UserError(f"{name} has {found} classes, {data.name} {classes}; give its own data, or another network")
+        remedy = "give its own data, or another network, or let it learn them as student= of ofa-distill"
+        raise UserError(f"{name} has {found} classes, {data.name} {classes}; {remedy}")
 
 
 def _unweighted(name: Name, channels: int, classes: int) -> Named:
@@ -121,11 +127,39 @@ def _torchvision(name: str, weights: str, channels: int, classes: int) -> nn.Mod
         raise UserError(f"network {name!r} is not known; give {FORMS}, such as resnet18")
     if channels != 3:
         raise UserError(f"{name} takes images in colour, these have {channels} channel; give a network of a space")
-    own = {"weights": weights} if weights == "DEFAULT" else {"weights": None, "num_classes": classes}
     try:
-        return _single(models.get_model(name, **own))
+        if weights == "DEFAULT":
+            return _single(models.get_model(name, weights=weights))
+        net = _single(models.get_model(name, weights=None, num_classes=classes))
+        last = list(net.state_dict())[-1]
+        learned = _tensors(weights).get(last) if weights else None
+        if learned is None or not learned.ndim or len(learned) == classes:
+            return net
+        return _single(models.get_model(name, weights=None, num_classes=len(learned)))
     except OSError as error:  # URLError is one
         raise UserError(f"weights of {name} cannot be downloaded ({error}); give {name}@<file>") from None
+
+
+def _adapted(found: Named, name: Name, classes: int) -> Named:
+    """The network for so many classes, its classifier fresh where it had others."""
+    net, space = found.net, found.space
+    if isinstance(net, StaticNet):
+        if net.spec.classes == classes:
+            return found
+        space = space and space.adapt(in_channels=net.spec.in_channels, classes=classes)
+        return found._replace(net=with_classes(net, classes), space=space)
+    state = net.state_dict()
+    last = list(state)[-1]
+    if len(state[last]) == classes:
+        return found
+    fresh = _torchvision(name.network.removeprefix("torchvision:"), "", 3, classes)
+    kept = {key: value for key, value in state.items() if key.rpartition(".")[0] != last.rpartition(".")[0]}
+    fresh.load_state_dict(kept, strict=False)
+    return found._replace(net=fresh)
+
+
+def _tensors(file: str) -> dict[str, Tensor]:
+    return load_tensors(file)[0] if file.endswith(".safetensors") else read_checkpoint(file)[0]
 
 
 def _single(net: nn.Module) -> nn.Module:
@@ -140,7 +174,7 @@ def _single(net: nn.Module) -> nn.Module:
 
 def _weighted(found: Named, file: str, data: ImageData) -> nn.Module:
     """The network with the weights of a file, which are its own or those of its space's supernet."""
-    tensors = load_tensors(file)[0] if file.endswith(".safetensors") else read_checkpoint(file)[0]
+    tensors = _tensors(file)
     own = found.net.state_dict()
     if found.space is not None and found.arch is not None:
         supernet = Supernet(found.space)

@@ -7,6 +7,7 @@ from pathlib import Path
 from ofa.errors import UserError
 from ofa.space import Space
 from ofa.supernet import Supernet
+from ofa.training.checkpoint import read_checkpoint
 from ofa.weights import load_tensors, load_weights
 
 SUPERNET, AVERAGE = "supernet.safetensors", "average.safetensors"
@@ -14,12 +15,18 @@ WEIGHTS = {"last": SUPERNET, "average": AVERAGE}  # which of a run's weights a l
 
 
 def start_from(supernet: Supernet, path: str | Path) -> None:
-    """Load the weights of a supernet file, in place.
+    """Load the weights of a supernet file, or of a checkpoint of its training (a file, or its folder), in place.
 
     A first or last layer whose shape differs (other channels or classes) keeps its fresh weights; raises UserError for
     any other difference.
     """
-    own, (tensors, _) = supernet.state_dict(), load_tensors(path)
+    found = read_checkpoint(Path(path)) if Path(path).is_dir() else load_tensors(path)
+    if found is None:
+        raise UserError(
+            f"{path} holds no checkpoint; give a supernet.safetensors, or a folder such as <run>/train/good"
+        )
+    own, weights = supernet.state_dict(), "weights."
+    tensors = {n.removeprefix(weights): t for n, t in found[0].items() if n.startswith(weights)} or found[0]
     ends = ("units.0.", f"units.{len(supernet.units) - 1}.")
     fresh = {n: own[n] for n, t in tensors.items() if n in own and n.startswith(ends) and t.shape != own[n].shape}
     load_weights(supernet, tensors | fresh, path)

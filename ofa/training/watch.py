@@ -82,8 +82,12 @@ def diverged(val: Mapping[str, float], loss: float, classes: int) -> bool:
 
     So a rate that is too high often ends where batch norm keeps every number finite.  val: accuracies of nets, 0 to 1.
     """
-    chance = 1 / classes
-    return loss > 2 * math.log(classes) and max(val.values()) - chance < ABOVE * (1 - chance)
+    return loss > 2 * math.log(classes) and at_chance(max(val.values()), classes)
+
+
+def at_chance(accuracy: float, classes: int) -> bool:
+    """Whether an accuracy (0 to 1) is next to that of guessing."""
+    return accuracy - 1 / classes < ABOVE * (1 - 1 / classes)
 
 
 def memory(device: torch.device) -> dict[str, int]:

@@ -138,11 +138,14 @@ def test_the_published_weights_load_with_every_key_used(data_folder: Path) -> No
     assert sum(t.double().sum().item() for t in state.values()) == pytest.approx(
         sum(t.double().sum().item() for t in net.state_dict().values())
     )
+    other = load_network(config, weights, classes=3)
+    assert other(torch.zeros(1, 3, 112, 112)).shape == (1, other.spec.classes) == (1, 3)
+    assert all(torch.equal(t, net.state_dict()[name]) for name, t in list(other.state_dict().items())[:-2])
     entry = next(n for n in _table(data_folder, "mcunet") if n["name"] in NET)
     assert read_network(entry)[0] == net.spec, "the table of blocks is the same network"
     logits = net(torch.randn(8, 3, 112, 112))
     assert (logits - logits.mean(0)).abs().max() > 0.5, "logits follow the image"
-    with pytest.raises(UserError, match=r"missing.*units.0.conv.weight"):
+    with pytest.raises(UserError, match=r"missing first_conv.conv.weight, unknown none"):
         load_network(config, {k: v for k, v in state.items() if k != "first_conv.conv.weight"})
     with pytest.raises(UserError, match=r"'blocks.99.conv.weight', which this network has no place for"):
         load_network(config, state | {"blocks.99.conv.weight": torch.zeros(1)})
@@ -172,10 +175,10 @@ def _with(path: tuple[str | int, ...], value: Any) -> dict[str, Any]:
         (_with(("blocks", 2, "conv", "name"), "GhostLayer"), "a block of GhostLayer is not known; MBConvLayer and"),
         (
             _with(("blocks",), [{"name": "ResidualBlock", "conv": {"name": "MBConvLayer"}}]),
-            "not a block list .*in_chan",
+            r"blocks.0 of the block list is not understood \(it lacks 'in_channels'\)",
         ),
         ({"image_size": 16}, "not a block list .*first_conv"),
-        (_with(("blocks",), [None]), "not a block list .*'NoneType'"),
+        (_with(("blocks",), [None]), "blocks.0 of the block list is not understood .*'NoneType'"),
         (_with(("first_conv", "groups"), 2), "^ConvLayer has groups=2; only groups=1 is supported here"),
         (_with(("first_conv", "use_se"), True), "ConvLayer has use_se=True; only use_se=False"),
         (_with(("first_conv", "ops_order"), "bn_act_weight"), "only ops_order='weight_bn_act'"),
@@ -193,14 +196,18 @@ def _with(path: tuple[str | int, ...], value: Any) -> dict[str, Any]:
         (_with(("image_size",), 16.5), "image size 16.5; give resolution"),
         (_with(("image_size",), 0), "image size 0; give resolution"),
         (_with(("first_conv", "stride"), 1.5), "size 1.5 is no whole number"),
-        (_with(("bn",), {"eps": 0}), r"batch norm has eps=0.0; give a number above 0"),
+        (_with(("bn",), {"eps": 0}), r"batch norm has eps=0.0; give a number between 0 and 1"),
         (_with(("blocks", 2, "conv", "in_channels"), 20), "blocks.2 reads 20 channels, but gets 16"),
         (_with(("blocks", 2, "conv", "out_channels"), -24), "blocks.2 has -24 channels of 16, .*; give whole"),
         (_with(("blocks", 2, "conv", "out_channels"), 24.5), "blocks.2 has 24.5 channels of 16, .*; give whole"),
         (_with(("blocks", 2, "conv", "mid_channels"), 16.5), "blocks.2 has .*, 16.5 in the middle, .*; give whole"),
         (_with(("blocks", 2, "conv", "mid_channels"), -16), "blocks.2 has .*, -16 in the middle, .*; give whole"),
+        (_with(("blocks", 2, "conv", "kernel_size"), None), "blocks.2: size None is no whole number; give a kernel"),
+        (_with(("blocks", 2, "conv", "kernel_size"), "3"), "blocks.2: size '3' is no whole number; give a kernel"),
+        (_with(("blocks", 2, "conv", "no_dw"), True), "blocks.2: .* has no_dw=True; only no_dw=False is supported"),
+        (_with(("bn",), {"eps": float("inf")}), "eps=inf; give a number between 0 and 1"),
         (_with(("bn",), {"eps": "small"}), "not a block list .*'small'"),
-        (_with(("blocks", 2, "conv", "stride"), 0), "blocks.2 has 24 channels .*, stride 0; give whole"),
+        (_with(("blocks", 2, "conv", "stride"), 0), "blocks.2: size 0 is no whole number; give"),
         (_with(("blocks", 0, "conv", "mid_channels"), 32), "blocks.0 has 32 middle channels, but no expansion"),
         (_with(("blocks", 2, "shortcut"), IDENTITY), "blocks.2 adds its input to another shape"),
         (_with(("classifier", "in_features"), 50), "classifier reads 50 channels, but gets 48"),
@@ -319,7 +326,7 @@ def test_a_file_that_is_no_checkpoint_of_the_space_is_explained(tmp_path: Path) 
         import_supernet(load_space("cifar_conv"), file)
     state.pop("classifier.linear.linear.bias")
     torch.save(state, file)
-    with pytest.raises(UserError, match=r"missing \['units.*linear.bias'\]"):
+    with pytest.raises(UserError, match=r"missing classifier\.linear\.bias, unknown none, other shape none"):
         import_supernet(space, file)
     torch.save({"state_dict": Path}, file)
     with pytest.raises(UserError, match="damaged, or holds more than tensors"):
@@ -355,7 +362,7 @@ def test_weights_that_are_no_state_dict_are_explained(weights: Any) -> None:
 @pytest.mark.parametrize(
     ("key", "words"),
     [
-        ("blocks.1.conv", r"unknown \['units.2.conv'\]"),
+        ("blocks.1.conv", "unknown blocks.1.conv"),
         ("blocks.1.mobile_inverted_conv", "'blocks.1.mobile_inverted_conv', which this network has no place for"),
         ("classifier.fc", "'classifier.fc', which this network has no place for"),
         (0, "has 0, which this network has no place for"),

@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ofa.errors import UserError
+from ofa.settings import arch_of
 from ofa.space import Arch, Layer, Space, Stage, load_space
 from predictors.costs import Macs
 
@@ -456,3 +457,22 @@ def test_networks_are_not_made_canonical_of_what_is_none(genes: Any) -> None:
     for use in (space.canonical, space.onehot):
         with pytest.raises(UserError, match="gene"):
             use(genes)
+
+
+def test_settings_are_read_as_arrays_of_any_precision() -> None:
+    space = load_space("ofa_resnet50")
+    archs = [
+        Arch(224, (2,) * 5, expand=expand, width=width)  # type: ignore[arg-type]
+        for expand, width in (
+            ((0.35,) * 18, (0.65,) * 6),
+            (np.full(18, 0.35, np.float32), np.full(6, 0.65, np.float32)),
+            (np.full(18, 0.35), np.full(6, 0.65, np.float64)),
+        )
+    ]
+    genes = space.encode(arch for arch in archs)
+    assert (genes == genes[0]).all()
+    settings = {"d": [2] * 5, "e": np.full(18, 0.35, np.float32)}
+    for width in ([0, 1, 2, 0, 1, 2], np.array([0, 1, 2, 0, 1, 2], np.float64), [0.65, 0.8, 1, 0.65, 0.8, 1]):
+        assert arch_of(space, settings | {"w": width}).width == (0.65, 0.8, 1.0, 0.65, 0.8, 1.0)
+    with pytest.raises(UserError, match=r"width 0\.65 of \[0\.65, 2.*\] is no position .* give positions alone, or"):
+        arch_of(space, settings | {"w": [0.65, 2, 0, 0, 0, 0]})

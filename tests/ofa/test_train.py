@@ -20,7 +20,8 @@ from ofa.space import Space, load_space
 from ofa.supernet import Supernet
 from ofa.train import Trainer
 from ofa.training.optimizer import make_optimizer, set_rate
-from ofa.training.trained import load_supernet
+from ofa.training.rollback import Safety
+from ofa.training.trained import load_supernet, start_from
 from ofa.training.watch import Watch, collapsed
 from ofa.weights import load_tensors, save_tensors
 from predictors import Macs
@@ -173,6 +174,20 @@ def test_a_diverging_rate_is_an_error_and_keeps_the_checkpoint(tmp_path: Path, d
     with pytest.raises(UserError, match="lower the phase's lr"):
         Trainer(space, data, wild, tmp_path, watch=WATCH, save_seconds=0.0).run()
     assert load_tensors(tmp_path / "checkpoint.safetensors")[1]["step"] >= 1
+
+
+def test_what_the_phases_before_a_divergence_learned_is_kept(tmp_path: Path, data: ImageData, space: Space) -> None:
+    phases = (replace(FULL, epochs=1), replace(FULL, name="wild", lr=1e12, epochs=1))
+    wild = Schedule(phases, batch_size=16, warmup=0.0, clip_norm=None)
+    with pytest.raises(UserError, match=r"attempts=2 goes on from .* train.initial=.*good keeps what the phases"):
+        Trainer(space, data, wild, tmp_path, watch=WATCH, safety=Safety(1)).run()
+    for given in (tmp_path / "good", tmp_path / "good/checkpoint.safetensors"):
+        start_from(supernet := Supernet(space), given)
+        learned = load_tensors(tmp_path / "good/checkpoint.safetensors")[0]
+        assert all(torch.equal(value, learned[f"weights.{name}"]) for name, value in supernet.state_dict().items())
+    Trainer(space, data, wild, tmp_path, watch=WATCH, safety=Safety(2, 1e-12)).run()
+    with pytest.raises(UserError, match="holds no checkpoint"):
+        start_from(Supernet(space), tmp_path.parent)
 
 
 @pytest.mark.parametrize("teacher", ["full", "previous"])

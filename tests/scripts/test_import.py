@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from hydra import compose, initialize_config_module
+from PIL import Image
 
 from ofa.errors import UserError
 from ofa.files import read_json
@@ -64,3 +65,25 @@ def test_a_trained_supernet_is_not_taken_for_an_imported_one(tmp_path: Path) -> 
         pass
     with pytest.raises(UserError, match="holds weights of training, SHA-256 None, not of this checkpoint"):
         run(tmp_path, f"checkpoint={save(tmp_path / 'net.pth', 0)}")
+
+
+def test_data_of_other_classes_are_refused_before_and_asked_for_after(tmp_path: Path) -> None:
+    torch.save(theirs(Supernet(load_space("mcunet")), old=False), tmp_path / "net.pth")
+    options = ["space=mcunet", f"checkpoint={tmp_path}/net.pth"]
+    assert main(compose("config", [f"run={tmp_path}/run", *options])) == ["data=folder", "data.path=<folder>"]
+    for split in ("cat", "cow", "dog"):
+        (tmp_path / "photos" / split).mkdir(parents=True)
+        for i in range(8):
+            Image.new("RGB", (16, 16), (i, 0, 0)).save(tmp_path / "photos" / split / f"{i}.png")
+    with pytest.raises(
+        UserError, match=r"mcunet is for images of 3 channels in 2 classes, photos has 3 in 3; import w"
+    ):
+        run(
+            tmp_path / "other",
+            *options,
+            "data=folder",
+            f"data.path={tmp_path}/photos",
+            "data.test_size=2",
+            "data.val_size=2",
+        )
+    assert not (tmp_path / "other/run").exists()
