@@ -17,7 +17,8 @@ from torch.nn.utils import parametrize
 from ofa.compress.affine import per_channel, straight
 from ofa.compress.chain import Work
 from ofa.compress.kmeans import bake
-from ofa.compress.layers import Layer, listed, put, weight_layers
+from ofa.compress.layers import Layer, listed, patterns, put, weight_layers
+from ofa.compress.sparsity import hold_zeros
 from ofa.errors import UserError
 from ofa.finetune import Finetuning
 
@@ -62,6 +63,7 @@ class Binary:
     kind: "binary" (BinaryConnect), "ternary" (TWN), "scaled" (binary with a scale for each channel), or "xnor", which
     also makes the layers' inputs binary behind a batch norm of their own (XNOR-Net's order of layers).  The first and
     the last layer, depthwise convolutions, squeeze-excite's layers (their input is one pixel) and `keep` stay float.
+    Weights that are 0 stay 0 where there is such a level.
     """
 
     kind: str = "ternary"
@@ -69,19 +71,25 @@ class Binary:
     finetuning: Finetuning = field(default_factory=lambda: Finetuning(lr=0.01))
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "keep", tuple(self.keep))
+        object.__setattr__(self, "keep", patterns(self.keep))
         if self.kind not in KINDS:
             raise UserError(f"kind {self.kind!r} is not known; choose from {', '.join(KINDS)}")
 
     def __call__(self, net: nn.Module, work: Work) -> nn.Module:
         """The trained network; its weights are plain ones of at most three values for each layer or channel."""
+        hold = hold_zeros(net)
         net = copy.deepcopy(net)
         bearers = bearing(net, self.keep)
         for name, layer in bearers.items():
             bearer: nn.Module = _xnor(layer, name) if self.kind == "xnor" else layer
             put(net, name, bearer)
             parametrize.register_parametrization(bearer, "weight", Levels(self.kind))
-        trained = work.finetune(net, self.finetuning, clip_weights)
+
+        def after(one: nn.Module) -> None:
+            clip_weights(one)
+            hold(one)  # what was pruned stays so, among ternary weights and in layers that stay float
+
+        trained = work.finetune(net, self.finetuning, after)
         layers = weight_layers(bake(trained))
         for name in bearers if self.kind in ("scaled", "xnor") else ():
             layers[name].register_buffer("weight_scale", layers[name].weight.detach().flatten(1).abs().amax(1))

@@ -6,7 +6,7 @@ N images, C channels, R x R pixels.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -37,6 +37,11 @@ class Counts:
     nonzeros: int
     macs: int
     sparse_macs: int
+
+
+def patterns(keep: str | Iterable[str]) -> tuple[str, ...]:
+    """Patterns of layers' names; one may stand without a list."""
+    return (keep,) if isinstance(keep, str) else tuple(keep)
 
 
 def weight_layers(net: nn.Module, keep: Collection[str] = ()) -> dict[str, Layer]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ofa.compress.chain import Work
 from ofa.compress.factors import cp, cp_product, factorized, tucker
 from ofa.compress.fisher import Metric, metrics
-from ofa.compress.layers import Layer, image_of, layer_macs, listed, observe, opened, put, weight_layers
+from ofa.compress.layers import Layer, image_of, layer_macs, listed, observe, opened, patterns, put, weight_layers
 from ofa.compress.magnitude import finetuned
 from ofa.compress.targets import Target, amount, check_target
 from ofa.errors import UserError
@@ -68,7 +68,7 @@ class LowRank:
     finetuning: Finetuning = field(default_factory=Finetuning)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "keep", tuple(self.keep))
+        object.__setattr__(self, "keep", patterns(self.keep))
         check_target("macs", self.macs)
         if self.method not in METHODS:
             raise UserError(f"method {self.method!r} is not known; choose from {', '.join(METHODS)}")

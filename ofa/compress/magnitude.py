@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ofa.compress.allocation import by_magnitude, by_sensitivity, erdos_renyi, sensitivity, uniform, zeros_for
 from ofa.compress.chain import Work
 from ofa.compress.fisher import weight_scales
-from ofa.compress.layers import BYTES, Layer, listed, weight_layers
+from ofa.compress.layers import BYTES, Layer, listed, patterns, weight_layers
 from ofa.compress.sparsity import check_pattern, hold_zeros, n_of_m, zero_smallest
 from ofa.compress.targets import Target, amount, check_target
 from ofa.errors import UserError
@@ -53,7 +53,7 @@ class Magnitude:
     finetuning: Finetuning = field(default_factory=Finetuning)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "keep", tuple(self.keep))
+        object.__setattr__(self, "keep", patterns(self.keep))
         check_target("size_bytes", self.size)
         if self.allocation not in ALLOCATIONS:
             raise UserError(f"allocation {self.allocation!r} is not known; choose from {', '.join(ALLOCATIONS)}")
@@ -106,7 +106,7 @@ class NOfM:
     finetuning: Finetuning = field(default_factory=Finetuning)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "keep", tuple(self.keep))
+        object.__setattr__(self, "keep", patterns(self.keep))
         check_pattern(self.n, self.m)
 
     def __call__(self, net: nn.Module, work: Work) -> nn.Module:

@@ -14,7 +14,7 @@ from torch.nn.utils import parametrize
 from ofa.compress.allocation import uniform, zeros_for
 from ofa.compress.chain import Work
 from ofa.compress.kmeans import bake
-from ofa.compress.layers import BYTES, Layer, weight_layers
+from ofa.compress.layers import BYTES, Layer, patterns, weight_layers
 from ofa.compress.magnitude import Ramp, finetuned
 from ofa.compress.sparsity import zero_smallest
 from ofa.compress.targets import Target, amount, check_target
@@ -27,8 +27,8 @@ class _Straight(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, scores: Tensor, sparsity: float) -> Tensor:
-        """The weight with its share of lowest scores at zero."""
-        mask = zero_smallest(torch.ones_like(weight), sparsity, scores)
+        """The weight with its share of lowest scores at zero; those that are zero already are the first to go."""
+        mask = zero_smallest(torch.ones_like(weight), sparsity, scores.masked_fill(weight == 0, -torch.inf))
         ctx.save_for_backward(weight, mask)
         return weight * mask
 
@@ -72,7 +72,7 @@ class Movement:
     finetuning: Finetuning = field(default_factory=Finetuning)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "keep", tuple(self.keep))
+        object.__setattr__(self, "keep", patterns(self.keep))
         check_target("size_bytes", self.size)
         if not 0 < self.gradual <= 1 or not self.finetuning.epochs:
             given = f"gradual {self.gradual}, epochs {self.finetuning.epochs}"
@@ -113,7 +113,7 @@ class SoftFilter:
     finetuning: Finetuning = field(default_factory=Finetuning)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "keep", tuple(self.keep))
+        object.__setattr__(self, "keep", patterns(self.keep))
         if not 0 < self.ratio < 1:
             raise UserError(f"ratio {self.ratio} is the share of filters to zero: above 0 and below 1; 0.3 is usual")
 

@@ -13,14 +13,22 @@ if TYPE_CHECKING:
 
 QUANTIZED = ("Linear", "Mixed", "Pt2e")
 FOLDED = (*QUANTIZED, "Equalization")
+CODED = ("KMeans", "binary", "ternary", "scaled", "xnor")  # a few values in each layer or channel
+SPARSE = ("Magnitude", "NOfM", "Movement")
 # Steps that train all weights at a high rate
-LOOSE = ("Magnitude", "NOfM", "Movement", "SoftFilter", "binary", "ternary", "scaled")
+LOOSE = (*SPARSE, "SoftFilter", "binary", "ternary", "scaled")
 AFTER = {  # a step, by its class or its kind of levels, and those that take away what it needs
     "Channels": (*QUANTIZED, "Gating", "scaled", "xnor"),  # layers with nothing more in them than weight and bias
     "Gating": (*FOLDED, "Gating"),  # batch norms
     "Scales": FOLDED,  # batch norms
     "xnor": (*QUANTIZED, "scaled", "xnor"),  # layers with nothing more in them than weight and bias
     "Pt2e": ("xnor",),  # convolutions of numbers, where xnor's are of signs
+}
+UNDONE = {  # a step, and those whose weights it would change back
+    "Scales": CODED,  # by a factor for each channel
+    "Equalization": (*QUANTIZED, *CODED),  # the same
+    "LowRank": (*QUANTIZED, *CODED),  # new layers
+    **dict.fromkeys(("binary", "scaled", "xnor"), SPARSE),  # a sign for each weight, and none for zero
 }
 
 
@@ -30,21 +38,27 @@ def check_order(steps: Mapping[str, Step]) -> None:
     Orders that depend on the network or on `keep` are left to the steps, which answer when it is their turn.
     """
     for (earlier, first), (later, second) in combinations(steps.items(), 2):
-        finetuning = getattr(second, "finetuning", None)
-        trains = finetuning is not None and getattr(second, "mode", "") != "ptq"
-        if _kind(first) == "Norms" and trains:
-            raise UserError(
-                f"step {later} trains or recalibrates, which {earlier} leaves no statistics for; put {later} before it"
-            )
-        if _kind(first) in FOLDED and _kind(second) in LOOSE and finetuning is not None and finetuning.epochs:
-            raise UserError(
-                f"step {later} trains all weights, for which {earlier} leaves no batch norms; put {later} before it"
-            )
-        if _kind(first) not in AFTER.get(_kind(second), ()) or getattr(second, "keep", False):
-            continue
-        swapped = _kind(second) not in AFTER.get(_kind(first), ())
-        remedy = f"put {later} before it" if swapped else "leave one of them out"
-        raise UserError(f"step {later} cannot follow {earlier}, which changes the layers that it needs; {remedy}")
+        if said := _conflict(first, second):
+            remedy = "leave one of them out" if _conflict(second, first) else f"put {later} before it"
+            raise UserError(f"step {later} {said.format(earlier)}; {remedy}")
+
+
+def _conflict(first: Step, second: Step) -> str | None:
+    """What speaks against the second step after the first, {} standing for its name; None where nothing does."""
+    earlier, later = _kind(first), _kind(second)
+    finetuning = getattr(second, "finetuning", None) if getattr(second, "mode", "") != "ptq" else None
+    trains = finetuning is not None and finetuning.epochs > 0
+    if earlier == "Norms" and finetuning is not None:
+        return "trains or recalibrates, which {} leaves no statistics for"
+    if earlier in FOLDED and later in LOOSE and trains:
+        return "trains all weights, for which {} leaves no batch norms"
+    if earlier in CODED and later not in ("", "KMeans") and trains:
+        return "trains all weights, which would undo {}"
+    if getattr(second, "keep", False):
+        return None
+    if earlier in UNDONE.get(later, ()):
+        return "would undo {}"
+    return "cannot follow {}, which changes the layers that it needs" if earlier in AFTER.get(later, ()) else None
 
 
 def _kind(step: Step) -> str:

@@ -19,4 +19,6 @@ def amount(name: str, target: Target, now: float) -> float:
         return parse_limit(name, target)
     if not target > 0:
         raise UserError(f"{name}={target} must be above 0: a share of the network's, or an amount such as 250_000")
+    if target > 1 and target != int(target) and not name.endswith("_ms"):
+        raise UserError(f"{name}={target} is neither a share, at most 1, nor a whole number of its unit, as 250_000 is")
     return target * now if target <= 1 else float(target)

@@ -278,6 +278,16 @@ def test_layers_end_with_few_levels_and_the_first_and_last_stay(kind: str, value
     assert (2 if kind == "ternary" else 1, 1 if kind == "xnor" else 32) in found and (32, 32) in found
 
 
+def test_ternary_weights_that_were_pruned_stay_zero(work: Work) -> None:
+    net = random_net()
+    pruned = {name: torch.arange(m.weight.numel()).view_as(m.weight) % 3 == 0 for name, m in weight_layers(net).items()}
+    for name, layer in weight_layers(net).items():
+        layer.weight.data[pruned[name]] = 0
+    small = Binary("ternary", finetuning=BRIEF)(net, work)
+    for name, layer in weight_layers(small).items():
+        assert not layer.weight[pruned[name]].any(), name
+
+
 def test_trained_weights_are_clipped_at_one() -> None:
     layer = nn.Linear(4, 4)
     share(layer, 2)

@@ -14,6 +14,7 @@ from ofa.compress.chain import Work
 from ofa.compress.channels import Channels
 from ofa.compress.gating import Gated, GatedMacs, Gating, gated_macs
 from ofa.compress.layers import weight_layers
+from ofa.compress.magnitude import Magnitude
 from ofa.compress.movement import Movement, Scored, SoftFilter, zero_filters
 from ofa.data import digits
 from ofa.errors import UserError
@@ -62,6 +63,15 @@ def test_movement_leaves_ordinary_weights_of_the_size(work: Work, tmp_path: Path
     atomic_write(tmp_path / "net.onnx", onnx_model(pruned, (1, 16, 16)).SerializeToString())
     images = next(work.data.batches("test", 16, 16, rng=None))[0]
     np.testing.assert_allclose(run_onnx(tmp_path / "net.onnx", images), run_torch(pruned, images), atol=1e-4)  # type: ignore
+
+
+def test_movement_counts_the_zeros_that_are_there(work: Work) -> None:
+    sparse = Magnitude(0.35, allocation="uniform", finetuning=Finetuning(epochs=0))(random_net(), work)
+    moved = Movement(0.3, finetuning=Finetuning(epochs=1))(sparse, work)
+    total = sum(t.numel() for t in moved.parameters())
+    assert sum(int(t.count_nonzero()) for t in moved.parameters()) / total == pytest.approx(0.3, abs=0.01)
+    for before, after in zip(weight_layers(sparse).values(), weight_layers(moved).values(), strict=True):
+        assert not after.weight[before.weight == 0].any()
 
 
 def test_the_weakest_filters_are_zero_and_channels_removes_them_first(work: Work) -> None:

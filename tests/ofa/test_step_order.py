@@ -14,6 +14,7 @@ from ofa.compress.chain import Step, Work, compress
 from ofa.compress.channels import Channels
 from ofa.compress.equalize import Equalization
 from ofa.compress.gating import Gating
+from ofa.compress.kmeans import KMeans
 from ofa.compress.linear import Linear
 from ofa.compress.low_rank import LowRank
 from ofa.compress.magnitude import Magnitude, NOfM
@@ -79,10 +80,20 @@ def test_a_weight_that_is_computed_is_refused(computed: Callable[[nn.Module], nn
         ((XNOR, XNOR), "leave one of them out"),
         ((XNOR, Pt2e()), "leave one of them out"),
         ((Pt2e(), XNOR), "leave one of them out"),
+        ((KMeans(), Scales()), "step 1 would undo 0; put 1 before it"),
+        ((KMeans(), Equalization()), "step 1 would undo 0; put 1 before it"),
+        ((INT8, Equalization()), "step 1 would undo 0; put 1 before it"),
+        ((INT8, LOW_RANK), "step 1 would undo 0; put 1 before it"),
+        ((KMeans(), Magnitude()), "step 1 trains all weights, which would undo 0; put 1 before it"),
+        ((KMeans(), Channels()), "step 1 trains all weights, which would undo 0; put 1 before it"),
+        ((Binary("ternary"), Binary("ternary")), "step 1 trains all weights, which would undo 0; leave one of them"),
+        ((Magnitude(), Binary("binary")), "step 1 would undo 0; leave one of them out"),
+        ((NOfM(), XNOR), "step 1 would undo 0; leave one of them out"),
         *(
             (
                 (first, second),
-                "step 1 trains all weights, for which 0 leaves no batch norms; put 1 before it",
+                "step 1 trains all weights, for which 0 leaves no batch norms; "
+                + ("leave one of them" if isinstance(second, Binary) and isinstance(first, Equalization) else "put 1"),
             )
             for first in (INT8, Equalization(), Pt2e())
             for second in (Magnitude(), NOfM(), Movement(), SoftFilter(), Binary("ternary"))
@@ -113,6 +124,9 @@ def test_a_chain_begins_no_step_where_a_later_one_cannot_follow() -> None:
         (CHANNELS, Binary("ternary"), XNOR, INT8),
         (Equalization(relu6="relu"), CHANNELS),  # works on modules that are no StaticNet
         (INT8, Binary("xnor", keep=("units.0.*",))),  # may keep what is quantized
+        (Magnitude(), Binary("binary", keep=("units.0.*",))),  # may keep what is pruned
+        (Magnitude(), Binary("ternary"), KMeans(finetuning=Finetuning(epochs=1)), INT8),
+        (KMeans(), Magnitude(finetuning=BARE)),
         (INT8, Magnitude(finetuning=BARE), NOfM(finetuning=BARE), Linear(finetuning=Finetuning(epochs=1))),
     ],
 )
