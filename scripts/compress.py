@@ -20,19 +20,22 @@ if TYPE_CHECKING:
     from torch import nn
 
     from ofa.compress.allocation import Sensitivity
-    from ofa.compress.chain import Step
+    from ofa.compress.chain import Step, Work
     from ofa.data import ImageData
+    from ofa.distill.nets import Named
 
 READS = ("data", "seed", "network", "step", "sensitivity")
 STEPS, BEFORE = "steps.jsonl", "before"
 
 
 @stage_command("step")
-def main(cfg: DictConfig) -> None:
+def main(cfg: DictConfig) -> list[str]:
     """Compress network=<card> by step=[magnitude,kmeans].  Writes <run>/compress/<network>/<steps>.
 
-    A network is a card, a block list or torchvision's name, with weights after an @, as for ofa-distill.  Each step's
-    network is a packed file; table.json and front.svg hold accuracy and size after each.
+    A network is a card, a block list or torchvision's name, with weights after an @, as for ofa-distill.  Each step
+    leaves <step>.ofap, a packed file of its weights, which network=<network>@<step>.ofap reads; <step>.onnx, in which
+    quantized layers hold whole numbers (for x86 processors without VNNI give step.int8.weight_bits=7); and <step>.json,
+    a card for ofa-export, where the layers are those of a card.  table.json and front.svg hold accuracy and size.
     """
     if not cfg.network or not cfg.step:
         raise UserError(
@@ -46,14 +49,18 @@ def main(cfg: DictConfig) -> None:
 
             steps = _steps(cfg)
             data = load_data(cfg)
-            net, resolution = _network(cfg, data)
-            check_network(net)
-            _sensitivities(cfg, net, data, resolution, stage.folder)
-            _compress(cfg, steps, net, data, resolution, stage.folder)
+            named, resolution = _network(cfg, data)
+            check_network(named.net)
+            _sensitivities(cfg, named.net, data, resolution, stage.folder)
+            _compress(cfg, steps, named, data, resolution, stage.folder)
         rows = read_jsonl(stage.folder / STEPS)
         write_json(stage.folder / "table.json", {"network": str(cfg.network), "steps": rows})
         atomic_write(stage.folder / "front.svg", _front(rows))
         print(_table(rows))
+        made = [file for kind in ("onnx", "json") if (file := stage.folder / f"{rows[-1]['step']}.{kind}").exists()]
+    if made:
+        print(f"{' and '.join(file.name for file in made)} in {made[0].parent}")
+    return [f"network={file}" for file in made if file.suffix == ".json"]
 
 
 def _steps(cfg: DictConfig) -> dict[str, Step]:
@@ -66,7 +73,7 @@ def _steps(cfg: DictConfig) -> dict[str, Step]:
 
 
 def _compress(
-    cfg: DictConfig, steps: Mapping[str, Step], net: nn.Module, data: ImageData, resolution: int, folder: Path
+    cfg: DictConfig, steps: Mapping[str, Step], named: Named, data: ImageData, resolution: int, folder: Path
 ) -> None:
     """Each step after the last that is on disk; a step's network is kept for the next, and dropped at the end."""
     import torch
@@ -77,7 +84,7 @@ def _compress(
 
     done = [row["step"] for row in read_jsonl(folder / STEPS)]
     left = [name for name in (BEFORE, *steps) if name not in done]
-    first = net
+    first = net = named.net
     if len(done) > 1 and left:  # a process that was killed at the end may have dropped the networks already
         path, place = _kept(folder, done[-1]), device_of(first)
         net = torch.load(path, map_location=place, weights_only=False)  # this folder's own file: the whole module
@@ -87,9 +94,34 @@ def _compress(
             if name != BEFORE:
                 net = steps[name](net, work)
                 torch.save(net, _kept(folder, name))
-            append_jsonl(folder / STEPS, asdict(measure(name, net, work, folder / f"{name}.ofap")))
+            numbers = measure(name, net, work, folder / f"{name}.ofap")
+            if name != BEFORE:
+                so_far = [*steps][: [*steps].index(name) + 1]
+                _save(folder / name, named._replace(net=net), work, numbers.accuracy, so_far)
+            append_jsonl(folder / STEPS, asdict(numbers))
     for path in folder.glob("*.pt"):
         path.unlink()
+
+
+def _save(path: Path, named: Named, work: Work, accuracy: float, steps: Sequence[str]) -> None:
+    """The network as ONNX, and as a card where its layers are those of its spec; path: without a suffix."""
+    from ofa.compress.affine import ActivationGrid
+    from ofa.compress.fold import unfolded
+    from ofa.compress.layers import image_of
+    from ofa.compress.numbers import onnx_bytes
+    from ofa.export.card import save_net
+    from predictors.spec import spec_costs
+
+    model, plain = onnx_bytes(named.net, image_of(named.net, work), grids=True), unfolded(named.net)
+    if model is not None:
+        atomic_write(path.with_suffix(".onnx"), model)
+    if plain is None:
+        return
+    values: dict[str, float] = {**spec_costs(plain.spec)}
+    if not any(isinstance(module, ActivationGrid) for module in named.net.modules()):  # which the card's has not
+        values |= {"accuracy": accuracy}
+    card = named._replace(net=plain).card(work.data, work.seed, values, {"steps": [*steps]})
+    save_net(path.with_suffix(".json"), plain, card)
 
 
 def _kept(folder: Path, step: str) -> Path:
@@ -111,7 +143,7 @@ def _sensitivities(cfg: DictConfig, net: nn.Module, data: ImageData, resolution:
     print(f"validation top-1 (%) with a share of zeros in one layer alone, {images} images\n{_sensitivity_table(rows)}")
 
 
-def _network(cfg: DictConfig, data: ImageData) -> tuple[nn.Module, int]:
+def _network(cfg: DictConfig, data: ImageData) -> tuple[Named, int]:
     """The network to compress, in evaluation mode on train.device, and the side of its images in pixels."""
     import torch
 
@@ -120,10 +152,11 @@ def _network(cfg: DictConfig, data: ImageData) -> tuple[nn.Module, int]:
     from ofa.static import StaticNet
 
     torch.manual_seed(cfg.seed)  # of a network without weights
-    net = load_net(str(cfg.network), data).net.to(found_device(cfg.train.device))
+    named = load_net(str(cfg.network), data)
+    net = named.net.to(found_device(cfg.train.device))
     resolution = net.spec.resolution if isinstance(net, StaticNet) else data.side
     require_images(net, f"network {cfg.network}", data, resolution)
-    return net, resolution
+    return named, resolution
 
 
 def folder_name(network: str) -> str:
@@ -136,7 +169,7 @@ def _table(rows: Sequence[dict[str, Any]]) -> str:
     """The chain as text, a line for each step."""
     head = (
         *("step", "top-1 (%)", "MACs (M)", "not by zero", "bit-operations (G)", "file (kB)", "smaller"),
-        *("float peak memory (kB)", "ms"),
+        *("PyTorch's peak (kB)", "ms"),
     )
     return _columns([head, *(_line(row, rows[0]["file_bytes"]) for row in rows)])
 

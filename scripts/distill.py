@@ -132,18 +132,15 @@ def _distil(
 
 def _save(folder: Path, student: Named, data: ImageData, seed: int, top1: float, training: dict[str, Any]) -> Path:
     """A plain network as a card and its weights, any other as a PyTorch file of weights; the file to give on."""
-    from ofa.export.card import Card, metrics_of, save_net
-    from ofa.space import Arch
+    from ofa.export.card import save_net
     from ofa.static import StaticNet
     from predictors.spec import spec_costs
 
     net = student.net
     if not isinstance(net, StaticNet):
         return _save_weights(folder / "student.pth", net)
-    metrics = metrics_of({"accuracy_val": top1} | spec_costs(net.spec))
-    arch, space = student.arch or Arch(net.spec.resolution), student.space.to_dict() if student.space else {}
-    card = Card(arch, space, net.spec, metrics, data.describe(), seed, training=training)
-    save_net(folder / "student.json", net, card)
+    values = {"accuracy_val": top1} | spec_costs(net.spec)
+    save_net(folder / "student.json", net, student.card(data, seed, values, training))
     return folder / "student.json"
 
 

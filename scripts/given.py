@@ -72,14 +72,10 @@ def _load(cfg: DictConfig, data: ImageData) -> Named:
 
 def _prove(cfg: DictConfig, named: Named, data: ImageData, device: str, limits: dict[str, float], folder: Path) -> None:
     """The files of one device and what they were measured to take, in result.json."""
-    from ofa.export.card import Card
     from ofa.files import write_json
-    from ofa.space import Arch
 
     net: Any = named.net
-    arch, space = named.arch or Arch(net.spec.resolution), named.space.to_dict() if named.space else {}
-    card = Card(arch, space, net.spec, {}, data.describe(), cfg.seed)
-    models = write_onnx(cfg, {"float": (net, card)}, folder, data, learned=named.learned)
+    models = write_onnx(cfg, {"float": (net, named.card(data, cfg.seed, {}))}, folder, data, learned=named.learned)
     budget = budget_of(limits, models[SHIPPED])
     settings = plain(cfg.device[device]) | {"limits": limits}
     result = {"device": settings, "spec": net.spec.to_dict(), "models": models, "budget": budget}

@@ -116,10 +116,12 @@ def run_id(run: str | Path) -> str:
 def next_command(stage: str, *more: str) -> str | None:
     """The shell line that runs the stage after `stage` with the same options and more.
 
-    None after the last stage and for network=.
+    None after the last stage and for network=; after ofa-compress, ofa-export where it has made a card (in `more`).
     """
     if stage == "export" and any(argument.startswith("network=") for argument in sys.argv[1:]):
         return None
+    if stage == "compress":
+        return command_line("export", *more) if more else None
     stage = "train" if stage == "import" else stage  # which it takes the place of
     if stage not in STAGES[:-1]:
         return None
@@ -138,12 +140,12 @@ def _own_command(name: str) -> str:
 
 def _options() -> list[str]:
     """The arguments of this command that other stages share; none where it is not one of ours, as in a test."""
-    own = ("restart=", "checkpoint=", "sha256=", "remote=")
+    own = ("restart=", "checkpoint=", "sha256=", "remote=", "network=", "step", "+step", "sensitivity.")
     return [argument for argument in sys.argv[1:] if _ours() and not argument.startswith(own)]
 
 
 def _ours() -> bool:
-    return Path(sys.argv[0]).stem.removeprefix("ofa-").rstrip("_") in (*STAGES, "run", "import", "latency")
+    return Path(sys.argv[0]).stem.removeprefix("ofa-").rstrip("_") in (*STAGES, "run", "import", "latency", "compress")
 
 
 def _program(stage: str) -> list[str]:

@@ -150,7 +150,7 @@ def remember(layer: Layer, g: Grid) -> None:
     """Keep the grid of a layer's weight beside it, for the packed file and for training."""
     place = layer.weight.device
     layer.register_buffer("weight_scale", g.scale.detach().flatten().clone().to(place))
-    layer.register_buffer("weight_zero", g.zero.detach().to(place), persistent=False)
+    layer.register_buffer("weight_zero", g.zero.detach().flatten().to(place), persistent=False)
     layer.weight_limits = (g.least, g.most)  # type: ignore[assignment]
 
 
@@ -178,8 +178,8 @@ def _trainable(net: nn.Module, settings: Linear) -> nn.Module:
     """The network, in place, with weights that are trained through their grids."""
     for layer in weight_layers(net).values():
         if hasattr(layer, "weight_limits"):
-            scale = per_channel(layer.weight_scale, layer.weight)  # type: ignore[arg-type]
-            g = Grid(scale, layer.weight_zero, *layer.weight_limits)  # type: ignore[arg-type, misc]
+            scale, zero = (per_channel(v, layer.weight) for v in (layer.weight_scale, layer.weight_zero))  # type: ignore[arg-type]
+            g = Grid(scale, zero, *layer.weight_limits)  # type: ignore[misc]
             parametrize.register_parametrization(
                 layer, "weight", OnGrid(g, learned=settings.learned_steps), unsafe=True
             )

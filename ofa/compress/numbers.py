@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ofa.compress.affine import without_grids
 from ofa.compress.chain import Work
@@ -26,9 +25,9 @@ class Numbers:
     accuracy: top-1 on the test images, 0 to 1.  macs: multiply-adds of an image that a dense runtime does.
     sparse_macs: those whose weight is not zero, which only a runtime for sparse weights would be left with.
     bit_operations: multiply-adds times the bits of the weight and of the input.  file_bytes: of the packed file.
-    peak_memory_bytes: activations held at once, float32, recorded on the running network; copies that simulate a
-    quantized input do not count.  latency_ms: median in ONNX Runtime, float32, one thread; None for a network that has
-    no ONNX graph.
+    peak_memory_bytes: activations that PyTorch holds at once, float32, recorded on the running network; copies that
+    simulate a quantized input do not count, nor does it save what runtimes for microcontrollers do.  latency_ms: median
+    in ONNX Runtime, float32, one thread; None for a network that has no ONNX graph.
     """
 
     step: str
@@ -55,13 +54,22 @@ def measure(step: str, net: nn.Module, work: Work, file: Path, *, images: int | 
         parameters=counts.parameters,
         file_bytes=save_packed(file, net.state_dict(), {"step": step, "resolution": work.resolution}),
         peak_memory_bytes=peak_elements(without_grids(net), image) * image.element_size(),
-        latency_ms=_latency(net, image.shape[1:]),
+        latency_ms=_latency(net, image),
     )
 
 
-def _latency(net: nn.Module, shape: torch.Size) -> float | None:
+def onnx_bytes(net: nn.Module, image: Tensor, *, grids: bool) -> bytes | None:
+    """The network for images of such a shape (1, C, R, R) as the content of an ONNX file; None where it has no graph.
+
+    grids: as for `onnx_model`.
+    """
+    _, channels, height, width = image.shape
     try:
-        model = onnx_model(without_grids(net), (shape[0], shape[1], shape[2])).SerializeToString()
+        return bytes(onnx_model(net, (channels, height, width), grids=grids).SerializeToString())
     except Exception:  # whatever a network's own code raises when it is traced
         return None
-    return float(measure_onnx(model)["median_ms"])
+
+
+def _latency(net: nn.Module, image: Tensor) -> float | None:
+    model = onnx_bytes(without_grids(net), image, grids=False)
+    return None if model is None else float(measure_onnx(model)["median_ms"])

@@ -48,17 +48,16 @@ def _conflict(first: Step, second: Step) -> str | None:
     earlier, later = _kind(first), _kind(second)
     finetuning = getattr(second, "finetuning", None) if getattr(second, "mode", "") != "ptq" else None
     trains = finetuning is not None and finetuning.epochs > 0
+    keeps = getattr(second, "keep", False)
+    if earlier in AFTER.get(later, ()) and not keeps:
+        return "cannot follow {}, which changes the layers that it needs"
     if earlier == "Norms" and finetuning is not None:
         return "trains or recalibrates, which {} leaves no statistics for"
     if earlier in FOLDED and later in LOOSE and trains:
         return "trains all weights, for which {} leaves no batch norms"
     if earlier in CODED and later not in ("", "KMeans") and trains:
         return "trains all weights, which would undo {}"
-    if getattr(second, "keep", False):
-        return None
-    if earlier in UNDONE.get(later, ()):
-        return "would undo {}"
-    return "cannot follow {}, which changes the layers that it needs" if earlier in AFTER.get(later, ()) else None
+    return "would undo {}" if earlier in UNDONE.get(later, ()) and not keeps else None
 
 
 def _kind(step: Step) -> str:

@@ -1,8 +1,8 @@
 """Quantization in PyTorch 2's export (PT2E) through torchao: after training, or while training goes on (QAT).
 
-The graph that comes out computes with quantize and dequantize nodes around every layer, and is written as ONNX QDQ by
-`export_onnx`; the step, which others may follow, takes its numbers into plain layers.  Some pairs of torch and torchao
-insert no such node and say nothing, so they are counted every time.
+The graph that comes out computes with quantize and dequantize nodes around every layer; the step, which others may
+follow, takes its numbers into plain layers.  Some pairs of torch and torchao insert no such node and say nothing, so
+they are counted every time.
 N images, C channels, H, W pixels.
 """
 
@@ -13,10 +13,8 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, Self
 
-import onnx
 import torch
 from torch import Tensor, fx, nn
 
@@ -25,12 +23,11 @@ from ofa.compress.chain import Work
 from ofa.compress.fold import fold_batch_norms
 from ofa.compress.layers import image_of, weight_layers
 from ofa.compress.linear import remember
-from ofa.compress.quantize import check_quantized, saturates
+from ofa.compress.quantize import saturates
 from ofa.compress.sparsity import hold_zeros
 from ofa.errors import UserError
 from ofa.export.runtime import inference, laid_out
 from ofa.extras import extra
-from ofa.files import atomic_write
 from ofa.finetune import Finetuning
 
 EXTRA = "quant"
@@ -212,31 +209,6 @@ class _Arguments(fx.Interpreter):
         arguments: Any = self.map_nodes_to_values(node.args, node)
         _, scale, zero, *_, least, most, _ = arguments
         return Grid(torch.as_tensor(scale).float(), torch.as_tensor(zero).float(), int(least), int(most))
-
-
-def export_onnx(graph: nn.Module, path: Path, shape: tuple[int, int, int]) -> dict[str, int]:
-    """Write a converted graph as ONNX QDQ, "input" (batch, C, H, W) to "output"; returns counts of its Q/DQ nodes."""
-    from ofa.export.graph import INPUT, OUTPUT
-
-    example = torch.zeros(2, *shape)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        program = torch.onnx.export(
-            graph,
-            (example,),
-            input_names=[INPUT],
-            output_names=[OUTPUT],
-            dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
-            opset_version=20,
-            dynamo=True,
-            verbose=False,
-        )
-    assert program is not None
-    model = program.model_proto
-    counts = check_quantized(model, biases=False)
-    onnx.checker.check_model(model)
-    atomic_write(path, model.SerializeToString())
-    return counts
 
 
 def _kind(node: fx.Node) -> str:

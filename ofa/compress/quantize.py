@@ -94,19 +94,14 @@ def saturates() -> bool:
     return platform.machine() in ("x86_64", "AMD64") and "vnni" not in flags()
 
 
-def check_quantized(model: onnx.ModelProto, *, biases: bool = True) -> dict[str, int]:
+def check_quantized(model: onnx.ModelProto) -> dict[str, int]:
     """Count Q/DQ nodes; raises RuntimeError unless every convolution and linear layer reads dequantized values alone.
 
-    biases: whether they too must be, which PT2E leaves in float.  Converters have been seen to insert nothing and say
-    nothing.
+    Converters have been seen to insert nothing and say nothing.
     """
     makers = {output: node.op_type for node in model.graph.node for output in node.output}
     layers = [node for node in model.graph.node if node.op_type in QUANTIZED]
-    floats = [
-        node.name
-        for node in layers
-        if any(makers.get(x) != "DequantizeLinear" for x in node.input[: 3 if biases else 2])
-    ]
+    floats = [node.name for node in layers if any(makers.get(x) != "DequantizeLinear" for x in node.input)]
     if floats or not layers:
         raise RuntimeError(f"quantization left {len(floats)} of {len(layers)} layers in float: {floats[:3]}")
     counts = Counter(makers.values())

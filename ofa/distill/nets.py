@@ -7,18 +7,22 @@ my/space/board.yaml/largest                  the same of a space of one's own
 digits_mbv3/arch.json@supernet.safetensors   the same with its weights, or cut out of a supernet with these
 resnet18, resnet18@net.pth, resnet18@DEFAULT torchvision's, fresh, with weights, or with those that it publishes;
                                              also written torchvision:resnet18
+Weights are a .safetensors file, one of PyTorch, or what ofa-compress has packed (.ofap).
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ofa.checkpoint import read_checkpoint
+from ofa.compress.packed import load_packed
 from ofa.errors import UserError
 from ofa.evaluate import specialise
 from ofa.files import read_json
@@ -30,6 +34,8 @@ from ofa.weights import load_tensors, load_weights
 
 if TYPE_CHECKING:
     from ofa.data import ImageData
+    from ofa.export.card import Card
+    from ofa.spec import NetSpec
 
 FORMS = "a card (.json), a block list, <space>/smallest, <space>/largest, <space>/<arch.json>, or torchvision's name"
 HEADS = ("aux1", "aux2", "AuxLogits")  # GoogLeNet's and Inception's further classifiers, of use in training alone
@@ -42,6 +48,16 @@ class Named(NamedTuple):
     learned: bool
     arch: Arch | None = None
     space: Space | None = None
+
+    def card(
+        self, data: ImageData, seed: int, values: Mapping[str, Any], training: Mapping[str, Any] = MappingProxyType({})
+    ) -> Card:
+        """The card of a StaticNet; values: what was measured on it."""
+        from ofa.export.card import Card, metrics_of
+
+        spec: NetSpec = self.net.spec  # type: ignore[assignment]
+        arch, space = self.arch or Arch(spec.resolution), self.space.to_dict() if self.space else {}
+        return Card(arch, space, spec, metrics_of(values), data.describe(), seed, training=dict(training))
 
 
 def load_net(text: str, data: ImageData, *, adapt: bool = False) -> Named:
@@ -82,6 +98,11 @@ def require_images(net: nn.Module, name: str, data: ImageData, side: int, *, oth
 
 
 def _unweighted(name: Name, channels: int, classes: int) -> Named:
+    if name.network.endswith(".ofap"):
+        raise UserError(
+            f"{name.network} holds weights, but not the layers that they are of; give the card (.json) beside it, if "
+            f"there is one, or the network that it was made of, as <network>@{name.network}"
+        )
     if name.network.endswith(".yaml"):
         raise UserError(f"{name.network} is a space; give {name.network}/largest, /smallest, or /<arch.json>")
     if Path(name.network).is_file():
@@ -159,7 +180,8 @@ def _adapted(found: Named, name: Name, classes: int) -> Named:
 
 
 def _tensors(file: str) -> dict[str, Tensor]:
-    return load_tensors(file)[0] if file.endswith(".safetensors") else read_checkpoint(file)[0]
+    read = {".safetensors": load_tensors, ".ofap": load_packed}.get(Path(file).suffix, read_checkpoint)
+    return read(file)[0]
 
 
 def _single(net: nn.Module) -> nn.Module:

@@ -21,6 +21,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from ofa.compress.affine import drop_grids
 from ofa.compress.fold import normed
 from ofa.errors import UserError, said
+from ofa.export.grids import grid_operands
 
 OPSET = 17
 IR_VERSION = 8
@@ -28,9 +29,14 @@ INPUT, OUTPUT = "input", "output"
 
 
 class Writer:
-    """Nodes and weights gathered so far; every `emit` and `weight` returns the name of the tensor it made."""
+    """Nodes and weights gathered so far; every `emit` and `weight` returns the name of the tensor it made.
 
-    def __init__(self) -> None:
+    grids: whether weights and what layers read are written as the 8-bit numbers that they are on the grids of, in
+    ONNX Runtime's QDQ form.
+    """
+
+    def __init__(self, *, grids: bool = False) -> None:
+        self.grids = grids
         self.nodes: list[onnx.NodeProto] = []
         self.weights: list[onnx.TensorProto] = []
 
@@ -45,23 +51,23 @@ class Writer:
         return name
 
 
-def _tensors(w: Writer, name: str, m: nn.Conv2d | nn.Linear) -> list[str]:
-    """Weight and bias, in this order: a layer that was parametrized holds them in another."""
+def _operands(w: Writer, name: str, m: nn.Conv2d | nn.Linear, x: str) -> list[str]:
+    """What a layer reads, its weight and its bias; by name, for a layer that was parametrized has them in any order."""
+    if w.grids and (found := grid_operands(w, name, m, x)):
+        return found
     held = {"weight": m.weight, "bias": m.bias}
-    return [w.weight(f"{name}.{key}", value) for key, value in held.items() if value is not None]
+    return [x, *(w.weight(f"{name}.{key}", value) for key, value in held.items() if value is not None)]
 
 
 def _conv(w: Writer, name: str, m: nn.Conv2d, x: str) -> str:
     if isinstance(m.padding, str) or m.padding_mode != "zeros":
         raise UserError(f"{name} pads by {m.padding!r} ({m.padding_mode}); ONNX export needs zeros and numbers")
-    tensors = _tensors(w, name, m)
     sizes = {"kernel_shape": m.kernel_size, "strides": m.stride, "dilations": m.dilation, "pads": m.padding * 2}
-    return w.emit("Conv", name, x, *tensors, group=m.groups, **sizes)
+    return w.emit("Conv", name, *_operands(w, name, m, x), group=m.groups, **sizes)
 
 
 def _linear(w: Writer, name: str, m: nn.Linear, x: str) -> str:
-    tensors = _tensors(w, name, m)
-    return w.emit("Gemm", name, x, *tensors, transB=1)
+    return w.emit("Gemm", name, *_operands(w, name, m, x), transB=1)
 
 
 def _pool(w: Writer, name: str, m: nn.AdaptiveAvgPool2d, x: str) -> str:
@@ -123,16 +129,17 @@ FUNCTIONS: dict[Any, Callable[..., str]] = {
 }
 
 
-def onnx_model(net: nn.Module, shape: tuple[int, int, int]) -> onnx.ModelProto:
+def onnx_model(net: nn.Module, shape: tuple[int, int, int], *, grids: bool = False) -> onnx.ModelProto:
     """The network in evaluation mode as ONNX: input "input" (batch, *shape), output "output" (batch, classes), float32.
 
     net: modules of `MODULES` joined by `FUNCTIONS`; batch norm must follow a convolution, which takes it in.
-    Grids of activations are left out, with a warning.  Raises UserError, naming it, for any other operator.
+    grids: write a quantized network's whole numbers and grids, as QDQ; else those of activations are left out, with a
+    warning.  Raises UserError, naming it, for any other operator.
     """
-    traced = trace(copy.deepcopy(drop_grids(net, "ONNX")).eval())
+    traced = trace(copy.deepcopy(net if grids else drop_grids(net, "ONNX")).eval())
     traced.graph.eliminate_dead_code()
     modules = fold_batch_norms(traced)
-    writer, names = Writer(), {}
+    writer, names = Writer(grids=grids), {}
     for node in traced.graph.nodes:
         if node.op == "placeholder":
             names[node] = INPUT
@@ -189,7 +196,8 @@ def fold_batch_norms(traced: fx.GraphModule) -> dict[str, nn.Module]:
 def _width(writer: Writer) -> int:
     """Channels that the last layer with weights gives."""
     last = next(node for node in reversed(writer.nodes) if node.op_type in ("Conv", "Gemm"))
-    return next(int(tensor.dims[0]) for tensor in writer.weights if tensor.name == last.input[1])
+    weight = (last.input[1], f"{last.input[1]}.values")
+    return next(int(tensor.dims[0]) for tensor in writer.weights if tensor.name in weight)
 
 
 def _model(writer: Writer, shape: tuple[int, int, int], classes: int) -> onnx.ModelProto:

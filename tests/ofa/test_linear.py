@@ -18,7 +18,7 @@ from ofa.compress.calibrate import observe
 from ofa.compress.chain import Work
 from ofa.compress.equalize import ChannelCap, Equalization, equalize, find_pairs, uncapped
 from ofa.compress.fidelity import agreement, sqnr
-from ofa.compress.fold import fold_batch_norms
+from ofa.compress.fold import fold_batch_norms, unfolded
 from ofa.compress.layers import layer_macs, weight_layers
 from ofa.compress.linear import Linear, correct_bias, quantize_linear
 from ofa.compress.operations import bit_operations, layer_bits
@@ -30,6 +30,7 @@ from ofa.evaluate import accuracy
 from ofa.export.graph import onnx_model
 from ofa.finetune import Finetuning
 from ofa.liveness import peak_elements
+from ofa.spec import NetSpec
 from ofa.table import layer_macs as table_macs
 from ofa.table import spec_table
 from tests.ofa.nets import RESNET, SPEC, random_net
@@ -406,3 +407,32 @@ def test_a_simulated_grid_takes_no_memory_of_the_network() -> None:
     net, image = random_net(), torch.zeros(1, 1, 16, 16)
     quantized = Linear()(net, Work(digits(), 16))
     assert peak_elements(without_grids(quantized), image) == peak_elements(net, image) < peak_elements(quantized, image)
+
+
+# -- batch norms given back --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("spec", [SPEC, RESNET])
+def test_an_unfolded_network_is_its_specs_and_computes_the_same(spec: NetSpec, images: list[Tensor]) -> None:
+    net = random_net(spec)
+    for folded in (net, fold_batch_norms(net), quantize_linear(net, Linear(), images)):
+        plain = unfolded(folded)
+        assert plain is not None and str(plain) == str(net)
+        torch.testing.assert_close(logits(plain, images), logits(without_grids(folded), images), rtol=0, atol=1e-3)
+    other = quantize_linear(net, Linear(), images)
+    weight_layers(other)["units.0.conv"].weight.data *= 1.01
+    changed = unfolded(other)
+    assert changed is not None
+    assert not torch.allclose(logits(changed, images), logits(plain, images), atol=1e-3)  # type: ignore[arg-type]
+
+
+def test_a_network_with_other_layers_than_its_specs_cannot_be_unfolded() -> None:
+    net = random_net()
+    assert unfolded(equalize(net, Equalization())) is None, "its ReLU6 clips each channel at its own cap"
+    assert unfolded(nn.Sequential(nn.Flatten(), nn.Linear(256, 10))) is None
+    wider = copy.deepcopy(net)
+    wider.units[8] = nn.Linear(48, 12)
+    assert unfolded(wider) is None
+    biased = fold_batch_norms(net)
+    correct_bias(weight_layers(biased)["units.7.conv"], torch.ones(48, 64, 1, 1), torch.ones(64))
+    assert unfolded(biased) is None, "a convolution without batch norm has no place for it"

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from hydra import compose, initialize_config_module
@@ -16,10 +17,13 @@ from PIL import Image
 from ofa.compress.channels import Channels
 from ofa.compress.magnitude import Magnitude
 from ofa.compress.packed import load_packed
+from ofa.compress.quantize import check_quantized
 from ofa.data import digits
+from ofa.distill.nets import load_net
 from ofa.errors import UserError
 from ofa.evaluate import accuracy
-from ofa.export.card import Card, save_net
+from ofa.export.card import Card, load_card, save_net
+from ofa.export.onnx import accuracy_onnx
 from ofa.space import Arch, load_space
 from ofa.static import build
 from ofa.weights import load_weights
@@ -77,6 +81,46 @@ def test_a_packed_file_is_the_network_that_was_measured(tmp_path: Path) -> None:
     load_weights(net, tensors, "magnitude.ofap")
     assert about["step"] == "magnitude"
     assert accuracy(net, digits(), "test", resolution=arch.resolution) == rows[1]["accuracy"]
+
+
+def test_each_step_leaves_a_network_that_other_commands_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_net(tmp_path / "net.json", random_net(), Card(Arch(16), {}, SPEC, {}, {}, 0))
+    given, chain = f"network={tmp_path}/net.json", ["magnitude", "channels", "int8", "norms"]
+    options = [given, f"step=[{','.join(chain)}]", "step.magnitude.size=0.8", "step.channels.macs=0.7"]
+    options += ["step.int8.weight_bits=7"]  # x86 without VNNI saturates at more
+    folder = tmp_path / f"compress/{tmp_path.name}-net" / "-".join(chain)
+    assert main(config(tmp_path, *options)) == [f"network={folder}/norms.json"]
+    assert f"norms.onnx and norms.json in {folder}" in capsys.readouterr().out
+    rows = {row["step"]: row for row in json.loads((folder / "table.json").read_text())["steps"]}
+    data = digits()
+    for name in chain:
+        top1 = accuracy_onnx(folder / f"{name}.onnx", data.batches("test", 256, 16, rng=None))
+        assert top1 == pytest.approx(rows[name]["accuracy"], abs=0.02), "as it was measured, up to int8's other sums"
+        again = load_net(f"{folder}/{name}.json", data).net
+        assert accuracy(again, data, "test", resolution=16) == pytest.approx(rows[name]["accuracy"], abs=0.02)
+    check_quantized(onnx.load(folder / "int8.onnx"))
+    assert load_card(folder / "channels.json").metrics["accuracy"].value == rows["channels"]["accuracy"]
+    assert load_card(folder / "channels.json").training == {"steps": ["magnitude", "channels"]}
+    assert "accuracy" not in load_card(folder / "int8.json").metrics, "its inputs were quantized"
+    assert not (folder / "before.onnx").exists()
+
+
+def test_a_packed_file_gives_its_weights_to_the_network_that_it_was_made_of(tmp_path: Path) -> None:
+    main(config(tmp_path))
+    data, file = digits(), tmp_path / FOLDER / "magnitude.ofap"
+    rows = json.loads((tmp_path / FOLDER / "table.json").read_text())["steps"]
+    net = load_net(f"digits_mbv3/smallest@{file}", data).net
+    assert accuracy(net, data, "test", resolution=net.spec.resolution) == rows[1]["accuracy"]  # type: ignore
+    with pytest.raises(UserError, match=r"holds weights, but not the layers .* as <network>@"):
+        load_net(str(file), data)
+
+
+def test_a_network_of_other_layers_is_left_as_onnx_alone(tmp_path: Path) -> None:
+    options = ["step=[magnitude,channels,low_rank]", "step.low_rank.macs=0.8", "step.low_rank.finetuning.epochs=0"]
+    assert main(config(tmp_path, *options)) == []
+    assert {path.name for path in tmp_path.rglob("low_rank.*")} == {"low_rank.ofap", "low_rank.onnx"}
 
 
 def test_a_network_that_was_replaced_is_not_taken_for_the_old_one(tmp_path: Path) -> None:
@@ -163,7 +207,7 @@ def test_a_chain_stopped_after_its_last_step_is_finished(tmp_path: Path, monkeyp
         (["network=null"], "network or step has no value"),
         (["network=nowhere"], "nowhere"),
         (["network=mcunet/smallest", "data=digits", "step.channels.macs=0"], "macs"),
-        (["step=[magnitude,channels,xnor,pt2e]"], "step pt2e cannot follow xnor"),
+        (["step=[magnitude,channels,xnor,pt2e]", "step.xnor.keep=[units.0*]"], "step pt2e cannot follow xnor"),
     ],
 )
 def test_mistakes_are_answered_before_the_work_begins(tmp_path: Path, options: list[str], message: str) -> None:
