@@ -25,6 +25,7 @@ from ofa.records import OF_BLOCKS, Layer, Stage, check_least, choices_of, kept_c
 
 Genes = NDArray[np.int8]
 SPACE = "ofa.space.Space"  # what its YAML files name as their _target_
+ELASTIC = "_d234_e346_k357"  # of once-for-all's names
 DIMENSIONS = ("resolution", "width", "depth", "kernel", "expand", "op")
 
 
@@ -437,7 +438,10 @@ class Space:
 
 
 def load_space(space: str | Path | Mapping[str, Any]) -> Space:
-    """A Space by the name of its file in conf/space, from another such file, or from the dict of `Space.to_dict`."""
+    """A Space by name, from a file of conf/space's form, or from the dict of `Space.to_dict`.
+
+    A name is that of a file in conf/space; once-for-all's, as ofa_mbv3_d234_e346_k357_w1.0, stand for them too.
+    """
     if isinstance(space, str):
         space = _known(space)
     if isinstance(space, Path):
@@ -452,11 +456,11 @@ def load_space(space: str | Path | Mapping[str, Any]) -> Space:
 def _known(name: str) -> Path:
     """The file of a space in conf/space."""
     folder = Path(str(files("conf"))) / "space"
-    known = sorted(path.stem for path in folder.glob("*.yaml"))
-    if name not in known:
+    known, short = sorted(path.stem for path in folder.glob("*.yaml")), name.replace(ELASTIC, "")
+    if short not in known:
         choose = f"choose from {', '.join(known)}, or give a Path of another file"
         raise UserError(f"space {name!r} is not known; {choose}")
-    return folder / f"{name}.yaml"
+    return folder / f"{short}.yaml"
 
 
 def _read_yaml(path: Path) -> Any:

@@ -476,3 +476,10 @@ def test_settings_are_read_as_arrays_of_any_precision() -> None:
         assert arch_of(space, settings | {"w": width}).width == (0.65, 0.8, 1.0, 0.65, 0.8, 1.0)
     with pytest.raises(UserError, match=r"width 0\.65 of \[0\.65, 2.*\] is no position .* give positions alone, or"):
         arch_of(space, settings | {"w": [0.65, 2, 0, 0, 0, 0]})
+
+
+def test_the_names_of_once_for_all_stand_for_the_same_spaces() -> None:
+    for name in ("ofa_mbv3_d234_e346_k357_w1.2", "ofa_proxyless_d234_e346_k357_w1.3"):
+        assert load_space(name) == load_space(name.replace("_d234_e346_k357", ""))
+    with pytest.raises(UserError, match=r"space 'ofa_mbv3_d234_e346_k357' is not known; choose from .*ofa_mbv3_w1\.0"):
+        load_space("ofa_mbv3_d234_e346_k357")
