@@ -6,15 +6,20 @@
 
 #include <string.h>
 
-#define ROW 56 /* floats of a buffer: 7 * 7, rounded up to vectors of 8 */
-#define MOST 3 /* matrices */
-#define BLOCK 8 /* channels at a time */
+#ifdef __AVX512F__
+#define LANES 16
+#else
+#define LANES 8
+#endif
+#define WIDE(numbers) (((numbers) + LANES - 1) / LANES) /* vectors that hold so many */
+#define ROW (WIDE(7 * 7) * LANES)                       /* floats of a buffer */
+#define MOST 3                                          /* matrices */
+#define BLOCK 8                                         /* channels at a time, and vectors in registers */
 #define INLINE static inline __attribute__((always_inline))
 
-typedef float vec __attribute__((vector_size(32), aligned(4), may_alias));
+typedef float vec __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
 
 typedef struct {
-    int count;                       /* matrices */
     int in[MOST + 1], out[MOST + 1]; /* numbers that each gets, and that are needed of what it gives */
     float rows[MOST][ROW * ROW];     /* what is needed of each: a row for each output or, turned, for each input */
 } chain;
@@ -50,12 +55,12 @@ INLINE void outer(int V, int B, float *rows, float (*ones)[ROW], float (*factors
 }
 
 /* RUN(V, B) for n channels, B at a time; V, a constant: the vectors in a row of so many numbers. */
-#define FOR_VECTORS(numbers, RUN)            \
-    switch (numbers) {                       \
-    case 1: FOR_CHANNELS(1, 8, RUN); break;  \
-    case 9: FOR_CHANNELS(2, 4, RUN); break;  \
-    case 25: FOR_CHANNELS(4, 2, RUN); break; \
-    default: FOR_CHANNELS(7, 1, RUN);        \
+#define FOR_VECTORS(numbers, RUN)                                 \
+    switch (numbers) {                                            \
+    case 1: FOR_CHANNELS(WIDE(1), BLOCK / WIDE(1), RUN) break;    \
+    case 9: FOR_CHANNELS(WIDE(9), BLOCK / WIDE(9), RUN) break;    \
+    case 25: FOR_CHANNELS(WIDE(25), BLOCK / WIDE(25), RUN) break; \
+    default: FOR_CHANNELS(WIDE(49), BLOCK / WIDE(49), RUN)        \
     }
 #define FOR_CHANNELS(V, B, RUN)               \
     {                                         \
@@ -65,7 +70,6 @@ INLINE void outer(int V, int B, float *rows, float (*ones)[ROW], float (*factors
     }
 
 static void prepare(chain *a, int taps, int count, const int *size, const float *const *matrix, int turned) {
-    a->count = count;
     for (int s = 0; s < count; s++) {
         int k = size[s + 1], small = s + 1 < count ? size[s + 2] : taps;
         a->in[s] = k * k, a->out[s] = small * small;
@@ -80,10 +84,10 @@ static void prepare(chain *a, int taps, int count, const int *size, const float 
     }
 }
 
-/* What each matrix gets of n channels, and after the last, what that gives; rows are turned. */
-INLINE void forward(const chain *a, const float *w, float (*got)[BLOCK][ROW], const int *size, int n) {
+/* What each matrix up to number `count` gets of n channels, whose rows are turned; the last gets what it gives. */
+INLINE void forward(const chain *a, int count, const float *w, float (*got)[BLOCK][ROW], const int *size, int n) {
     for (int b = 0; b < n; b++) centre(got[0][b], w + b * size[0] * size[0], size[1], size[0]);
-    for (int s = 0; s < a->count; s++) {
+    for (int s = 0; s < count; s++) {
 #define RUN(V, B) product(V, B, got[s + 1] + b, a->rows[s], got[s] + b, a->in[s])
         FOR_VECTORS(a->out[s], RUN)
 #undef RUN
@@ -98,7 +102,7 @@ void shrink(const float *w, float *y, long channels, int taps, int count, const 
     prepare(&a, taps, count, size, matrix, 1);
     for (long c = 0; c < channels; c += BLOCK) {
         int n = channels - c < BLOCK ? (int)(channels - c) : BLOCK;
-        if (count) forward(&a, w + c * whole, got, size, n);
+        if (count) forward(&a, count, w + c * whole, got, size, n);
         for (int b = 0; b < n; b++)
             if (count)
                 memcpy(y + (c + b) * part, got[count][b], sizeof(float) * part);
@@ -120,7 +124,7 @@ void shrink_back(const float *w, const float *gy, float *gw, long channels, int 
     memset(gw, 0, sizeof(float) * channels * whole);
     for (long c = 0; c < channels; c += BLOCK) {
         int n = channels - c < BLOCK ? (int)(channels - c) : BLOCK;
-        if (count) forward(&turned, w + c * whole, got, size, n);
+        if (count) forward(&turned, count - 1, w + c * whole, got, size, n);
         for (int b = 0; b < n; b++) memcpy(g[b], gy + (c + b) * part, sizeof(float) * part);
         for (int s = count - 1; s >= 0; s--) {
 #define RUN(V, B) \
