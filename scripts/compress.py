@@ -113,15 +113,14 @@ def _save(path: Path, named: Named, work: Work, accuracy: float, steps: Sequence
     from predictors.spec import spec_costs
 
     model, plain = onnx_bytes(named.net, image_of(named.net, work), grids=True), unfolded(named.net)
+    files = [path.with_suffix(".onnx")] if model is not None else []
     if model is not None:
-        atomic_write(path.with_suffix(".onnx"), model)
-    if plain is None:
-        return
-    values: dict[str, float] = {**spec_costs(plain.spec)}
-    if not any(isinstance(module, ActivationGrid) for module in named.net.modules()):  # which the card's has not
-        values |= {"accuracy": accuracy}
-    card = named._replace(net=plain).card(work.data, work.seed, values, {"steps": [*steps]})
-    save_net(path.with_suffix(".json"), plain, card)
+        atomic_write(files[0], model)
+    if plain is not None:
+        quantized = any(isinstance(module, ActivationGrid) for module in named.net.modules())
+        values = {"accuracy": accuracy, **spec_costs(plain.spec, bits=8 if quantized else 32)}
+        card = named._replace(net=plain).card(work.data, work.seed, values, {"steps": [*steps]})
+        save_net(path.with_suffix(".json"), plain, card, files)
 
 
 def _kept(folder: Path, step: str) -> Path:

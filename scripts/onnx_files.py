@@ -107,9 +107,6 @@ def _accuracy(file: Path, card: Card, data: ImageData) -> float:
 
 def _save_card(file: Path, net: StaticNet, card: Card, values: dict[str, Any]) -> None:
     """Write the card, and the float weights that the network can be rebuilt from, beside the ONNX file."""
-    from ofa.export.card import metrics_of, save_card
-    from ofa.weights import save_tensors
+    from ofa.export.card import metrics_of, save_net
 
-    weights = file.with_suffix(".safetensors")
-    save_tensors(weights, net.state_dict())
-    save_card(file.with_suffix(".json"), replace(card, metrics=metrics_of(values)), [file, weights])
+    save_net(file.with_suffix(".json"), net, replace(card, metrics=metrics_of(values)), [file])

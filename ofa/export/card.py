@@ -94,11 +94,14 @@ def save_card(path: str | Path, card: Card, files: Iterable[str | Path]) -> Card
     return card
 
 
-def save_net(path: str | Path, net: StaticNet, card: Card) -> Card:
-    """Write the weights of `net` to `path` with the suffix .safetensors and the card to `path`; returns the card."""
+def save_net(path: str | Path, net: StaticNet, card: Card, files: Iterable[str | Path] = ()) -> Card:
+    """Write the weights of `net` to `path` with the suffix .safetensors and the card to `path`; returns the card.
+
+    files: others that the card speaks for too.
+    """
     weights = Path(path).with_suffix(".safetensors")
     save_tensors(weights, net.state_dict())
-    return save_card(path, replace(card, spec=net.spec), [weights])
+    return save_card(path, replace(card, spec=net.spec), [weights, *files])
 
 
 def load_card(path: str | Path) -> Card:
