@@ -15,9 +15,8 @@ MULTIPLE = 8  # of rows, to which batches are padded: oneDNN compiles a product 
 def perceptron(layers: Sequence[tuple[NDArray[Any], NDArray[Any]]]) -> Callable[[Float32], Float32]:
     """A function from features (Q, F) to the first output (Q,), in float32; layers: weights (in, out) and bias (out,).
 
-    ReLU after each layer but the last.  Where oneDNN multiplies faster, the weights are laid out for it once, and
-    product, bias and ReLU are one call; elsewhere MKL takes some half of oneDNN's time for 28 rows and as long for
-    1,000.
+    ReLU after each layer but the last.  Product, bias and ReLU are one call, of oneDNN where it multiplies faster, with
+    the weights laid out for it once; elsewhere MKL takes some half of oneDNN's time for 28 rows and as long for 1,000.
     """
     import torch
 
@@ -25,18 +24,19 @@ def perceptron(layers: Sequence[tuple[NDArray[Any], NDArray[Any]]]) -> Callable[
 
     packed = prefers_onednn()
     tensors = [(torch.tensor(w, dtype=torch.float32), torch.tensor(b, dtype=torch.float32)) for w, b in layers]
+    *hidden, (last, bias) = tensors
+    last, bias = last[:, 0].contiguous(), bias[:1]
     if packed:
-        tensors = [(torch.ops.mkldnn._reorder_linear_weight(w.T.contiguous()), b) for w, b in tensors]
+        hidden = [(torch.ops.mkldnn._reorder_linear_weight(w.T.contiguous()), b) for w, b in hidden]
 
     def forward(x: Float32) -> Float32:
         y = torch.from_numpy(_padded(x) if packed else x)
-        for i, (weight, bias) in enumerate(tensors):
-            last = i == len(tensors) - 1
+        for weight, b in hidden:
             if packed:
-                y = torch.ops.mkldnn._linear_pointwise(y, weight, bias, "none" if last else "relu", [], "")
+                y = torch.ops.mkldnn._linear_pointwise(y, weight, b, "relu", [], "")
             else:
-                y = torch.addmm(bias, y, weight) if last else torch.addmm(bias, y, weight).relu_()
-        return y.numpy()[: len(x), 0]
+                y = torch._addmm_activation(b, y, weight)
+        return torch.addmv(bias, y, last).numpy()[: len(x)]
 
     return forward
 

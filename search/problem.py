@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -68,8 +69,9 @@ class Problem:
         if len(self.objectives) < len(named):
             raise UserError(f"objectives name {', '.join(name for name, _ in named)}; name each once")
         self.bounds: dict[str, float] = parse_limits(self.limits, self.predictors)
-        self._rows: dict[bytes, int] = {}  # the memo: where `_table` has the values of a network
-        self._table = np.empty((0, len(self.predictors)))
+        self._signs = {name: sought(name, self.objectives.get(name, 1)) for name in self.predictors}
+        self._rows: dict[bytes, int] = {}  # the memo: where `_table` has a network's values, costs and violation
+        self._table = np.empty((0, len(self.predictors) + len(self.objectives) + 1))
 
     def evaluate(self, genes: Genes) -> Evaluation:
         """Evaluate networks (N, G); each predictor sees only those that were never evaluated before, in one call."""
@@ -80,10 +82,10 @@ class Problem:
         keyed = keys(genes)
         new = {key: i for i, key in enumerate(keyed) if key not in self._rows}
         if new:
-            self._put(list(new), self.everything(genes.take(list(new.values()), axis=0)))
-        rows = np.fromiter(map(self._rows.__getitem__, keyed), np.int64, len(keyed))
-        values = dict(zip(self.predictors, self._table.take(rows, axis=0).T, strict=True))
-        return Evaluation(genes, values, self.cost(values), self.violation(values))
+            self._add(new, self.everything(genes.take(list(new.values()), axis=0)))
+        known = self._table.take(self._places(keyed), axis=0)
+        values = dict(zip(self.predictors, known.T, strict=False))
+        return Evaluation(genes, values, known[:, len(values) : -1], known[:, -1])
 
     def everything(self, genes: Genes) -> Values:
         """Values (N,) of all predictors, without the memo, of infeasible networks only as far as `frugal` allows."""
@@ -98,14 +100,25 @@ class Problem:
         return values
 
     def remember(self, genes: Genes, values: Mapping[str, NDArray[Any]]) -> None:
-        """Put known values (N,) of every predictor into the memo."""
-        self._put(keys(genes), values)
+        """Put known values (N,) of every predictor into the memo; of networks that are in it already, none."""
+        new = {key: i for i, key in enumerate(keys(genes)) if key not in self._rows}
+        own = list(new.values())
+        self._add(new, {name: np.asarray(values[name], dtype=np.float64)[own] for name in self.predictors})
 
-    def _put(self, keyed: list[bytes], values: Mapping[str, NDArray[Any]]) -> None:
-        rows = [self._rows.setdefault(key, len(self._rows)) for key in keyed]
+    def _add(self, new: Iterable[bytes], values: Values) -> None:
+        """Append networks to the memo by their keys, each once."""
+        first = len(self._rows)
+        self._rows.update(zip(new, count(first)))
         if len(self._rows) > len(self._table):  # twice as long, so that growing costs little on the whole
-            self._table = np.concatenate([self._table, np.empty((len(self._rows), len(self.predictors)))])
-        self._table[rows] = np.array([values[name] for name in self.predictors]).T
+            self._table = np.concatenate([self._table, np.empty((len(self._rows), self._table.shape[1]))])
+        costs = [sign * values[name] for name, sign in self.objectives.items()]
+        known = [*(values[name] for name in self.predictors), *costs, self.violation(values)]
+        for column, numbers in enumerate(known):
+            self._table[first : len(self._rows), column] = numbers
+
+    def _places(self, keyed: list[bytes]) -> NDArray[np.int64]:
+        """Where the table has networks."""
+        return np.fromiter(map(self._rows.__getitem__, keyed), np.int64, len(keyed))
 
     def predict(self, genes: Genes, names: Iterable[str]) -> Values:
         """Values (N,) of the named predictors, without the memo."""
@@ -117,35 +130,31 @@ class Problem:
 
     def violation(self, values: Mapping[str, Floats]) -> Floats:
         """Sum over the limits of the relative excess, 0 where all are met (N,)."""
-        none = np.zeros(len(next(iter(values.values()))))
-        return sum((self.excess(name, values[name]) for name in self.bounds), start=none)
+        excesses = [self.excess(name, values[name]) for name in self.bounds]
+        return sum(excesses[1:], excesses[0]) if excesses else np.zeros(len(next(iter(values.values()))))
 
     def exceeds(self, genes: Genes) -> Floats:
         """Violations (N,) of genes (N, G); only the predictors that are limited are asked, without the memo."""
-        values = self.predict(genes, self.bounds)
-        return sum((self.excess(name, values[name]) for name in values), start=np.zeros(len(genes)))
+        return self.violation(self.predict(genes, self.bounds)) if self.bounds else np.zeros(len(genes))
 
     def excess(self, name: str, value: Floats) -> Floats:
         """How far values lie beyond their limit, relative to it, 0 where they meet it (N,)."""
-        excess = (value / self.bounds[name] - 1) * self._sign(name)
-        return np.where(excess > TOLERANCE, excess, 0)
-
-    def _sign(self, name: str) -> int:
-        """Which way a limited value is better: as its name says, or else as an objective does."""
-        return sought(name, self.objectives.get(name, 1))
+        excess: Floats = (value / self.bounds[name] - 1) * self._signs[name]
+        excess[~(excess > TOLERANCE)] = 0
+        return excess
 
     def worst(self, name: str) -> float:
         """The limit of an objective as a cost, nan where there is none, or where the objective is to come near it."""
         sign = self.objectives[name]
-        return sign * self.bounds.get(name, np.nan) if sign == self._sign(name) else np.nan
+        return sign * self.bounds.get(name, np.nan) if sign == self._signs[name] else np.nan
 
     def limit(self, name: str) -> str:
         """A limit as text: "macs <= 6,000,000"."""
-        return f"{name} {'<=' if self._sign(name) > 0 else '>='} {show(self.bounds[name])}"
+        return f"{name} {'<=' if self._signs[name] > 0 else '>='} {show(self.bounds[name])}"
 
     def reach(self, name: str, value: float) -> str:
         """A value as text, rounded so that it keeps itself as a limit of this name."""
-        return reach(value, self._sign(name))
+        return reach(value, self._signs[name])
 
     def reference(self, space: Space) -> Floats:
         """The reference point (M,) for hypervolumes, the same for every agent and seed.

@@ -160,8 +160,8 @@ def test_a_fine_tuning_that_ruins_a_network_is_told_with_its_setting(
     learn, device = ("finetune.epochs=6", "compress.pruning.macs_ratio=1"), "ondevice.memory=16KB"
     for options, warning in (
         ([device], ""),
-        ([device, "ondevice.finetuning.lr=1e9"], r"on-device network fell .*; lower ondevice.finetuning.lr"),
-        (["restart=true", "compress.finetuning.lr=1e9"], r"pruned network fell .*; lower compress.finetuning.lr, or"),
+        ([device, "ondevice.finetuning.lr=1e3"], r"on-device network fell .*; lower ondevice.finetuning.lr"),
+        (["restart=true", "compress.finetuning.lr=1e3"], r"pruned network fell .*; lower compress.finetuning.lr, or"),
     ):
         specialize(run, *learn, *options)
         out = capsys.readouterr().out
