@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ofa.depthwise import depthwise
-from ofa.layers import FastLinear, convolve, crop_kernel, squeeze_excite
+from ofa.layers import FastLinear, convolve, crop_kernel, gate
 from ofa.modules import ConvBN, SqueezeExcite
 from ofa.norm import usable, with_statistics
 from ofa.static import StaticNet
@@ -111,7 +111,7 @@ def _average(bn: nn.BatchNorm2d, mean: Tensor, var: Tensor) -> None:
 
 
 class FoldedGate(nn.Module):
-    """Squeeze-excite by matrix products."""
+    """Squeeze-excite by matrix products, in place."""
 
     def __init__(self, plain: SqueezeExcite):
         super().__init__()
@@ -119,7 +119,8 @@ class FoldedGate(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) to the same, each channel scaled."""
-        return squeeze_excite(x, self.reduce, self.expand)
+        first, last = self.reduce, self.expand
+        return x.mul_(gate(x, None, first.weight, first.bias, last.weight, last.bias))
 
 
 def _rewritten(module: nn.Module, conv: Callable[[ConvBN], nn.Module]) -> nn.Module:

@@ -78,7 +78,8 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None = None, cout: int | 
     (_, c, h, w), cout, k = x.shape, len(weight) if cout is None else cout, weight.shape[-1]
     if x.device.type == "cpu" and _side(h, stride) * _side(w, stride) <= SMALL:
         if plain(x, weight):
-            return _Product.apply(x, weight, bias, cout, stride)
+            run = _Product.apply if torch.is_grad_enabled() else _product
+            return run(x, weight, bias, cout, stride)
         if k == stride == 1:
             part = leading(weight, cout, c).flatten(1)
             return _images(F.linear(_patches(x), part, bias if bias is None else bias[:cout]), x.shape)
@@ -109,14 +110,16 @@ def squeeze_excite(x: Tensor, reduce: nn.Conv2d, expand: nn.Conv2d, reduced: int
     tensors = [weight for weight in weights if weight is not None]
     if torch.is_grad_enabled() and len(tensors) == len(weights) and plain(x, *tensors):
         return _Gated.apply(x, reduced, *weights)
-    return x * _gate(x.mean((2, 3), keepdim=True), reduced, *weights)
+    return x * gate(x, reduced, *weights)
 
 
-def _gate(
-    mean: Tensor, reduced: int | None, reduce: Tensor, bias: Tensor | None, expand: Tensor, last: Tensor | None
+def gate(
+    x: Tensor, reduced: int | None, reduce: Tensor, bias: Tensor | None, expand: Tensor, last: Tensor | None
 ) -> Tensor:
+    """The gate (N, C, 1, 1) of `squeeze_excite`, by the weights and biases of its convolutions."""
+    mean = x if x.shape[2] * x.shape[3] == 1 else x.mean((2, 3), keepdim=True)
     hidden = F.relu(convolve(mean, reduce, bias, reduced))
-    return F.hardsigmoid(convolve(hidden, expand, last, mean.shape[1]))
+    return F.hardsigmoid(convolve(hidden, expand, last, x.shape[1]))
 
 
 class _Gated(torch.autograd.Function):
@@ -124,22 +127,27 @@ class _Gated(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, reduced: int | None, *weights: Tensor) -> Tensor:
-        mean = x.sum((2, 3), keepdim=True) / (x.shape[2] * x.shape[3])  # of bfloat16 far faster than x.mean
+        mean = _sum(x) / (x.shape[2] * x.shape[3])  # of bfloat16 far faster than x.mean
         with torch.enable_grad():
             inputs = [given.detach().requires_grad_() for given in (mean, *weights)]
-            gate = _gate(inputs[0], reduced, *inputs[1:])
+            gated = gate(inputs[0], reduced, *inputs[1:])
         ctx.save_for_backward(x)
-        ctx.inputs, ctx.gate = inputs, gate
-        return x * gate.detach()
+        ctx.inputs, ctx.gate = inputs, gated
+        return x * gated.detach()
 
     @staticmethod
     @once_differentiable  # as the hard sigmoid is
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         (x,) = ctx.saved_tensors
-        to_gate = (gradient * x).sum((2, 3), keepdim=True)
+        to_gate = _sum(gradient * x)
         to_mean, *rest = torch.autograd.grad(ctx.gate, ctx.inputs, to_gate, retain_graph=True)
         gx = torch.addcmul(to_mean / (x.shape[2] * x.shape[3]), gradient, ctx.gate.detach())
         return gx, None, *rest
+
+
+def _sum(x: Tensor) -> Tensor:
+    """The sum of all pixels, (N, C, 1, 1)."""
+    return x if x.shape[2] * x.shape[3] == 1 else x.sum((2, 3), keepdim=True)
 
 
 class _Product(torch.autograd.Function):
@@ -147,13 +155,10 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, cout: int, stride: int) -> Tensor:
-        used = compact(_matrix(weight, cout, x.shape[1]).to(x.dtype))
+        used = _used(x, weight, cout)
         ctx.save_for_backward(x, weight, used)
         ctx.biases, ctx.stride = None if bias is None else len(bias), stride
-        rows = _patches(x, weight.shape[-1], stride)
-        y = product(rows, used.t(), bias if bias is None else bias[:cout].to(x.dtype))
-        images = _images(y, x.shape, stride)
-        return y.as_strided_(images.size(), images.stride())  # no view, or what follows could not work in place
+        return _product(x, weight, bias, cout, stride, used)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor | None, None, None]:
@@ -182,6 +187,21 @@ class _Product(torch.autograd.Function):
             gx, _, _ = torch.ops.aten.convolution_backward(gradient, x, kernel, None, *shape, [True, False, False])
         biases = ctx.biases and F.pad(gradient.sum((0, 2, 3), dtype=weight.dtype), (0, ctx.biases - cout))
         return gx, whole, biases, None, None
+
+
+def _used(x: Tensor, weight: Tensor, cout: int) -> Tensor:
+    """The part of a weight that images are multiplied by, as a matrix of their type."""
+    return compact(_matrix(weight, cout, x.shape[1]).to(x.dtype))
+
+
+def _product(
+    x: Tensor, weight: Tensor, bias: Tensor | None, cout: int, stride: int, used: Tensor | None = None
+) -> Tensor:
+    """What `_Product` gives."""
+    used = _used(x, weight, cout) if used is None else used
+    y = product(_patches(x, weight.shape[-1], stride), used.t(), bias if bias is None else bias[:cout].to(x.dtype))
+    images = _images(y, x.shape, stride)
+    return y.as_strided_(images.size(), images.stride())  # no view, or what follows could not work in place
 
 
 def _side(size: int, stride: int) -> int:
