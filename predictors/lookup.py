@@ -18,7 +18,7 @@ from ofa.table import LayerTable, layer_table
 from ofa.units import FIXED, UnitTable
 
 LayerCost = Callable[[LayerTable], NDArray[Any]]
-CHUNK = 1024  # architectures at a time, so that the rows in work stay in the cache
+CHUNK = 8192  # architectures at a time, so that the rows in work stay in the cache
 
 
 def forms(space: Space) -> Genes:
@@ -80,12 +80,9 @@ class Lookup:
                     costs = np.where(kept[:, None], costs, 0).ravel()
             tables.append(costs)
             digits.append({column: stride for column, stride in columns.items() if space.counts[column] > 1})
-        self._table = np.concatenate(tables)
-        exact: Any = np.float32 if len(self._table) < 2**24 else np.float64
-        self._first = np.cumsum([0, *map(len, tables[:-1])], dtype=exact)[:, None]
-        self._strides = np.zeros((len(tables), len(space.genes)), dtype=exact)
-        for t, columns in enumerate(digits):
-            self._strides[t, [*columns]] = [*columns.values()]
+        self._table, self._first = np.concatenate(tables), np.cumsum([0, *map(len, tables[:-1])])[:, None]
+        self._type: Any = np.int16 if max(map(len, tables)) < 2**15 else np.int32
+        self._terms = _terms(digits)
 
     def __call__(self, genes: Genes) -> NDArray[Any]:
         """Cost of each architecture: genes (N, G) to (N,); raises UserError for genes that are not of the space."""
@@ -95,8 +92,29 @@ class Lookup:
         return np.concatenate([self._chunk(genes[start : start + CHUNK]) for start in range(0, len(genes), CHUNK)])
 
     def _chunk(self, genes: Genes) -> NDArray[Any]:
-        rows = self._strides @ genes.T.astype(self._strides.dtype) + self._first
-        return self.combine.reduce(self._table.take(rows.astype(np.intp)), axis=0)
+        columns = genes.T.astype(self._type, order="C")
+        rows = np.zeros((len(self._first), len(genes)), dtype=self._type)
+        for tables, own, stride in self._terms:
+            rows[tables] += columns[own] * self._type(stride)
+        return self.combine.reduce(self._table.take(rows + self._first), axis=0)
+
+
+def _terms(digits: list[dict[int, int]]) -> list[tuple[slice, slice, int]]:
+    """(tables, columns, stride) such that each table's row is the sum of its columns times their strides.
+
+    Neighbouring tables with the same column, or with neighbouring ones, are one term.
+    """
+    singles = [(stride, table, column) for table, columns in enumerate(digits) for column, stride in columns.items()]
+    terms: list[tuple[slice, slice, int]] = []
+    for stride, table, column in sorted(singles):
+        tables, own, last = terms[-1] if terms else (slice(0, 0), slice(0, 0), 0)
+        shared = own == slice(column, column + 1)
+        beside = own.stop == column and own.stop - own.start == tables.stop - tables.start
+        if last == stride and tables.stop == table and (shared or beside):
+            terms[-1] = slice(tables.start, table + 1), slice(own.start, column + 1), stride
+        else:
+            terms.append((slice(table, table + 1), slice(column, column + 1), stride))
+    return terms
 
 
 def _pair(units: UnitTable, unit: int) -> tuple[int, int]:
