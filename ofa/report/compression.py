@@ -20,7 +20,7 @@ NAMES = {
     "sparse_macs": "not by zero",
     "bit_operations": "bit-operations",
     "file_bytes": "packed file",
-    "peak_memory_bytes": "float peak memory",
+    "peak_memory_bytes": "PyTorch's peak memory",
 }
 MOST_COLOURED = 0.3  # of accuracy lost: the strongest colour of a cell
 

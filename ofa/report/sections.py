@@ -158,7 +158,7 @@ SECTIONS = (
         "Networks after each step of ofa-compress, on the test images. Zeros among the weights make the packed file "
         "smaller and give no speed in ONNX Runtime or LiteRT, which multiply by them like by any number (“not by "
         "zero” counts what a sparse runtime would do); fewer channels and lower ranks are faster. Latency is that "
-        "of float32 in ONNX Runtime, whatever the bits of the step.",
+        "of float32 in ONNX Runtime, and peak memory what PyTorch holds in float32, whatever the bits of the step.",
     ),
 )
 
