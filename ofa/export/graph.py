@@ -53,8 +53,8 @@ class Writer:
 
 def _operands(w: Writer, name: str, m: nn.Conv2d | nn.Linear, x: str) -> list[str]:
     """What a layer reads, its weight and its bias; by name, for a layer that was parametrized has them in any order."""
-    if w.grids and (found := grid_operands(w, name, m, x)):
-        return found
+    if w.grids:
+        return grid_operands(w, name, m, x)
     held = {"weight": m.weight, "bias": m.bias}
     return [x, *(w.weight(f"{name}.{key}", value) for key, value in held.items() if value is not None)]
 

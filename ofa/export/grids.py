@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ofa.export.graph import Writer
 
 LARGEST = 2**31 - 1  # of a bias
+FINE = 2**20  # what a bias that stands alone is as a whole number
 
 
 class Whole(NamedTuple):
@@ -30,6 +31,8 @@ def grid_operands(w: Writer, name: str, m: nn.Conv2d | nn.Linear, x: str) -> lis
     """What a layer reads, its weight and its bias as the whole numbers that they are; float where they are none."""
     read, weight = m._modules.get("input_grid"), whole_numbers(m)
     read = read if isinstance(read, ActivationGrid) else None
+    if weight is not None and read is not None and m.bias is not None:
+        weight = _finer(weight, m.bias.detach() / read.scale)
     entries = [x if read is None else _on_grid(w, f"{name}.input", read, x)]
     entries.append(w.weight(f"{name}.weight", m.weight) if weight is None else _constant(w, f"{name}.weight", weight))
     if m.bias is None:
@@ -51,6 +54,17 @@ def whole_numbers(m: nn.Conv2d | nn.Linear) -> Whole | None:
         return None
     kind, shape = (torch.int8 if limits[0] < 0 else torch.uint8), scale.shape if scale.numel() > 1 else ()
     return Whole(values.to(kind), scale.detach().view(shape), zero.expand_as(scale).view(shape).to(kind))
+
+
+def _finer(weight: Whole, bias: Tensor) -> Whole:
+    """The same with a small scale where a channel has no weights, whose scale says nothing but how fine its bias is.
+
+    bias: (C,), over the input's scale.
+    """
+    if not weight.scale.ndim:
+        return weight
+    empty = (weight.values == per_channel(weight.zero, weight.values)).flatten(1).all(1)
+    return weight._replace(scale=torch.where(empty & (bias != 0), bias.abs() / FINE, weight.scale))
 
 
 def _bias(bias: Tensor, steps: Tensor) -> Whole:

@@ -124,6 +124,18 @@ def test_a_weight_that_left_its_grid_is_written_in_float(images: Tensor, tmp_pat
     assert conv.input[1] == "units_5_conv.weight" and conv.input[2] == "units_5_conv.bias"
 
 
+@pytest.mark.parametrize("per_channel", [True, False])
+def test_a_channel_without_weights_keeps_its_bias(per_channel: bool, images: Tensor, tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 256, 10)).eval()
+    with torch.no_grad():
+        net[0].weight[1] = net[0].bias[1] = 0
+        net[3].weight[:2] = 0
+        net[3].bias[:2] = torch.tensor([0.1234, -5e-5])
+    small = quantize_linear(net, Linear(per_channel=per_channel), [images])
+    found = run(small, images, tmp_path / "net.onnx")[:, :2]
+    torch.testing.assert_close(found, logits(small, images)[:, :2], rtol=1e-3, atol=0 if per_channel else 1e-4)
+
+
 def test_networks_trained_on_their_grids_and_equalized_ones_are_written(images: Tensor, tmp_path: Path) -> None:
     work = Work(digits(), 16)
     equal = Equalization()(random_net(), work)
