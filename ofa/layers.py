@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from ofa.copies import leading_copy
 from ofa.depthwise import depthwise
 from ofa.kernels import plain
 from ofa.modules import ConvBN, SqueezeExcite, activation
@@ -238,10 +239,7 @@ def give(layer: nn.Module, weight: Tensor, bias: Tensor | None = None) -> None:
     """
     own = layer._parameters
     size = own["weight"].shape  # type: ignore[union-attr]
-    if weight.shape != size:
-        weight = weight.as_strided(size, weight.stride())
-    layout = torch.channels_last if weight.ndim == 4 else torch.contiguous_format
-    own["weight"] = nn.Parameter(weight.clone(memory_format=layout))
+    own["weight"] = nn.Parameter(leading_copy(weight, size))
     if bias is not None:
         own["bias"] = nn.Parameter(torch.narrow_copy(bias, 0, 0, size[0]))
 

@@ -16,10 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ofa import copies as copies_module
 from ofa import depthwise as depthwise_module
 from ofa import norm as norm_module
 from ofa import products
 from ofa import shrink as shrink_module
+from ofa.copies import leading_copy
 from ofa.depthwise import depthwise
 from ofa.extraction import extract, recalibrate
 from ofa.inference import fast
@@ -54,7 +56,8 @@ def threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.fixture
 def no_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    cached = (library, depthwise_module._kernel, norm_module._kernel, shrink_module._kernels)
+    modules = (copies_module._kernel, depthwise_module._kernel, norm_module._kernel, shrink_module._kernels)
+    cached = (library, *modules)
     monkeypatch.setenv("CC", str(tmp_path / "no-such-compiler"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     for function in cached:
@@ -376,6 +379,24 @@ def test_smaller_kernels_are_made_by_the_compiled_kernel_where_it_can() -> None:
     assert shrink(weight, 40, 7) is weight
     wrong = shrink(weight, 24, 3, [matrix + 0.01 * torch.eye(25)])
     assert relative(wrong, shrink(weight, 24, 3, [matrix])) > 1e-4
+
+
+@pytest.mark.parametrize("whole", [(1, 1), (40, 50), (300, 70), (24, 16, 3, 3), (48, 80, 1, 1), (30, 1, 5, 5)])
+def test_copies_of_leading_parts_are_whole_and_their_own(whole: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    layout = torch.channels_last if len(whole) == 4 else torch.contiguous_format
+    weight = torch.randn(*whole).contiguous(memory_format=layout)
+    for cout in {1, whole[0] // 2 + 1, whole[0]}:
+        for cin in {1, whole[1] // 2 + 1, whole[1]}:
+            copy, part = leading_copy(weight, (cout, cin, *whole[2:])), weight[:cout, :cin]
+            expected = part.clone(memory_format=layout)
+            assert torch.equal(copy, part) and copy.stride() == expected.stride()
+            assert copy.untyped_storage().nbytes() == 4 * part.numel() and not copy.is_set_to(weight)
+            assert torch.equal(leading_copy(weight.double(), copy.shape), part.double())
+    rows_last = (
+        weight.t().contiguous().t() if len(whole) == 2 else weight.permute(1, 0, 2, 3).contiguous().permute(1, 0, 2, 3)
+    )
+    assert torch.equal(leading_copy(rows_last, whole), weight)
 
 
 def test_fine_tuning_runs_any_network_on_kernels_and_products_and_leaves_its_layers_as_they_were() -> None:
