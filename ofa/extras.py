@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -29,6 +30,13 @@ def require(module: str, name: str) -> None:
     if not installed(module):
         package = module.split(".")[0]
         raise UserError(f'{package} is not installed; install it with: pip install "ofa-nas[{name}]"') from None
+
+
+def require_packages(part: object) -> None:
+    """`require` for all packages that the module of a part, such as a runtime or a step, says it needs."""
+    home = sys.modules[type(part).__module__]
+    for package in getattr(home, "PACKAGES", ()):
+        require(package, home.EXTRA)
 
 
 def installed(module: str) -> bool:

@@ -100,7 +100,10 @@ class Stage:
         if len(self.blocks) != len(self.choices("depth")):
             raise UserError(f"blocks {self.blocks} must say for each depth of {self.depth} how many blocks it keeps")
         if self.blocks[0] < 1 and self.stride != 1:
-            raise UserError(f"depth {self.choices('depth')[0]} leaves a stage that changes the shape without a block")
+            raise UserError(
+                f"depth {self.choices('depth')[0]} leaves no block, and stride {self.stride} needs one; "
+                "let depth begin at 1, or give stride 1"
+            )
         if isinstance(self.se, tuple) and len(self.se) != self.blocks[-1]:
             raise UserError(f"se {self.se} has {len(self.se)} entries; give one for each of {self.blocks[-1]} blocks")
         if any(kernel % 2 == 0 for kernel in self.choices("kernel")):
@@ -182,10 +185,19 @@ def record(kind: type, values: Any) -> Any:
 
 
 def records(kind: type, name: str, values: Any) -> tuple[Any, ...]:
-    """Dataclasses from a list of mappings, or of what they are already; raises UserError for what is no list."""
+    """Dataclasses from a list of mappings, or of what they are already.
+
+    Raises UserError for what is no list, and says which record of it is wrong.
+    """
     if not isinstance(values, list | tuple):
         raise UserError(f"{name}={values} must be a list of records; give [{{name: value, ...}}, ...]")
-    return tuple(r if isinstance(r, kind) else record(kind, r) for r in values)
+    found = []
+    for i, value in enumerate(values):
+        try:
+            found.append(value if isinstance(value, kind) else record(kind, value))
+        except UserError as error:
+            raise UserError(f"{name}[{i}]: {error}") from None
+    return tuple(found)
 
 
 def check_least(part: Any, least: Mapping[str, int], *, above_0: Sequence[str]) -> None:

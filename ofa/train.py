@@ -250,8 +250,10 @@ class Trainer:
         if self.average is not None:
             values["val_average"] = self._validated(self.average.supernet)
         log = self.folder / "log.jsonl"
-        values["diverged"] = diverged(values["val"], values["loss"], self.space.classes)
-        values["collapsed"] = self.world.told(collapsed(values["val"], read_jsonl(log), self.space.classes))
+        chance = self.data.guessing("val")
+        values["diverged"] = diverged(values["val"], values["loss"], self.space.classes, chance)
+        fell = collapsed(values["val"], read_jsonl(log), chance, values["val_images"])
+        values["collapsed"] = self.world.told(fell)
         if self.world.first:
             append_jsonl(log, values)
         self.report(values | {"step": self.step, "steps": int(self.ends[-1])})

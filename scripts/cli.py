@@ -154,6 +154,7 @@ def prepare(cfg: DictConfig) -> None:
     """Check the values given on the command line, give each job of a sweep its own run folder, set the threads."""
     hydra = HydraConfig.get()
     given = [override for override in hydra.overrides.task if not override.startswith(("+", "~"))]
+    added = [o.lstrip("+").partition("=")[0] for o in hydra.overrides.task if o.startswith("+")]
     for name in (override.partition("=")[0] for override in given):
         if OmegaConf.select(cfg, name) is not None:
             check_type(name, OmegaConf.select(cfg, name))
@@ -162,16 +163,27 @@ def prepare(cfg: DictConfig) -> None:
     options: Any = OmegaConf.to_container(cfg, resolve=False)
     for name, value in flatten(options):
         if not _made(options, name):  # which answers for its options itself
-            check_known(name)
+            check_known(name, added=name in added and f"${{{name}}}" not in str(options))
         check_file(name, value)
     if cfg.step:
         _check_steps([*hydra.overrides.hydra, *hydra.overrides.task])
+    _check_place(cfg)
     swept = [override.replace("/", "_") for override in given if override not in sys.argv]
-    if hydra.mode == RunMode.MULTIRUN and swept and not any(override.startswith("run=") for override in given):
+    own = any(o.startswith("run=") and (o not in sys.argv or "$" in o) for o in given)  # a folder for each job
+    if hydra.mode == RunMode.MULTIRUN and swept and not own:
         cfg.run = str(Path(cfg.run, ",".join(swept)))
     if not isinstance(cfg.seed, int) or cfg.seed < 0:
         raise UserError(f"seed={cfg.seed} must be a whole number, 0 or more")
     use_threads(cfg.threads)
+
+
+def _check_place(cfg: DictConfig) -> None:
+    """Raise UserError where a run has no name or no folder."""
+    for name, example in (("name", "mine"), ("run", "runs/mine")):
+        if cfg[name] in (None, ""):
+            raise UserError(
+                f"{name}={'null' if cfg[name] is None else ''} is empty; give one, such as {name}={example}"
+            )
 
 
 def _made(options: Mapping[str, Any], name: str) -> bool:

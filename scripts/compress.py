@@ -66,9 +66,12 @@ def main(cfg: DictConfig) -> list[str]:
 def _steps(cfg: DictConfig) -> dict[str, Step]:
     """All steps, made before the first begins, so that a mistake in the last costs no work."""
     from ofa.compress.order import check_order
+    from ofa.extras import require_packages
 
     steps = {name: make(step) for name, step in cfg.step.items()}
     check_order(steps)
+    for step in steps.values():
+        require_packages(step)
     return steps
 
 

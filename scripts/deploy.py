@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -63,20 +64,17 @@ def deploy(
 
 def require_runtimes(cfg: DictConfig) -> None:
     """Raise UserError where what runtimes need is not installed, which an export would find after all other work."""
-    from importlib import import_module
-
     from ofa.export.budget import require_provable
     from ofa.export.c.build import find
-    from ofa.extras import require
+    from ofa.extras import require_packages
 
     check_devices(cfg)
     for device, settings in plain(cfg.device).items():
         require_provable(device, settings.get("runtimes", []))
     for name in cfg.runtime:
-        home = import_module(type(make(cfg.runtime[name])).__module__)
-        for package in getattr(home, "PACKAGES", ()):
-            require(package, home.EXTRA)
-        for compiler in getattr(home, "COMPILERS", ()):
+        runtime = make(cfg.runtime[name])
+        require_packages(runtime)
+        for compiler in getattr(sys.modules[type(runtime).__module__], "COMPILERS", ()):
             find(compiler)
 
 

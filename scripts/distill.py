@@ -126,7 +126,7 @@ def _distil(
     said = ", ".join(f"{name} {100 * top1:.1f} %" for name, top1 in scores.items())
     said = said if len(teachers) > 1 else said.replace("teacher 0", "teacher")
     print(f"validation top-1 at {resolution} x {resolution} pixels: {said}; {file}")
-    if at_chance(scores["student"], len(data.classes)):
+    if at_chance(scores["student"], data.guessing("val")):
         print("warning: the student has learned next to nothing; lower finetune.lr, or raise finetune.epochs")
 
 

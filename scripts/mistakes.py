@@ -20,6 +20,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from ofa.errors import UserError
 from scripts.options import explanation, groups, owners, similar
 
+REFUSED = (errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
 ALL = "--help lists all options"
 
 
@@ -47,11 +48,13 @@ def explain(error: BaseException) -> str | None:
         return _composition(error, causes)
     if isinstance(error, ValueError) and str(error).startswith("Config group override"):
         return f"a group takes the name of one of its choices, or a list of them; {ALL}"
+    if isinstance(error, ValueError) and str(error).startswith("Only one of --run, --multirun"):
+        return f"give one of --multirun, --cfg, --info and --help at a time; {ALL}"
     if isinstance(error, OmegaConfBaseException):
         return f"{error.full_key}: {_first_line(error)}" if error.full_key else _first_line(error)
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EROFS, errno.EDQUOT):
         return f"cannot write {error.filename or 'a file'}: {error.strerror}; make room or choose another run=<folder>"
-    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.ENOTDIR):
+    if isinstance(error, OSError) and error.errno in REFUSED:
         place = error.filename or "a file"
         return f"cannot read or write {place}: {error.strerror}; mend its permissions or name another file or folder"
     if isinstance(error, BrokenProcessPool):

@@ -96,12 +96,15 @@ def sections() -> dict[str, str]:
     return {key[:at]: key for key in keys for at, sign in enumerate(key) if sign == "."}
 
 
-def check_known(name: str) -> None:
-    """Refuse an option in a section of the main file that it does not have, such as a misspelt one of an experiment."""
+def check_known(name: str, *, added: bool = False) -> None:
+    """Refuse an option in a section of the main file that it does not have, such as a misspelt one of an experiment.
+
+    added: it comes from the command line, and nothing reads it; then one beside the sections is refused too.
+    """
     main = _source("", "config").values
     section, _, key = name.partition(".")
     parts = {name[:at] for at, sign in enumerate(f"{name}.") if sign == "."}
-    if not key or section not in sections() or parts & {*main, *FREE}:
+    if parts & {*main, *FREE} or not (section in sections() if key else added):
         return
     near = " or ".join(f"{key}=" for key in similar(name))
     raise UserError(f"{name} is not an option; {f'did you mean {near}? ' if near else ''}--help lists all options")

@@ -181,8 +181,9 @@ def _warn(name: str, before: float, after: float, data: ImageData, remedy: str) 
     """Say where fine-tuning left a network near chance, or far below what it had learned."""
     from ofa.training.watch import at_chance, collapsed
 
-    fell = at_chance(after, len(data.classes)) and after < before
-    if fell or collapsed({name: after}, [{"val": {name: before}}], len(data.classes)):
+    chance = data.guessing("val")
+    fell = at_chance(after, chance) and after < before
+    if fell or collapsed({name: after}, [{"val": {name: before}}], chance, data.size("val")):
         print(f"warning: the {name} network fell from {100 * before:.1f} to {100 * after:.1f} %; {remedy}")
 
 

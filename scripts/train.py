@@ -52,7 +52,8 @@ def main(cfg: DictConfig) -> None:
         scale = Scale(world, Parallel(**options["parallel"]), **{name: options[name] for name in names})
         with ExitStack() as stack:
             progress = stack.enter_context(Progress("train"))
-            reports: list[Report] = [lambda values: _show(progress, values)]
+            remedy = "lower lr" if cfg.schedule.get("clip_norm") else "lower lr or set schedule.clip_norm"
+            reports: list[Report] = [lambda values: _show(progress, values, remedy)]
             loggers = options["loggers"] if world.first else []
             reports += stack.enter_context(open_loggers(loggers, stage.folder, plain(cfg)))
             if options["profile"] and world.first:
@@ -117,7 +118,7 @@ def _rank(
     write_json(folder / "ranks.json", found)
 
 
-def _show(progress: Progress, values: dict[str, Any]) -> None:
+def _show(progress: Progress, values: dict[str, Any], remedy: str) -> None:
     if back := values.get("rollback"):
         text = f"{back['reason']}; back to step {back['back_to_step']} with {back['lr_factor']:g} of the learning rate"
         progress.print(f"rollback: {text}")
@@ -130,12 +131,10 @@ def _show(progress: Progress, values: dict[str, Any]) -> None:
     scores = "  ".join(f"{name} {100 * top1:.1f}" for name, top1 in values["val"].items())
     progress.print(f"epoch {values['epoch']}/{values['epochs']} {values['phase']}: validation top-1 (%) {scores}")
     if values["diverged"]:
-        progress.print(
-            f"warning: no net is above chance, and the loss of {values['loss']:.4g} is over twice that of guessing; "
-            "lower lr or set schedule.clip_norm"
-        )
-    for name in values["collapsed"]:
-        progress.print(f"warning: the {name} net collapsed; lower lr or set schedule.clip_norm")
+        loss = f"the loss of {values['loss']:.4g} is over twice that of guessing"
+        progress.print(f"warning: no net is above chance, and {loss}; {remedy}")
+    if names := ", ".join(values["collapsed"]):
+        progress.print(f"warning: nets that collapsed: {names}; {remedy}")
 
 
 if __name__ == "__main__":

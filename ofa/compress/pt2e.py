@@ -30,7 +30,7 @@ from ofa.export.runtime import inference, laid_out
 from ofa.extras import extra
 from ofa.finetune import Finetuning
 
-EXTRA = "quant"
+EXTRA, PACKAGES = "quant", ("torchao",)
 PT2E = "torchao.quantization.pt2e"
 LAYERS = ("conv2d.default", "linear.default")
 MODES = ("ptq", "qat")

@@ -100,6 +100,11 @@ class ImageData:
         """Number of images of a split."""
         return len(self.split(split))
 
+    def guessing(self, split: str) -> float:
+        """Top-1 accuracy (0 to 1) of naming the most frequent class of a split for each of its images."""
+        labels = self.split(split).labels
+        return int(labels.bincount().max()) / len(labels)
+
     def batches(
         self,
         split: str,

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ofa.supernet import Supernet
 
 
+ERRORS = 3  # standard errors of a difference of accuracies that may be luck
 LEARNED, ABOVE = 0.3, 0.05  # of the images that chance would miss: what a net was right for that had learned, and begun
 
 
@@ -64,30 +65,39 @@ class Watch:
         return world.merged(scores, nets)
 
 
-def collapsed(val: Mapping[str, float], log: Iterable[Mapping[str, Any]], classes: int) -> list[str]:
-    """Nets that had learned and fell below half the accuracy above chance that they once had.
+def collapsed(val: Mapping[str, float], log: Iterable[Mapping[str, Any]], chance: float, images: int) -> list[str]:
+    """Nets that had learned and fell below half the accuracy above chance that they once had, and not by luck.
 
     A net had learned once it was right for `LEARNED` of the images that chance would miss.
 
-    val: their accuracies now.  log: the lines of earlier epochs, each with its own "val".
+    val: their accuracies now, of so many images.  log: the lines of earlier epochs, each with its own "val".  chance:
+    the accuracy of guessing, see `ImageData.guessing`.
     """
-    chance, lines = 1 / classes, list(log)
+    lines = list(log)
     best = {name: max((line["val"].get(name, 0.0) for line in lines), default=0.0) for name in val}
     learned = {name: top for name, top in best.items() if top - chance > LEARNED * (1 - chance)}
-    return [name for name, top in learned.items() if val[name] - chance < (top - chance) / 2]
+    fell = [name for name, top in learned.items() if val[name] - chance < (top - chance) / 2]
+    return [
+        name for name in fell if learned[name] - val[name] > ERRORS * _standard_error(learned[name], val[name], images)
+    ]
 
 
-def diverged(val: Mapping[str, float], loss: float, classes: int) -> bool:
+def _standard_error(before: float, after: float, images: int) -> float:
+    """Of the difference of two accuracies, of so many images each."""
+    return math.sqrt((before * (1 - before) + after * (1 - after)) / images)
+
+
+def diverged(val: Mapping[str, float], loss: float, classes: int, chance: float) -> bool:
     """Whether an epoch's mean loss is more than twice that of guessing, ln(classes), and no net is above chance.
 
     So a rate that is too high often ends where batch norm keeps every number finite.  val: accuracies of nets, 0 to 1.
     """
-    return loss > 2 * math.log(classes) and at_chance(max(val.values()), classes)
+    return loss > 2 * math.log(classes) and at_chance(max(val.values()), chance)
 
 
-def at_chance(accuracy: float, classes: int) -> bool:
+def at_chance(accuracy: float, chance: float) -> bool:
     """Whether an accuracy (0 to 1) is next to that of guessing."""
-    return accuracy - 1 / classes < ABOVE * (1 - 1 / classes)
+    return accuracy - chance < ABOVE * (1 - chance)
 
 
 def memory(device: torch.device) -> dict[str, int]:

@@ -116,8 +116,8 @@ def test_a_rate_under_which_nothing_is_learned_is_a_warning(tmp_path: Path, data
     Trainer(small, data, wild, tmp_path, watch=WATCH).run()
     (line,) = read_jsonl(tmp_path / "log.jsonl")
     assert line["diverged"] and not line["collapsed"] and line["loss"] > 2 * math.log(10)
-    assert diverged({"a": 0.1, "b": 0.05}, 5.0, 10) and not diverged({"a": 0.2}, 5.0, 10)
-    assert not diverged({"a": 0.1}, 2.4, 10), "as before any training"
+    assert diverged({"a": 0.1, "b": 0.05}, 5.0, 10, 0.1) and not diverged({"a": 0.2}, 5.0, 10, 0.1)
+    assert not diverged({"a": 0.1}, 2.4, 10, 0.1), "as before any training"
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from ofa.compress.pt2e import Pt2e
 from ofa.errors import UserError
-from ofa.extras import extra, installed
+from ofa.extras import extra, installed, require_packages
 
 
 def test_a_missing_extra_is_named_with_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -24,6 +25,16 @@ def test_a_missing_extra_is_named_with_the_command_that_installs_it(monkeypatch:
     assert extra("json.decoder", "none").JSONDecoder
     with pytest.raises(ModuleNotFoundError):
         extra("json.no_such_module", "none")
+
+
+def test_a_part_is_refused_where_its_packages_are_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    step = Pt2e()
+    monkeypatch.setattr("ofa.compress.pt2e.PACKAGES", ("json", "no_such_package"))
+    with pytest.raises(UserError, match=r'no_such_package is not installed; .*pip install "ofa-nas\[quant\]"'):
+        require_packages(step)
+    monkeypatch.setattr("ofa.compress.pt2e.PACKAGES", ("json",))
+    require_packages(step)
+    require_packages(object())
 
 
 def test_onnx_runtime_reports_nothing(tmp_path: Path) -> None:

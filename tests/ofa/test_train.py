@@ -301,6 +301,19 @@ def test_losses_equal_their_formulas() -> None:
 
 def test_a_net_that_lost_most_of_what_it_had_learned_is_called_collapsed() -> None:
     log = [{"epoch": 1, "val": {"largest": 0.9, "smallest": 0.2}}]
-    assert collapsed({"largest": 0.3, "smallest": 0.2}, log, classes=10) == ["largest"]
-    assert not collapsed({"largest": 0.8, "smallest": 0.1}, log, classes=10), "what never learned has nothing to lose"
-    assert not collapsed({"largest": 0.1}, [], classes=10)
+    assert collapsed({"largest": 0.3, "smallest": 0.2}, log, 0.1, 300) == ["largest"]
+    assert not collapsed({"largest": 0.8, "smallest": 0.1}, log, 0.1, 300), "what never learned has nothing to lose"
+    assert not collapsed({"largest": 0.1}, [], 0.1, 300)
+
+
+def test_a_net_that_one_or_two_images_fewer_are_right_of_has_not_collapsed() -> None:
+    log = [{"epoch": 1, "val": {"largest": 5 / 6}}]
+    assert not collapsed({"largest": 4 / 6}, log, 0.5, 6) and not collapsed({"largest": 3 / 6}, log, 0.5, 6)
+    assert collapsed({"largest": 0.6}, log, 0.5, 600) == ["largest"]
+
+
+def test_a_net_that_names_the_most_frequent_class_has_learned_nothing(data: ImageData) -> None:
+    log = [{"epoch": 1, "val": {"largest": 0.94}}]
+    assert not collapsed({"largest": 0.7}, log, 0.94, 300) and collapsed({"largest": 0.7}, log, 0.5, 300)
+    often = data.val.labels.bincount().max() / len(data.val.labels)
+    assert data.guessing("val") == pytest.approx(float(often)) and 0.1 <= data.guessing("val") < 0.2

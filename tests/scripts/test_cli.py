@@ -94,6 +94,22 @@ def test_sweep_gives_each_job_a_folder(command: Command, tmp_path: Path) -> None
     assert {path.parent.parent.name for path in tmp_path.rglob("train/config.json")} == {"seed=0", "seed=1"}
 
 
+@pytest.mark.parametrize(
+    ("run", "folders"),
+    [("run=mine", {"mine/seed=0", "mine/seed=1"}), ("run=mine/s${seed}", {"mine/s0", "mine/s1"})],
+)
+def test_sweep_in_a_folder_of_the_users_gives_each_job_its_own(
+    command: Command, tmp_path: Path, run: str, folders: set[str]
+) -> None:
+    answer = command("-m", "seed=0,1", run)
+    assert answer.status == 0, answer.err
+    assert {str(p.parents[1].relative_to(tmp_path)) for p in tmp_path.rglob("train/config.json")} == folders
+
+
+def test_a_value_that_another_option_reads_may_be_added(command: Command) -> None:
+    assert command("+side=24", "data.seed=${side}").status == 0
+
+
 def test_cfg_prints_the_configuration_and_runs_nothing(command: Command, tmp_path: Path) -> None:
     answer = command("--cfg", "job", "seed=7")
     assert answer.status == 0 and "seed: 7\n" in answer.out and "next:" not in answer.out
@@ -153,6 +169,11 @@ def test_help_explains_the_options_of_the_stage(command: Command) -> None:
         (["+train.watch.image=3"], 1, ["train.watch.image is not an option", "did you mean train.watch.images="]),
         (["device=stm32f746", "device.phone.limits.macs=3"], 2, ["belongs to device=phone"]),
         (["threads=0"], 1, ["threads=0", "at least 1"]),
+        (["run=null"], 1, ["run=null is empty; give one, such as run=runs/mine"]),
+        (["run="], 1, ["run= is empty"]),
+        (["name=''"], 1, ["name= is empty"]),
+        (["+seeed=3"], 1, ["seeed is not an option; did you mean seed="]),
+        (["-m", "seed=0,1", "--cfg", "job"], 2, ["give one of --multirun, --cfg, --info and --help at a time"]),
     ],
 )
 def test_mistake_on_the_command_line_is_one_line(
@@ -177,6 +198,7 @@ def test_mistake_on_the_command_line_is_one_line(
             "raise PermissionError(13, 'Permission denied', 'cat.png')",
             "cannot read or write cat.png: Permission denied",
         ),
+        ("raise PermissionError(1, 'Operation not permitted', '/sys/x')", "cannot read or write /sys/x: Operation not"),
         ("raise NotADirectoryError(20, 'Not a directory', 'a/train')", "cannot read or write a/train: Not a directory"),
         ("cfg.name = '???'; cfg.run", "name"),
         (

@@ -43,8 +43,8 @@ def test_nets_measured_before_a_phase_are_shown_until_the_next_step(monkeypatch:
     out = io.StringIO()
     with Progress("train", console=Console(file=out, width=120)) as bar:
         for measured in ("1/64 nets", "2/64 nets"):
-            train._show(bar, {"step": 5, "steps": 100, "phase": "attentive", "measured": measured})
-        train._show(bar, {"step": 6, "steps": 100, "phase": "attentive", "loss": 0.5})
+            train._show(bar, {"step": 5, "steps": 100, "phase": "attentive", "measured": measured}, "lower lr")
+        train._show(bar, {"step": 6, "steps": 100, "phase": "attentive", "loss": 0.5}, "lower lr")
     first, second, step = out.getvalue().splitlines()
     assert "train 5/100" in first and "measured 1/64 nets" in first and "measured 2/64 nets" in second
     assert "measured" not in step and "loss 0.5" in step
