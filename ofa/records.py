@@ -101,7 +101,7 @@ class Stage:
             raise UserError(f"blocks {self.blocks} must say for each depth of {self.depth} how many blocks it keeps")
         if self.blocks[0] < 1 and self.stride != 1:
             raise UserError(
-                f"depth {self.choices('depth')[0]} leaves no block, and stride {self.stride} needs one; "
+                f"depth {self.choices('depth')[0]} leaves a stage without a block that strides by {self.stride}; "
                 "let depth begin at 1, or give stride 1"
             )
         if isinstance(self.se, tuple) and len(self.se) != self.blocks[-1]:
