@@ -16,6 +16,7 @@ from search.pareto import front, hypervolume
 Floats = NDArray[np.float64]
 NODES, WEIGHTS = np.polynomial.hermite_e.hermegauss(9)  # of a standard normal distribution
 WEIGHTS = WEIGHTS / WEIGHTS.sum()
+APART, SHARE = 2, 1 / 3  # how wide a gap is, in extents of what lies before it, and how much lies there at least
 SPANS = 4  # of 1, 2, 4 and 8 the fewest measurements on NAS-Bench-Macro, with and without a limit
 
 
@@ -25,24 +26,38 @@ class Warp:
 
     scale: SPANS times the way from the lowest cost to the median.  Bad networks are far worse than good ones differ
     among each other; on this scale a model spends its effort on the good ones.
+    most: how far above the lowest a cost counts.  Those of networks that collapsed lie apart from all others, and tell
+    of these no more than that they are worse.
     """
 
     lowest: float
     scale: float
+    most: float
 
     @staticmethod
     def of(cost: Floats) -> Warp:
         """The scale for measured costs (N,)."""
         lowest = float(cost.min())
-        return Warp(lowest, SPANS * (float(np.median(cost)) - lowest) or float(np.std(cost)) or 1.0)
+        above = np.sort(cost - lowest)
+        most = _most(above)
+        return Warp(lowest, SPANS * float(np.median(np.minimum(above, most))) or float(np.std(cost)) or 1.0, most)
 
     def __call__(self, cost: Floats) -> Floats:
         """Costs on this scale; none may lie `scale` or more below the lowest."""
-        return np.log(cost - self.lowest + self.scale)
+        return np.log(np.minimum(cost - self.lowest, self.most) + self.scale)
 
     def back(self, warped: Floats) -> Floats:
-        """Costs from this scale."""
+        """Costs from this scale, those beyond `most` as if they were there."""
         return np.exp(warped) + self.lowest - self.scale
+
+
+def _most(above: Floats) -> float:
+    """Somewhat more than what lies before the widest gap of ascending costs (N,), where the rest is far from it."""
+    gaps = np.diff(above)
+    last = int(gaps.argmax()) if len(gaps) else 0
+    if last + 1 < SHARE * len(above) or not above[last] or gaps[last] <= APART * above[last]:
+        return np.inf
+    return 1.5 * float(above[last])
 
 
 def expected_improvement(mean: Floats, std: Floats, best: float | Floats) -> Floats:

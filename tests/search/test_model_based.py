@@ -74,13 +74,23 @@ def test_the_nodes_integrate_a_normal_distribution() -> None:
 
 
 def test_a_warp_keeps_the_order_spreads_the_best_and_comes_back() -> None:
-    cost = np.array([-93.0, -92.9, -92.0, -80.0, -45.0])
+    cost = np.array([-93.0, -92.9, -92.0, -80.0, -65.0])
     warp = Warp.of(cost)
     assert (np.diff(warp(cost)) > 0).all()
     assert warp.back(warp(cost)) == pytest.approx(cost)
     share = np.diff(warp(cost)) / np.ptp(warp(cost)) / (np.diff(cost) / np.ptp(cost))
     assert share[0] > 5 * share[-1]
     assert Warp.of(np.ones(3))(np.ones(3)) == pytest.approx(0)  # equal costs have no spread
+
+
+def test_costs_of_networks_that_collapsed_count_as_somewhat_worse_than_all_others() -> None:
+    living, dead = np.linspace(-93.0, -90.0, 10), np.array([-10.0, -10.5, -12.0])
+    warp = Warp.of(np.concatenate([living, dead]))
+    assert (np.diff(warp(living)) > 0).all() and warp.back(warp(living)) == pytest.approx(living)
+    assert warp.back(warp(dead)) == pytest.approx(-93 + 1.5 * 3)
+    assert warp.scale == pytest.approx(Warp.of(np.append(living, 3 * [-88.5])).scale)
+    assert Warp.of(np.append(-93.0, dead)).most == np.inf, "too few to tell who is apart"
+    assert Warp.of(living).most == np.inf
 
 
 # -- which networks it measures ---------------------------------------------------------------------------------------
