@@ -45,7 +45,7 @@ from omegaconf import DictConfig, OmegaConf
 from ofa.errors import UserError
 from ofa.kinds import check_kinds
 from scripts.mistakes import UsageError, chain, explain, faulty_argument
-from scripts.options import check_file, check_known, check_type, flatten, groups, help_text, sections
+from scripts.options import check_file, check_hidden, check_known, check_type, flatten, groups, help_text, sections
 from scripts.stage import NOTHING, next_command, plain
 
 Function = Callable[[DictConfig], Any]
@@ -108,7 +108,10 @@ def _run(job: Function, parser: argparse.ArgumentParser) -> None:
     version.setbase("1.3")
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
-        _run_hydra(parser.parse_intermixed_args(), parser, job, "pkg://conf", "config")
+        given = parser.parse_intermixed_args()
+        if given.config_dir:
+            check_hidden(given.config_dir)
+        _run_hydra(given, parser, job, "pkg://conf", "config")
     except SystemExit as end:
         if end.code:
             raise

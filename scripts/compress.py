@@ -81,7 +81,7 @@ def _compress(
     """Each step after the last that is on disk; a step's network is kept for the next, and dropped at the end."""
     import torch
 
-    from ofa.compress.chain import Work
+    from ofa.compress.chain import Work, run_step
     from ofa.compress.layers import device_of
     from ofa.compress.numbers import measure
 
@@ -95,7 +95,7 @@ def _compress(
         with Progress(f"compress {name}") as progress:
             work = Work(data, resolution, cfg.seed, teacher=first, report=progress)
             if name != BEFORE:
-                net = steps[name](net, work)
+                net = run_step(name, steps[name], net, work)
                 torch.save(net, _kept(folder, name))
             numbers = measure(name, net, work, folder / f"{name}.ofap")
             if name != BEFORE:

@@ -8,8 +8,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from omegaconf import DictConfig
 
+from ofa.errors import UserError
 from ofa.limits import beyond
 from scripts.cli import make
 from scripts.onnx_files import SHIPPED
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from ofa.export.budget import Proof
     from ofa.static import StaticNet
 
+AGREES = 0.8  # share of images of the same class, below which a file computes something else
 SIMULATED_IMAGES = 100  # that a microcontroller's interpreter runs here
 
 
@@ -50,6 +53,9 @@ def deploy(
     found = {name: _run(cfg, name, net, ranges, folder, data) for name in cfg.runtime}
     for name, row in found.items():
         print(f"{device}: {name} {row['sqnr_db']:.1f} dB, {row['file_bytes']:,} bytes in {row['file']}{_latency(row)}")
+        if row["agreement"] < AGREES:
+            alike = f"names the same class as PyTorch for {100 * row['agreement']:.0f} % of {row['images']} images"
+            print(f"warning: {device}: {name} {alike}; do not ship {row['file']}")
     board = plain(cfg.device[device])
     described = Board(board.get("core", CORE), Pixels(data.mean, data.std))
     proofs, missing = prove(board.get("runtimes", []), net, ranges, limits, shipped, folder, described)
@@ -103,7 +109,11 @@ def _run(cfg: DictConfig, name: str, net: StaticNet, ranges: Any, folder: Path, 
     count = min(verification.images, SIMULATED_IMAGES) if simulated else verification.images
     images, labels = next(data.batches("test", count, net.spec.resolution, rng=None))
     logits = run(runtime, file, images, threads=verification.threads)
-    row = asdict(compare(logits, run_torch(net, images))) | runtime.describe(file)
+    reference = run_torch(net, images)
+    if logits.shape != reference.shape or not np.isfinite(logits).all():
+        given = f"logits {logits.shape}, of which {np.isfinite(logits).sum()} are finite"
+        raise UserError(f"{name} computed {given}, from {file}; the network has {reference.shape} finite ones")
+    row = asdict(compare(logits, reference)) | runtime.describe(file)
     row |= {"accuracy_on_these": float((logits.argmax(1) == labels.numpy()).mean())}
     row |= {"file": file.name, "file_bytes": file.stat().st_size}
     if simulated:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -50,6 +51,14 @@ def _texts() -> dict[tuple[str, str], str]:
         for entry in sorted(entries, key=lambda entry: entry.name):
             found[folder.name, entry.name.removesuffix(".yaml")] = entry.read_text()
     return found
+
+
+def check_hidden(folder: str) -> None:
+    """Raise UserError for a file of a user's folder that would not be read, since this project has one of its name."""
+    for (group, name), text in _texts().items():
+        file = Path(folder, group, f"{name}.yaml")
+        if group and file.is_file() and file.read_text() != text:
+            raise UserError(f"{file} would not be read, since the project has a {group}={name}; give it another name")
 
 
 def groups() -> dict[str, list[str]]:

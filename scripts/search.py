@@ -184,7 +184,10 @@ def _search(
         strategy.violation = problem.exceeds  # all other limits are of sums and maxima over layers, cheap to look up
     size = cfg.search.evaluations, cfg.search.batch
     with Progress(f"search {device} {agent}" + (f" seed {seed}" if cfg.seeds > 1 else "")) as progress:
-        return run_search(strategy, problem, *size, folder=folder, progress=partial(_show, progress))
+        result = run_search(strategy, problem, *size, folder=folder, progress=partial(_show, progress))
+        if (count := len(result.evaluations)) < min(cfg.search.evaluations, space.size):
+            progress.print(f"{agent} proposed no other networks after {count} of {cfg.search.evaluations}")
+        return result
 
 
 def _show(progress: Progress, done: int, total: int, best: dict[str, float]) -> None:

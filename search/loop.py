@@ -104,7 +104,7 @@ def _explore(
         n = log.batch or min(batch, evaluations - before)
         genes = start if len(start) and not known else log.genes(agent, n)
         evaluation = log.evaluate(problem, genes)
-        agent.tell(genes, evaluation.cost, evaluation.violation)
+        agent.tell(genes.copy(), evaluation.cost.copy(), evaluation.violation.copy())  # its own, to do with as it likes
         for key, row in zip(keys(genes), genes, strict=True):
             known.setdefault(key, row)
         idle = 0 if len(known) > before else idle + 1
@@ -135,7 +135,7 @@ class _Log:
         """What the agent proposes; one that needs no earlier proposals takes the logged ones."""
         if self._lines and not _replays(agent):
             return np.array(self._lines[0]["genes"], dtype=np.int8).reshape(n, -1)
-        return agent.ask(n)
+        return agent.space.canonical(np.asarray(agent.ask(n)))  # no network twice by genes of skipped blocks
 
     def evaluate(self, problem: Problem, genes: Genes) -> Evaluation:
         if self._lines:

@@ -6,11 +6,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+import torch
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from ofa.compress.order import check_order
 from ofa.errors import UserError
+from ofa.modules import evaluating
 
 if TYPE_CHECKING:
     from ofa.data import ImageData
@@ -66,8 +68,22 @@ def compress(net: nn.Module, steps: Mapping[str, Step], work: Work) -> Iterator[
     check_network(net)
     work = replace(work, teacher=work.teacher or net)
     for name, step in steps.items():
-        net = step(net, work)
+        net = run_step(name, step, net, work)
         yield name, net
+
+
+def run_step(name: str, step: Step, net: nn.Module, work: Work) -> nn.Module:
+    """What a step makes of a network; raises UserError where that has no finite logits of the same classes."""
+    image = next(iter(work.data.calibration("val", 2, work.resolution))).to(next(net.parameters()).device)
+    made = step(net, work)
+    if not isinstance(made, nn.Module):
+        raise UserError(f"step {name} gave {type(made).__name__}; it must return the network")
+    with evaluating(net, made), torch.no_grad():
+        before, logits = net(image), made(image)
+    if logits.shape != before.shape or not logits.isfinite().all():
+        given = f"logits {tuple(logits.shape)}, of which {int(logits.isfinite().sum())} are finite"
+        raise UserError(f"step {name} gave a network with {given}; it must keep {tuple(before.shape)} finite ones")
+    return made
 
 
 def check_network(net: nn.Module) -> None:

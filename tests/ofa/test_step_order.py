@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -137,3 +139,22 @@ def test_an_order_that_may_work_is_left_to_the_steps(steps: tuple[Step, ...]) ->
 def test_a_step_of_somebody_else_may_stand_anywhere_whatever_its_name() -> None:
     theirs = type("Mixed", (), {"__module__": "mine", "__call__": lambda self, net, work: net})()
     check_order({"theirs": theirs, "channels": CHANNELS})
+
+
+@pytest.mark.parametrize(
+    ("made", "answer"),
+    [
+        (lambda net: None, "step mine gave NoneType; it must return the network"),
+        (
+            lambda net: nn.Sequential(net, nn.LazyLinear(3)),
+            r"logits \(2, 3\), of which 6 .* keep \(2, 10\) finite ones",
+        ),
+        (lambda net: nn.Sequential(net, nn.Threshold(9e9, math.nan)), r"logits \(2, 10\), of which 0 are finite"),
+    ],
+)
+def test_a_step_whose_result_is_no_such_network_is_refused(made: Callable[[Any], Any], answer: str) -> None:
+    net, work = random_net(), Work(digits(), 16)
+    with pytest.raises(UserError, match=answer):
+        list(compress(net, {"mine": lambda net, work: made(net)}, work))
+    (kept,) = compress(net, {"mine": lambda net, work: nn.Sequential(net)}, work)
+    assert isinstance(kept[1], nn.Sequential)

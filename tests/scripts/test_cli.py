@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
@@ -218,6 +219,17 @@ def test_missing_value_is_named_with_its_explanation(command: Command, tmp_path:
     (tmp_path / "more/data/mine.yaml").write_text("path: ???\n")
     answer = command(*before, "--config-dir", "more", "data=mine")
     assert answer.err.startswith("ofa-train: data.path has no value; give data.path=<value>")
+
+
+def test_a_file_that_the_projects_own_would_hide_is_refused(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "more/device").mkdir(parents=True)
+    own = (files("conf") / "device/stm32f746.yaml").read_text()
+    (tmp_path / "more/device/stm32f746.yaml").write_text(own)
+    assert command("--config-dir", "more").status == 0, "the same text"
+    (tmp_path / "more/device/stm32f746.yaml").write_text(own.replace("macs:", "macs: 1M #"))
+    answer = command("--config-dir", "more", "device=stm32f746")
+    assert answer.status == 1 and "more/device/stm32f746.yaml would not be read" in answer.err
+    assert "the project has a device=stm32f746; give it another name" in answer.err
 
 
 def test_broken_yaml_is_named_with_its_line(command: Command, tmp_path: Path) -> None:

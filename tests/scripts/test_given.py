@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from hydra import compose, initialize_config_module
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
 
 from ofa.errors import UserError
 from ofa.export import budget
@@ -35,6 +38,43 @@ def test_a_limit_may_leave_out_its_unit(tmp_path: Path) -> None:
     assert [(row["limit"], row["max"], row["met"]) for row in result["budget"]] == [
         ("peak_memory_bytes", 320_000, True)
     ]
+
+
+class Altered:
+    """A runtime that multiplies PyTorch's logits by a factor."""
+
+    suffix = ".altered"
+
+    def __init__(self, factor: float) -> None:
+        self.factor = factor
+
+    def export(self, net: nn.Module, path: Path, images: Tensor) -> None:
+        self.net = net
+        path.write_bytes(b"-")
+
+    def load(self, path: Path, threads: int = 1) -> Any:
+        return lambda images: self.factor * self.net(torch.from_numpy(images)).detach().numpy()
+
+    def describe(self, path: Path) -> dict[str, Any]:
+        return {}
+
+
+@pytest.mark.parametrize(
+    ("factor", "told"),
+    [(1.0, ""), (-1.0, "mine names the same class as PyTorch for 0 % of"), (float("nan"), "of which 0 are finite")],
+)
+def test_a_runtime_that_computes_something_else_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], factor: float, told: str
+) -> None:
+    cfg = config(tmp_path, "macs=1G")
+    cfg.runtime = {"mine": {"_target_": f"{__name__}.Altered", "factor": factor}}
+    if factor != factor:
+        with pytest.raises(UserError, match=told):
+            main(cfg)
+        return
+    main(cfg)
+    out = capsys.readouterr().out
+    assert told in out and ("warning: " in out) == bool(told)
 
 
 def test_a_network_of_other_channels_is_answered_in_one_line(tmp_path: Path) -> None:

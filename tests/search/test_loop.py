@@ -188,6 +188,30 @@ def test_an_agent_that_only_repeats_itself_is_stopped() -> None:
     assert len(run_search(Stuck(SPACE, seed=0, n_objectives=2), problem(), 100, 10).evaluations) == 1
 
 
+def test_an_agent_may_do_what_it_likes_with_what_it_is_told() -> None:
+    class Careless(RandomSearch):
+        def tell(self, genes: Any, cost: Any, violation: Any) -> None:
+            super().tell(genes.copy(), cost, violation)
+            genes[:], cost[:], violation[:] = 0, 0, 1
+
+    careless, careful = (
+        run_search(kind(SPACE, seed=0, n_objectives=2), problem(), 60, 10) for kind in (Careless, RandomSearch)
+    )
+    pd.testing.assert_frame_equal(careless.evaluations, careful.evaluations)
+
+
+def test_a_network_counts_once_whatever_the_genes_of_its_skipped_blocks() -> None:
+    skipped = ~SPACE.active(SPACE.smallest())[0]
+
+    class Hidden(RandomSearch):
+        def ask(self, n: int) -> Any:
+            genes = SPACE.smallest().repeat(n, axis=0)
+            genes[:, skipped] = self._rng.integers(0, SPACE.counts[skipped], (n, skipped.sum()))
+            return genes
+
+    assert skipped.any() and len(run_search(Hidden(SPACE, seed=0, n_objectives=2), problem(), 40, 10).evaluations) == 1
+
+
 def test_progress_tells_the_best_network_so_far() -> None:
     seen: list[tuple[int, int, dict[str, float]]] = []
     agent = Evolution(SPACE, seed=0, n_objectives=2)
