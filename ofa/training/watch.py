@@ -76,15 +76,9 @@ def collapsed(val: Mapping[str, float], log: Iterable[Mapping[str, Any]], chance
     lines = list(log)
     best = {name: max((line["val"].get(name, 0.0) for line in lines), default=0.0) for name in val}
     learned = {name: top for name, top in best.items() if top - chance > LEARNED * (1 - chance)}
+    error = {name: math.sqrt((top * (1 - top) + val[name] * (1 - val[name])) / images) for name, top in learned.items()}
     fell = [name for name, top in learned.items() if val[name] - chance < (top - chance) / 2]
-    return [
-        name for name in fell if learned[name] - val[name] > ERRORS * _standard_error(learned[name], val[name], images)
-    ]
-
-
-def _standard_error(before: float, after: float, images: int) -> float:
-    """Of the difference of two accuracies, of so many images each."""
-    return math.sqrt((before * (1 - before) + after * (1 - after)) / images)
+    return [name for name in fell if learned[name] - val[name] > ERRORS * error[name]]
 
 
 def diverged(val: Mapping[str, float], loss: float, classes: int, chance: float) -> bool:
