@@ -19,7 +19,7 @@ from ofa.kernels import plain
 from ofa.modules import ConvBN, SqueezeExcite, activation
 from ofa.norm import ACTIVATIONS, batch_norm_act
 from ofa.products import compact, product, product_into
-from ofa.shrink import shrink
+from ofa.shrink import Smaller, shrink
 from ofa.spec import Unit
 
 Layout = tuple[Sequence[int], Sequence[int]]  # sizes and strides
@@ -28,7 +28,7 @@ SMALL = 16  # pixels of a map up to which a convolution is a matrix product
 
 def crop_kernel(weight: Tensor, size: int, stride: int) -> Tensor:
     """The taps of a kernel (C, 1, K, K) that an image whose longer side has `size` pixels can reach: (C, 1, k, k)."""
-    return shrink(weight, len(weight), reach(weight.shape[-1], size, stride))
+    return shrink(Smaller(weight, len(weight), reach(weight.shape[-1], size, stride)))[0]
 
 
 def reach(kernel: int, size: int, stride: int) -> int:
@@ -77,7 +77,7 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None = None, cout: int | 
     A matrix product on small maps, where a convolution on a CPU spends more on reordering its weights than on them.
     """
     (_, c, h, w), cout, k = x.shape, len(weight) if cout is None else cout, weight.shape[-1]
-    if x.device.type == "cpu" and _side(h, stride) * _side(w, stride) <= SMALL:
+    if x.device.type == "cpu" and strided(h, stride) * strided(w, stride) <= SMALL:
         if plain(x, weight):
             run = _Product.apply if torch.is_grad_enabled() else _product
             return run(x, weight, bias, cout, stride)
@@ -205,8 +205,8 @@ def _product(
     return y.as_strided_(images.size(), images.stride())  # no view, or what follows could not work in place
 
 
-def _side(size: int, stride: int) -> int:
-    """Pixels of a side after a stride."""
+def strided(size: int, stride: int) -> int:
+    """Pixels of a side after a convolution of some stride."""
     return (size - 1) // stride + 1
 
 
@@ -229,7 +229,7 @@ def _patches(x: Tensor, k: int = 1, stride: int = 1) -> Tensor:
 def _images(rows: Tensor, shape: Sequence[int], stride: int = 1) -> Tensor:
     """Rows for each pixel of what an image (N, C, H, W) became, as images, channels last."""
     n, _, h, w = shape
-    return rows.view(n, _side(h, stride), _side(w, stride), -1).permute(0, 3, 1, 2)
+    return rows.view(n, strided(h, stride), strided(w, stride), -1).permute(0, 3, 1, 2)
 
 
 def give(layer: nn.Module, weight: Tensor, bias: Tensor | None = None) -> None:
@@ -326,20 +326,25 @@ class ElasticDepthwise(nn.Module):
         self.transforms = nn.ParameterDict({str(k): nn.Parameter(torch.eye(k * k)) for k in self.kernels[:-1]})
         self.bn = ElasticBatchNorm(unit.mid, unit.act)
 
-    def kernel(self, channels: int, kernel: int, taps: int | None = None) -> Tensor:
-        """The weights (channels, 1, kernel, kernel) of a smaller layer, or their centre (channels, 1, taps, taps)."""
+    def smaller(self, channels: int, kernel: int, taps: int) -> Smaller:
+        """What `shrink` makes the weights of a smaller layer from, or their centre (channels, 1, taps, taps)."""
         matrices = [self.transforms[str(k)] for k in reversed(self.kernels[:-1]) if k >= kernel]
-        return shrink(self.weight, channels, kernel if taps is None else taps, matrices)
+        return Smaller(self.weight, channels, taps, matrices)
 
-    def forward(self, x: Tensor, kernel: int) -> Tensor:
-        """(N, C, H, W) to (N, C, H / stride, W / stride), by kernel x kernel taps."""
-        weight = self.kernel(x.shape[1], kernel, reach(kernel, max(x.shape[-2:]), self.stride))
+    def forward(self, x: Tensor, kernel: int, weight: Tensor | None = None) -> Tensor:
+        """(N, C, H, W) to (N, C, H / stride, W / stride), by kernel x kernel taps; weight: what `shrink` made of them.
+
+        A weight of taps for another size of images is left out of account.
+        """
+        taps = reach(kernel, max(x.shape[-2:]), self.stride)
+        if weight is None or weight.shape[-1] != taps:
+            (weight,) = shrink(self.smaller(x.shape[1], kernel, taps))
         return self.bn(depthwise(x, weight, self.stride))
 
     def copy_to(self, plain: ConvBN) -> None:
         """Give a plain depthwise convolution the transformed kernels of the leading channels."""
         channels, _, kernel, _ = plain.conv.weight.shape
-        give(plain.conv, self.kernel(channels, kernel))
+        give(plain.conv, *shrink(self.smaller(channels, kernel, kernel)))
         assert isinstance(plain.bn, nn.BatchNorm2d)
         self.bn.copy_to(plain.bn)
 

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from ofa.blocks import BLOCKS, elastic
 from ofa.drop import Drop
 from ofa.errors import UserError
-from ofa.layers import ElasticLinear
+from ofa.layers import ElasticLinear, strided
 from ofa.modules import initialise, set_bn_eps
+from ofa.shrink import shrink
 from ofa.space import Arch, Space
 from ofa.spec import Unit
 from ofa.static import FIXED_UNITS
@@ -39,14 +40,26 @@ class Supernet(nn.Module):
                 f"images have shape {tuple(x.shape)}; {self.space.name} takes (N, {self.space.in_channels}, H, W)"
             )
         units = arch_units(self.space, arch)
+        weights = self._depthwise(units, max(x.shape[-2:]))
         for i, (module, unit) in enumerate(zip(self.units, units, strict=True)):
             if unit is None:
                 continue
             if drop and unit.kind == "linear":
                 x = drop.before_classifier(x)
             kept = drop.branch(x, unit, _place(units, i)) if drop else None
-            x = module(x, unit, kept) if unit.kind in BLOCKS else module(x)
+            given = (weights[i],) if i in weights else ()
+            x = module(x, unit, kept, *given) if unit.kind in BLOCKS else module(x)
         return x
+
+    def _depthwise(self, units: Sequence[Unit | None], side: int) -> dict[int, Tensor]:
+        """The depthwise weights of the units that have them, by number, for images of `side` pixels."""
+        wanted = {}
+        for i, (module, unit) in enumerate(zip(self.units, units, strict=True)):
+            if unit is not None:
+                if hasattr(module, "smaller"):
+                    wanted[i] = module.smaller(unit, side)  # type: ignore[operator]
+                side = strided(side, unit.stride)
+        return dict(zip(wanted, shrink(*wanted.values()), strict=True))
 
     def sort_channels(self, trained: Space | None = None) -> None:
         """Order the middle channels of every block by the L1 norm of the weights that read them, in place.

@@ -2,7 +2,8 @@
 
 A new block is one folder and one line in `BLOCKS`: `block` says what it costs and what may vary; `modules.Plain(unit)`
 is its network, `modules.Elastic(unit, kernels)` its elastic one, with `forward(x, unit, kept)`, `copy_to(plain)` and
-`sort_channels(mid, se)`.  N architectures.  Needs no torch, except for `plain` and `elastic`.
+`sort_channels(mid, se)`; one with depthwise weights can have all of a network's made in one call (`smaller` of mbconv).
+N architectures.  Needs no torch, except for `plain` and `elastic`.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ from ofa.kernels import library, plain
 from ofa.layers import convolve, leading, squeeze_excite
 from ofa.modules import ConvBN, SqueezeExcite, activation
 from ofa.norm import ACTIVATIONS, batch_norm_act
-from ofa.shrink import shrink, stock
+from ofa.shrink import Smaller, shrink, stock
 from ofa.space import load_space
 from ofa.supernet import Supernet
 from ofa.training.layers import fast_layers
@@ -222,7 +222,7 @@ def test_without_a_compiler_the_stock_operations_give_the_same(no_compiler: None
     assert torch.equal(y, F.conv2d(x, weight, None, 2, 2, groups=16))
     z = batch_norm_act(x, weight[:, 0, 0, 0], weight[:, 0, 0, 1], "relu")
     assert torch.equal(z, F.relu(F.batch_norm(x, None, None, weight[:, 0, 0, 0], weight[:, 0, 0, 1], True)))
-    smaller = shrink(weight, 8, 3)
+    (smaller,) = shrink(Smaller(weight, 8, 3))
     assert torch.equal(smaller, weight[:8, :, 1:4, 1:4]) and type(smaller.grad_fn).__name__ == "SliceBackward0"
 
 
@@ -359,13 +359,13 @@ def test_kernels_of_smaller_layers_and_their_gradients_equal_float64(
     torch.manual_seed(0)
     weight = torch.randn(40, 1, 7, 7, requires_grad=True)
     matrices = [torch.randn(k * k, k * k, requires_grad=True) for k in smaller]
-    found = shrink(weight, channels, taps, matrices)
+    (found,) = shrink(Smaller(weight, channels, taps, matrices))
     exact_weight, *exact_matrices = doubled(weight, *matrices)
-    exact = stock(exact_weight, channels, taps, exact_matrices)
+    exact = stock(Smaller(exact_weight, channels, taps, exact_matrices))
     assert found.shape == exact.shape == (channels, 1, taps, taps) and relative(found, exact) < 1e-6
     gy = torch.randn_like(found)
     gradients = torch.autograd.grad(found, (weight, *matrices), gy, create_graph=True, materialize_grads=True)
-    plain_gradients = torch.autograd.grad(shrink(weight, channels, taps, matrices), (weight, *matrices), gy)
+    plain_gradients = torch.autograd.grad(shrink(Smaller(weight, channels, taps, matrices)), (weight, *matrices), gy)
     expected = torch.autograd.grad(exact, (exact_weight, *exact_matrices), gy.double())
     for a, b, c in zip(gradients, plain_gradients, expected, strict=True):
         assert relative(a, c) < 1e-6 and relative(b, c) < 1e-6
@@ -374,11 +374,34 @@ def test_kernels_of_smaller_layers_and_their_gradients_equal_float64(
 @compiled
 def test_smaller_kernels_are_made_by_the_compiled_kernel_where_it_can() -> None:
     weight, matrix = torch.randn(40, 1, 7, 7, requires_grad=True), torch.randn(25, 25)
-    assert "_Shrink" in type(shrink(weight, 24, 3, [matrix]).grad_fn).__name__
-    assert "_Shrink" not in type(shrink(weight.double(), 24, 3, [matrix.double()]).grad_fn).__name__
-    assert shrink(weight, 40, 7) is weight
-    wrong = shrink(weight, 24, 3, [matrix + 0.01 * torch.eye(25)])
-    assert relative(wrong, shrink(weight, 24, 3, [matrix])) > 1e-4
+    (found,) = shrink(Smaller(weight, 24, 3, [matrix]))
+    assert "_Shrink" in type(found.grad_fn).__name__
+    (double,) = shrink(Smaller(weight.double(), 24, 3, [matrix.double()]))
+    assert "_Shrink" not in type(double.grad_fn).__name__
+    assert shrink(Smaller(weight, 40, 7)) == [weight] and shrink() == []
+    (wrong,) = shrink(Smaller(weight, 24, 3, [matrix + 0.01 * torch.eye(25)]))
+    assert relative(wrong, found) > 1e-4
+
+
+@compiled
+def test_smaller_kernels_of_a_network_are_made_in_one_call_and_each_gets_its_own_gradients() -> None:
+    torch.manual_seed(0)
+    weights = [torch.randn(c, 1, 7, 7, requires_grad=True) for c in (40, 24, 30)]
+    matrices = [torch.randn(k * k, k * k, requires_grad=True) for k in (5, 3, 5)]
+    wanted = [
+        Smaller(weights[0], 20, 3, matrices[:2]),
+        Smaller(weights[1], 24, 7),
+        Smaller(weights[2], 30, 5, matrices[2:]),
+    ]
+    found = shrink(*wanted)
+    assert found[0].grad_fn is found[2].grad_fn and found[1] is weights[1]
+    given = [torch.randn_like(kernel) for kernel in found]
+    together = torch.autograd.grad(found, [*weights, *matrices], given)
+    alone = torch.autograd.grad([stock(one) for one in wanted], [*weights, *matrices], given)
+    for a, b in zip(together, alone, strict=True):
+        assert relative(a, b) < 1e-5
+    first, *_ = torch.autograd.grad(shrink(*wanted)[0].sum(), [weights[0], weights[2]], materialize_grads=True)
+    assert relative(first, torch.autograd.grad(stock(wanted[0]).sum(), weights[0])[0]) < 1e-5
 
 
 @pytest.mark.parametrize("whole", [(1, 1), (40, 50), (300, 70), (24, 16, 3, 3), (48, 80, 1, 1), (30, 1, 5, 5)])

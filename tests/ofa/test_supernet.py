@@ -16,6 +16,7 @@ from ofa.extraction import extract, recalibrate
 from ofa.inference import fast
 from ofa.layers import ElasticBatchNorm, ElasticDepthwise, crop_kernel
 from ofa.records import Layer, Stage
+from ofa.shrink import shrink
 from ofa.space import Arch, Space, load_space
 from ofa.supernet import Supernet
 from ofa.table import layer_table
@@ -164,6 +165,22 @@ def test_cropped_kernels_are_exact(size: int, kernel: int) -> None:
     assert crop_kernel(weight, size, stride=2) is weight
 
 
+def test_depthwise_weights_are_made_once_for_a_network_or_by_their_block(digits: Supernet) -> None:
+    arch = digits.space.decode(digits.space.smallest())[0]
+    x, asked = images(digits.space, arch), []
+    place, unit = next(
+        (i, unit) for i, unit in enumerate(arch_units(digits.space, arch)) if unit is not None and unit.kind == "mbconv"
+    )
+    block = digits.units[place]
+    hook = block.register_forward_hook(lambda module, given, y: asked.append((given, y)))
+    digits(x, arch)
+    hook.remove()
+    ((before, *_, weight), y), own = asked[0], block(asked[0][0][0], unit)
+    assert isinstance(weight, Tensor) and torch.equal(y, own)
+    assert not torch.equal(y, block(before, unit, None, 2 * weight)), "the weight that is given counts"
+    assert torch.equal(own, block(before, unit, None, weight[:, :, :1, :1])), "of other taps it does not"
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("sides", [(32, 8), (8, 20)])
 def test_images_that_are_not_square_lose_no_taps(digits: Supernet, sides: tuple[int, int]) -> None:
@@ -182,9 +199,10 @@ def test_kernel_transforms_follow_once_for_all() -> None:
     assert isinstance(layer, ElasticDepthwise)
     middle = layer.weight[:6, :, 1:6, 1:6].reshape(6, 25) @ layer.transforms["5"].T
     inner = middle.view(6, 5, 5)[:, 1:4, 1:4].reshape(6, 9) @ layer.transforms["3"].T
-    assert torch.equal(layer.kernel(6, 7), layer.weight[:6])
-    assert torch.allclose(layer.kernel(6, 5).reshape(6, 25), middle)
-    assert torch.allclose(layer.kernel(6, 3).reshape(6, 9), inner)
+    seven, five, three = shrink(*(layer.smaller(6, k, k) for k in (7, 5, 3)))
+    assert torch.equal(seven, layer.weight[:6])
+    assert torch.allclose(five.reshape(6, 25), middle)
+    assert torch.allclose(three.reshape(6, 9), inner)
 
 
 @torch.no_grad()

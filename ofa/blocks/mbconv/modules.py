@@ -8,8 +8,9 @@ from dataclasses import replace
 from torch import Tensor, nn
 
 from ofa.drop import joined
-from ofa.layers import ElasticConv, ElasticDepthwise, ElasticSE, copy_parts, importance, permute, permute_norm
+from ofa.layers import ElasticConv, ElasticDepthwise, ElasticSE, copy_parts, importance, permute, permute_norm, reach
 from ofa.modules import ConvBN, SqueezeExcite
+from ofa.shrink import Smaller
 from ofa.spec import Unit
 
 
@@ -45,10 +46,14 @@ class Elastic(nn.Module):
         self.se = ElasticSE(unit) if unit.se else None
         self.project = ElasticConv(last)
 
-    def forward(self, x: Tensor, unit: Unit, kept: Tensor | None = None) -> Tensor:
-        """(N, unit.cin, H, W) to (N, unit.cout, H / stride, W / stride); kept: see `joined`."""
+    def smaller(self, unit: Unit, side: int) -> Smaller:
+        """What `shrink` makes the depthwise weights from, for images of `side` pixels."""
+        return self.depthwise.smaller(unit.mid, unit.kernel, reach(unit.kernel, side, unit.stride))
+
+    def forward(self, x: Tensor, unit: Unit, kept: Tensor | None = None, weight: Tensor | None = None) -> Tensor:
+        """(N, unit.cin, H, W) to (N, unit.cout, H / stride, W / stride); kept: see `joined`; weight: of `smaller`."""
         y = x if self.expand is None else self.expand(x, unit.mid)
-        y = self.depthwise(y, unit.kernel)
+        y = self.depthwise(y, unit.kernel, weight)
         y = y if self.se is None else self.se(y, unit.se)
         y = self.project(y, unit.cout)
         return joined(x, y, kept) if unit.shortcut else y
