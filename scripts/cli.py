@@ -192,6 +192,8 @@ def _check_place(cfg: DictConfig) -> None:
 def _made(options: Mapping[str, Any], name: str) -> bool:
     """Whether an option is in a section that names what takes it."""
     for key in name.split(".")[:-1]:
+        if key not in options:  # of the user's own with dots in it, such as the name of a layer
+            break
         options = options[key]
     return "_target_" in options
 

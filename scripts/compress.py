@@ -33,9 +33,10 @@ def main(cfg: DictConfig) -> list[str]:
     """Compress network=<card> by step=[magnitude,kmeans].  Writes <run>/compress/<network>/<steps>.
 
     A network is a card, a block list or torchvision's name, with weights after an @, as for ofa-distill.  Each step
-    leaves <step>.ofap, a packed file of its weights, which network=<network>@<step>.ofap reads; <step>.onnx, in which
-    quantized layers hold whole numbers (for x86 processors without VNNI give step.int8.weight_bits=7); and <step>.json,
-    a card for ofa-export, where the layers are those of a card.  table.json and front.svg hold accuracy and size.
+    leaves <step>.json, a card for this command and others, and <step>.onnx, in which quantized layers hold whole
+    numbers (for x86 processors without VNNI give step.int8.weight_bits=7), or says why it cannot; and <step>.ofap, its
+    weights packed, which network=<network>@<step>.ofap reads where the step left the layers of <network> as they were.
+    table.json and front.svg hold accuracy and size.
     """
     if not cfg.network or not cfg.step:
         raise UserError(
@@ -45,13 +46,14 @@ def main(cfg: DictConfig) -> list[str]:
     chain = "-".join(cfg.step)
     with open_stage(cfg, f"compress/{folder_name(cfg.network)}/{chain}", READS) as stage:
         if not stage.done:
-            from ofa.compress.chain import check_network
+            from ofa.compress.chain import Work, check_network
 
-            steps = _steps(cfg)
+            steps, points = _steps(cfg), _points(cfg)
             data = load_data(cfg)
             named, resolution = _network(cfg, data)
             check_network(named.net)
-            _sensitivities(cfg, named.net, data, resolution, stage.folder)
+            if points is not None:
+                _sensitivities(*points, named.net, Work(data, resolution, cfg.seed), stage.folder)
             _compress(cfg, steps, named, data, resolution, stage.folder)
         rows = read_jsonl(stage.folder / STEPS)
         write_json(stage.folder / "table.json", {"network": str(cfg.network), "steps": rows})
@@ -97,17 +99,18 @@ def _compress(
             if name != BEFORE:
                 net = run_step(name, steps[name], net, work)
                 torch.save(net, _kept(folder, name))
-            numbers = measure(name, net, work, folder / f"{name}.ofap")
+            numbers, lacking = measure(name, net, work, folder / f"{name}.ofap"), []
             if name != BEFORE:
                 so_far = [*steps][: [*steps].index(name) + 1]
-                _save(folder / name, named._replace(net=net), work, numbers.accuracy, so_far)
+                lacking = _save(folder / name, named._replace(net=net), work, numbers.accuracy, so_far)
             append_jsonl(folder / STEPS, asdict(numbers))
+        print("".join(f"{name}: {line}\n" for line in lacking), end="")
     for path in folder.glob("*.pt"):
         path.unlink()
 
 
-def _save(path: Path, named: Named, work: Work, accuracy: float, steps: Sequence[str]) -> None:
-    """The network as ONNX, and as a card where its layers are those of its spec; path: without a suffix."""
+def _save(path: Path, named: Named, work: Work, accuracy: float, steps: Sequence[str]) -> list[str]:
+    """The network as ONNX and as a card, and which of them it cannot be; path: without a suffix."""
     from ofa.compress.affine import ActivationGrid
     from ofa.compress.fold import unfolded
     from ofa.compress.layers import image_of
@@ -115,31 +118,45 @@ def _save(path: Path, named: Named, work: Work, accuracy: float, steps: Sequence
     from ofa.export.card import save_net
     from predictors.spec import spec_costs
 
-    model, plain = onnx_bytes(named.net, image_of(named.net, work), grids=True), unfolded(named.net)
-    files = [path.with_suffix(".onnx")] if model is not None else []
-    if model is not None:
-        atomic_write(files[0], model)
-    if plain is not None:
+    files, lacking, plain = [path.with_suffix(".onnx")], [], unfolded(named.net)
+    try:
+        atomic_write(files[0], onnx_bytes(named.net, image_of(named.net, work), grids=True))
+    except UserError as error:
+        files, lacking = [], [f"no ONNX file ({error})"]
+    if plain is None:
+        lacking.append("no card: its layers are not those of a card")
+    else:
         quantized = any(isinstance(module, ActivationGrid) for module in named.net.modules())
         values = {"accuracy": accuracy, **spec_costs(plain.spec, bits=8 if quantized else 32)}
         card = named._replace(net=plain).card(work.data, work.seed, values, {"steps": [*steps]})
         save_net(path.with_suffix(".json"), plain, card, files)
+    return lacking
 
 
 def _kept(folder: Path, step: str) -> Path:
     return folder / f"{step}.pt"
 
 
-def _sensitivities(cfg: DictConfig, net: nn.Module, data: ImageData, resolution: int, folder: Path) -> None:
-    """What zeros in each layer alone cost, where `sensitivity.images` asks for it: sensitivity.json and .svg."""
-    images = cfg.sensitivity.images
-    if not images or (folder / "sensitivity.json").exists():
+def _points(cfg: DictConfig) -> tuple[int, list[float]] | None:
+    """Images and shares of zeros of each layer's sensitivity, None where it is not asked for."""
+    images, given = cfg.sensitivity.images, plain(cfg.sensitivity.levels)
+    if not images:
+        return None
+    if isinstance(images, bool) or not isinstance(images, int) or images < 0:
+        raise UserError(f"sensitivity.images={images} must be a whole number of validation images, or null")
+    levels = given if isinstance(given, list) else [given]
+    if not levels or not all(isinstance(level, int | float) and 0 < level <= 1 for level in levels):
+        raise UserError(f"sensitivity.levels={given} must be shares of zeros, above 0 and at most 1, such as [0.5,0.9]")
+    return images, levels
+
+
+def _sensitivities(images: int, levels: Sequence[float], net: nn.Module, work: Work, folder: Path) -> None:
+    """What zeros in each layer alone cost: sensitivity.json and .svg."""
+    if (folder / "sensitivity.json").exists():
         return
     from ofa.compress.allocation import sensitivity
-    from ofa.compress.chain import Work
 
-    work = Work(data, resolution, cfg.seed)
-    rows = sensitivity(net, work, levels=plain(cfg.sensitivity.levels), images=images)
+    rows = sensitivity(net, work, levels=levels, images=images)
     write_json(folder / "sensitivity.json", [asdict(row) for row in rows])
     atomic_write(folder / "sensitivity.svg", _curves(rows))
     print(f"validation top-1 (%) with a share of zeros in one layer alone, {images} images\n{_sensitivity_table(rows)}")

@@ -123,7 +123,7 @@ def _composition(error: HydraException, causes: list[BaseException]) -> str:
         (found[1] for cause in causes if (found := re.match(r"Key '(.+?)' is not in struct", str(cause)))), None
     )
     if inner and inner not in name.split("."):  # a dict is merged into the one that is there
-        return f"{name} has no {inner} to change; write +{name}.{inner}=<value> to add it; {ALL}"
+        return f"{name} has no {inner} to change; write '+{name}={{{inner}: <value>}}' to add it; {ALL}"
     if owners(name) and name.startswith("schedule."):  # all make the same thing, with all options
         return f"{name} is not among the options of this schedule; write +{name}=<value> to add it; {ALL}"
     if owners(name):

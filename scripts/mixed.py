@@ -60,7 +60,8 @@ class Mixed:
 
     def __post_init__(self) -> None:
         for name in ("weight_choices", "input_choices"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+            given = getattr(self, name)
+            object.__setattr__(self, name, (given,) if isinstance(given, int) else tuple(given))
             for bits in getattr(self, name):
                 check_bits(bits, 2, 8)
         if not self.limits:

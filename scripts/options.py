@@ -19,6 +19,7 @@ from omegaconf import OmegaConf
 from ofa.errors import UserError
 
 FILES = ("run", "checkpoint", "model", "initial", "path", "folder", "table", "remote", "storage")
+AMOUNTS = ("macs", "size")  # of steps: a share, or a number with its unit
 FREE = ("search.objectives",)  # sections whose keys are the user's
 WIDTH = 34  # characters of an option and its value, before its explanation
 KEY = re.compile(r"^(?P<indent> *)(?P<key>[\w.-]+):(?P<value>.*?)(?: # (?P<comment>.*))?$")
@@ -122,9 +123,10 @@ def check_known(name: str, *, added: bool = False) -> None:
 def check_type(name: str, value: Any) -> None:
     """Refuse a value of another kind than every default of this option, for numbers and switches.
 
-    Limits are left to the search, which also takes "250KB".
+    Limits and amounts are left to those that take them, "250KB" too.
     """
-    if ".limits." in name:
+    amount = name.startswith("step.") and name.rpartition(".")[2] in AMOUNTS and isinstance(value, str)
+    if ".limits." in name or amount:
         return
     found = sources(mentioning=f"{name.rpartition('.')[2]}:")  # to parse them all takes most of a second
     defaults = [source.values[name] for source in found if source.values.get(name) not in (None, "???")]

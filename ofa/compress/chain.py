@@ -87,12 +87,18 @@ def run_step(name: str, step: Step, net: nn.Module, work: Work) -> nn.Module:
 
 
 def check_network(net: nn.Module) -> None:
-    """Raise UserError for layers whose weight is no plain parameter, or not finite."""
+    """Raise UserError for weights that are no plain parameters of one layer each, finite and of single precision."""
     for place, module in net.named_modules():
         if is_parametrized(module) or hasattr(module, "weight_orig"):  # a step would change a copy
             raise UserError(
                 f"layer {place} computes its weight from others; make it a plain one with torch.nn.utils.parametrize."
                 "remove_parametrizations, or torch.nn.utils.prune.remove"
             )
+    owners: dict[int, str] = {}
+    for name, parameter in net.named_parameters(remove_duplicate=False):
+        if (first := owners.setdefault(id(parameter), name)) != name:
+            raise UserError(f"{first} and {name} are one parameter; make one of them a copy: nn.Parameter(w.clone())")
+        if parameter.dtype != torch.float32:
+            raise UserError(f"{name} is of {parameter.dtype}; steps work in single precision, give net.float()")
     if wrong := [name for name, p in net.named_parameters() if not p.isfinite().all()]:
         raise UserError(f"{wrong[0]} has values that are not finite; give a network whose training went well")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fnmatch import fnmatch
 from typing import Any
 
@@ -45,14 +45,14 @@ class KMeans:
     """
 
     bits: int = 4
-    layers: Mapping[str, int] = field(default_factory=dict)
+    layers: Mapping[str, int] | None = None
     start: str = "linear"
     reassign: bool = True
     finetuning: Finetuning | None = None
 
     def __post_init__(self) -> None:
-        for bits in (self.bits, *self.layers.values()):
-            check_bits(bits, 1, 8)
+        check_bits(self.bits, 1, 8)
+        check_layers("layers", self.layers, 1, 8)
         if self.start not in STARTS:
             raise UserError(f"start {self.start!r} is not known; choose from {', '.join(STARTS)}")
 
@@ -91,9 +91,17 @@ def check_bits(bits: float, least: int, most: int) -> None:
         raise UserError(f"{bits} bits must be a whole number from {least} to {most}, or {FLOAT} to stay in float")
 
 
-def bits_for(name: str, bits: int, layers: Mapping[str, int], net: nn.Module) -> int:
+def check_layers(name: str, layers: Mapping[str, int] | None, least: int, most: int) -> None:
+    """Raise UserError unless the option `name` holds such bits by patterns of layers, or nothing."""
+    if not isinstance(layers, Mapping | None):
+        raise UserError(f"{name}={layers} must be bits by patterns of layers, such as {{units.0.*: 8}}, or null")
+    for bits in (layers or {}).values():
+        check_bits(bits, least, most)
+
+
+def bits_for(name: str, bits: int, layers: Mapping[str, int] | None, net: nn.Module) -> int:
     """Bits of a layer: those of the first pattern that matches its name, else `bits`; every pattern must match one."""
-    names = list(weight_layers(net))
+    names, layers = list(weight_layers(net)), layers or {}
     if unused := [pattern for pattern in layers if not any(fnmatch(known, pattern) for known in names)]:
         raise UserError(f"layers has {unused[0]!r}, which matches no layer; the layers are {', '.join(names)}")
     return next((chosen for pattern, chosen in layers.items() if fnmatch(name, pattern)), bits)

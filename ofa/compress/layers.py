@@ -39,9 +39,9 @@ class Counts:
     sparse_macs: int
 
 
-def patterns(keep: str | Iterable[str]) -> tuple[str, ...]:
-    """Patterns of layers' names; one may stand without a list."""
-    return (keep,) if isinstance(keep, str) else tuple(keep)
+def patterns(keep: str | Iterable[str] | None) -> tuple[str, ...]:
+    """Patterns of layers' names; one may stand without a list, None for no pattern."""
+    return (keep,) if isinstance(keep, str) else tuple(keep or ())
 
 
 def weight_layers(net: nn.Module, keep: Collection[str] = ()) -> dict[str, Layer]:

@@ -1,13 +1,13 @@
 """Linear quantization: weights and what layers read on evenly spaced numbers, simulated in floating point.
 
-What the layers compute is what an integer runtime computes, up to the rounding of its accumulator's rescaling.  C
-output channels of a layer.
+What the layers compute is what an integer runtime computes, up to the rounding of its accumulator's rescaling: biases
+are multiples of the products' steps.  C output channels of a layer.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from ofa.compress.affine import ActivationGrid, Grid, attach, grid, on_grid, per
 from ofa.compress.calibrate import Inputs, observe
 from ofa.compress.chain import Work
 from ofa.compress.fold import fold_batch_norms
-from ofa.compress.kmeans import FLOAT, bake, bits_for, check_bits
+from ofa.compress.kmeans import FLOAT, bake, bits_for, check_bits, check_layers
 from ofa.compress.layers import Layer, device_of, weight_layers
 from ofa.compress.ranges import METHODS, WEIGHT_METHODS, check_method, limits, weight_limits
 from ofa.compress.sparsity import hold_zeros
@@ -46,8 +46,8 @@ class Linear:
 
     weight_bits: int = 8
     activation_bits: int = 8
-    layers: Mapping[str, int] = field(default_factory=dict)
-    inputs: Mapping[str, int] = field(default_factory=dict)
+    layers: Mapping[str, int] | None = None
+    inputs: Mapping[str, int] | None = None
     per_channel: bool = True
     symmetric: bool = True
     symmetric_activations: bool = False
@@ -61,8 +61,10 @@ class Linear:
     learned_steps: bool = False
 
     def __post_init__(self) -> None:
-        for bits in (self.weight_bits, self.activation_bits, *self.layers.values(), *self.inputs.values()):
+        for bits in (self.weight_bits, self.activation_bits):
             check_bits(bits, 2, 8)
+        check_layers("layers", self.layers, 2, 8)
+        check_layers("inputs", self.inputs, 2, 8)
         check_method("calibration", self.calibration, METHODS)
         check_method("weight_range", self.weight_range, WEIGHT_METHODS)
         check_method("rounding", self.rounding, ROUNDINGS)
@@ -98,6 +100,7 @@ def quantize_linear(net: nn.Module, settings: Linear, batches: Iterable[Tensor],
             quantize_weight(layer, bits[name], settings, seen.get(name))
         if input_bits[name] != FLOAT:
             attach(layer, input_grid(seen[name], input_bits[name], settings).to(layer.weight.device))
+        round_bias(layer)
     return net
 
 
@@ -125,6 +128,23 @@ def correct_bias(layer: Layer, change: Tensor, means: Tensor) -> None:
     if layer.bias is None:
         layer.bias = nn.Parameter(torch.zeros_like(shift))
     layer.bias.data -= shift
+
+
+@torch.no_grad()
+def round_bias(layer: Layer) -> None:
+    """Move a layer's bias, in place, to the whole numbers that are added to sums of products.
+
+    These are multiples of the weight's scale times the input's, where both are on grids.  A channel without weights,
+    whose scale says nothing, keeps its bias.
+    """
+    read = layer._modules.get("input_grid")
+    if layer.bias is None or not isinstance(read, ActivationGrid) or not hasattr(layer, "weight_scale"):
+        return
+    scale: Tensor = layer.weight_scale  # type: ignore[assignment]
+    steps = scale * read.scale
+    rounded = (layer.bias / steps).round() * steps
+    empty = (layer.weight == 0).flatten(1).all(1) & (scale.numel() > 1)
+    layer.bias.copy_(torch.where(empty, layer.bias, rounded))
 
 
 def _weight_grid(weight: Tensor, bits: int, settings: Linear) -> Grid:
@@ -205,4 +225,5 @@ def _untrainable(net: nn.Module) -> nn.Module:
             learned = quantizer.scale.detach().abs().clamp_min(1e-9)
             del quantizer.scale
             quantizer.register_buffer("scale", learned)
+        round_bias(layer)
     return net.eval()

@@ -54,7 +54,7 @@ class Magnitude:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "keep", patterns(self.keep))
-        check_target("size_bytes", self.size)
+        check_target("size", self.size, "bytes")
         if self.allocation not in ALLOCATIONS:
             raise UserError(f"allocation {self.allocation!r} is not known; choose from {', '.join(ALLOCATIONS)}")
         if self.criterion not in CRITERIA:
@@ -68,7 +68,7 @@ class Magnitude:
     def __call__(self, net: nn.Module, work: Work) -> nn.Module:
         """A pruned and fine-tuned copy in evaluation mode.  Raises UserError where the size cannot be met."""
         parameters = sum(parameter.numel() for parameter in net.parameters())
-        share = min(1.0, amount("size_bytes", self.size, parameters * BYTES) / (parameters * BYTES))
+        share = min(1.0, amount("size", self.size, parameters * BYTES, "bytes") / (parameters * BYTES))
         zeros_for(net, weight_layers(net, self.keep), share * parameters, self.size)
         for turn in range(1, self.rounds + 1):
             names = list(weight_layers(net, self.keep)) if self.criterion == "fisher" else []

@@ -73,7 +73,7 @@ class Movement:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "keep", patterns(self.keep))
-        check_target("size_bytes", self.size)
+        check_target("size", self.size, "bytes")
         if not 0 < self.gradual <= 1 or not self.finetuning.epochs:
             given = f"gradual {self.gradual}, epochs {self.finetuning.epochs}"
             raise UserError(f"{given}: movement is learned; give a share above 0 and at most 1, and some epochs")
@@ -81,7 +81,7 @@ class Movement:
     def __call__(self, net: nn.Module, work: Work) -> nn.Module:
         """A sparse, trained copy with ordinary weights, in evaluation mode."""
         parameters = sum(parameter.numel() for parameter in net.parameters())
-        share = min(1.0, amount("size_bytes", self.size, parameters * BYTES) / (parameters * BYTES))
+        share = min(1.0, amount("size", self.size, parameters * BYTES, "bytes") / (parameters * BYTES))
         layers = weight_layers(net, self.keep)
         sparsities = uniform(layers, zeros_for(net, layers, share * parameters, self.size))
         scored = copy.deepcopy(net)

@@ -12,6 +12,7 @@ from ofa.compress.chain import Work
 from ofa.compress.layers import count, image_of
 from ofa.compress.operations import bit_operations
 from ofa.compress.packed import save_packed
+from ofa.errors import UserError
 from ofa.evaluate import accuracy
 from ofa.export.graph import onnx_model
 from ofa.export.latency import measure_onnx
@@ -58,18 +59,24 @@ def measure(step: str, net: nn.Module, work: Work, file: Path, *, images: int | 
     )
 
 
-def onnx_bytes(net: nn.Module, image: Tensor, *, grids: bool) -> bytes | None:
-    """The network for images of such a shape (1, C, R, R) as the content of an ONNX file; None where it has no graph.
+def onnx_bytes(net: nn.Module, image: Tensor, *, grids: bool) -> bytes:
+    """The network for images of such a shape (1, C, R, R) as the content of an ONNX file; grids: as for `onnx_model`.
 
-    grids: as for `onnx_model`.
+    Raises UserError where it has no graph.
     """
     _, channels, height, width = image.shape
     try:
         return bytes(onnx_model(net, (channels, height, width), grids=grids).SerializeToString())
-    except Exception:  # whatever a network's own code raises when it is traced
-        return None
+    except UserError:
+        raise
+    except Exception as error:  # whatever a network's own code raises when it is traced
+        said = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise UserError(f"the network cannot be traced ({said}); it needs a forward without branches") from error
 
 
 def _latency(net: nn.Module, image: Tensor) -> float | None:
-    model = onnx_bytes(without_grids(net), image, grids=False)
-    return None if model is None else float(measure_onnx(model)["median_ms"])
+    try:
+        model = onnx_bytes(without_grids(net), image, grids=False)
+    except UserError:
+        return None
+    return float(measure_onnx(model)["median_ms"])

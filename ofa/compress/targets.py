@@ -8,15 +8,15 @@ from ofa.limits import parse_limit
 Target = float | str
 
 
-def check_target(name: str, target: Target) -> None:
-    """Raise UserError unless `target` is a share above 0 and at most 1, or an amount above that."""
-    amount(name, target, 1.0)
+def check_target(name: str, target: Target, unit: str | None = None) -> None:
+    """Raise UserError unless `target` is a share above 0 and at most 1, or an amount above that; unit: see `amount`."""
+    amount(name, target, 1.0, unit)
 
 
-def amount(name: str, target: Target, now: float) -> float:
-    """The target in the unit that `name` ends with; numbers up to 1 are shares of what it is `now`."""
+def amount(name: str, target: Target, now: float, unit: str | None = None) -> float:
+    """The target in the unit that `name` ends with, or `unit`; numbers up to 1 are shares of what it is `now`."""
     if isinstance(target, str):
-        return parse_limit(name, target)
+        return parse_limit(name, target, unit=unit)
     if not target > 0:
         raise UserError(f"{name}={target} must be above 0: a share of the network's, or an amount such as 250_000")
     if target > 1 and target != int(target) and not name.endswith("_ms"):

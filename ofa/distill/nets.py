@@ -100,8 +100,7 @@ def require_images(net: nn.Module, name: str, data: ImageData, side: int, *, oth
 def _unweighted(name: Name, channels: int, classes: int) -> Named:
     if name.network.endswith(".ofap"):
         raise UserError(
-            f"{name.network} holds weights, but not the layers that they are of; give the card (.json) beside it, if "
-            f"there is one, or the network that it was made of, as <network>@{name.network}"
+            f"{name.network} holds weights, but not the layers that they are of; give {_beside(name.network)}"
         )
     if name.network.endswith(".yaml"):
         raise UserError(f"{name.network} is a space; give {name.network}/largest, /smallest, or /<arch.json>")
@@ -123,7 +122,8 @@ def _of_file(path: Path, weights: str) -> Named:
     content: Any = read_json(path)
     if isinstance(content, dict) and "spec" in content:
         if weights:
-            raise UserError(f"{path} is a card, which has weights of its own; leave out @{weights}")
+            other = f", or give {_beside(weights)}" if weights.endswith(".ofap") else ""
+            raise UserError(f"{path} is a card, which has weights of its own; leave out @{weights}{other}")
         card = load_card(path)
         space = load_space(card.space) if card.space else None
         return Named(rebuild(path), True, card.arch if space else None, space)
@@ -206,8 +206,19 @@ def _weighted(found: Named, file: str, data: ImageData) -> nn.Module:
     if hasattr(found.net, "aux_logits"):  # published files have the heads
         tensors = {name: tensor for name, tensor in tensors.items() if name.partition(".")[0] not in HEADS}
     counters = {k: v for k, v in own.items() if k.endswith("num_batches_tracked")}  # older files have none
-    load_weights(found.net, counters | tensors, file)
+    try:
+        load_weights(found.net, counters | tensors, file)
+    except UserError as error:
+        if not file.endswith(".ofap"):
+            raise
+        raise UserError(f"{error}; where its step changed the layers, give {_beside(file)}") from None
     return found.net
+
+
+def _beside(file: str) -> str:
+    """What holds the layers of a packed file of weights."""
+    card = Path(file).with_suffix(".json")
+    return str(card) if card.exists() else f"the network that the step began with, as <network>@{file}"
 
 
 def _space(name: str) -> Space | None:

@@ -61,8 +61,9 @@ def codebooks(net: nn.Module, work: Work, tuning: Finetuning) -> Chains:
     faster = replace(tuning, lr=0.01)
     found["kmeans 4 trained"] = (KMeans(4, finetuning=tuning),)
     found["kmeans 2 trained"] = (KMeans(2, finetuning=faster),)
-    mixed = KMeans(2, dict.fromkeys(sensitive_layers(net, work, 2), 4))
-    print(f"4 bits for {', '.join(mixed.layers)}", flush=True)
+    sensitive = sensitive_layers(net, work, 2)
+    mixed = KMeans(2, dict.fromkeys(sensitive, 4))
+    print(f"4 bits for {', '.join(sensitive)}", flush=True)
     found |= {"kmeans 2 mixed": (mixed,), "kmeans 2 mixed trained": (replace(mixed, finetuning=tuning),)}
     found["scales, kmeans 2 trained"] = Scales(), KMeans(2, finetuning=faster)
     return found | {"kmeans 2 trained, assigned once": (KMeans(2, reassign=False, finetuning=faster),)}

@@ -295,7 +295,7 @@ def test_a_quantized_layer_computes_what_whole_numbers_compute() -> None:
     zero = np.rint(-float(x.min()) / step)
     q = np.clip(np.rint(x.flatten(1).double().numpy() / step) + zero, 0, 255) - zero
     whole = (q.astype(np.int64) @ np.rint(weight / scale).astype(np.int64).T) * step * scale[:, 0]
-    expected = whole + net[1].bias.detach().double().numpy()
+    expected = whole + np.rint(net[1].bias.detach().double().numpy() / (step * scale[:, 0])) * step * scale[:, 0]
     np.testing.assert_allclose(small(x).detach().numpy(), expected, rtol=1e-4, atol=1e-5)
 
 

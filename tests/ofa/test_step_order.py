@@ -61,6 +61,12 @@ def test_a_weight_that_is_computed_is_refused(computed: Callable[[nn.Module], nn
     net = nn.Sequential(nn.Flatten(), computed(nn.Linear(256, 10)))
     with pytest.raises(UserError, match="layer 1 computes its weight from others; make it a plain one"):
         next(compress(net, {"int8": INT8}, Work(digits(), 16)))
+    tied = nn.Sequential(nn.Flatten(), nn.Linear(256, 256), nn.Linear(256, 256), nn.Linear(256, 10))
+    tied[2].weight = tied[1].weight
+    with pytest.raises(UserError, match=r"1.weight and 2.weight are one parameter; make one of them a copy"):
+        next(compress(tied, {"int8": INT8}, Work(digits(), 16)))
+    with pytest.raises(UserError, match=r"is of torch.float16; steps work in single precision, give net.float\(\)"):
+        next(compress(random_net().half(), {"int8": INT8}, Work(digits(), 16)))
     broken = random_net()
     broken.units[2].project.conv.weight.data[0, 0] = torch.nan
     with pytest.raises(UserError, match=r"units.2.project.conv.weight has values that are not finite; give"):

@@ -133,7 +133,7 @@ def test_help_explains_the_options_of_the_stage(command: Command) -> None:
         (
             ["device.stm32f746.limits={latency_ms:1}"],
             2,
-            ["limits has no latency_ms to change", "write +device.stm32f746.limits.latency_ms=<value>"],
+            ["limits has no latency_ms to change", "write '+device.stm32f746.limits={latency_ms: <value>}'"],
         ),
         (
             ["schedule=attentivenas", "schedule.clip_norm=5"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -114,14 +115,20 @@ def test_a_packed_file_gives_its_weights_to_the_network_that_it_was_made_of(tmp_
     rows = json.loads((tmp_path / FOLDER / "table.json").read_text())["steps"]
     net = load_net(f"digits_mbv3/smallest@{file}", data).net
     assert accuracy(net, data, "test", resolution=net.spec.resolution) == rows[1]["accuracy"]  # type: ignore
+    beside = file.with_suffix(".json")
+    for wrong in (str(file), f"{beside}@{file}"):
+        with pytest.raises(UserError, match=f"give {beside}"):
+            load_net(wrong, data)
+    beside.unlink()
     with pytest.raises(UserError, match=r"holds weights, but not the layers .* as <network>@"):
         load_net(str(file), data)
 
 
-def test_a_network_of_other_layers_is_left_as_onnx_alone(tmp_path: Path) -> None:
+def test_a_network_of_other_layers_is_left_as_onnx_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["step=[magnitude,channels,low_rank]", "step.low_rank.macs=0.8", "step.low_rank.finetuning.epochs=0"]
     assert main(config(tmp_path, *options)) == []
     assert {path.name for path in tmp_path.rglob("low_rank.*")} == {"low_rank.ofap", "low_rank.onnx"}
+    assert "low_rank: no card: its layers" in (out := capsys.readouterr().out) and "channels: no" not in out
 
 
 def test_a_network_that_was_replaced_is_not_taken_for_the_old_one(tmp_path: Path) -> None:
@@ -209,6 +216,10 @@ def test_a_chain_stopped_after_its_last_step_is_finished(tmp_path: Path, monkeyp
         (["network=nowhere"], "nowhere"),
         (["network=mcunet/smallest", "data=digits", "step.channels.macs=0"], "macs"),
         (["step=[magnitude,channels,xnor,pt2e]", "step.xnor.keep=[units.0*]"], "step pt2e cannot follow xnor"),
+        (["step=[magnitude,channels,int8]", "step.int8.inputs=8"], r"inputs=8 must be bits by patterns of layers"),
+        (["step.magnitude.size=1.5"], "^size=1.5 is neither a share"),
+        (["sensitivity.images=-5"], "sensitivity.images=-5 must be a whole number"),
+        (["sensitivity.images=5", "sensitivity.levels=[2]"], r"sensitivity.levels=\[2\] must be shares"),
     ],
 )
 def test_mistakes_are_answered_before_the_work_begins(tmp_path: Path, options: list[str], message: str) -> None:
@@ -226,3 +237,34 @@ def test_images_too_small_for_a_network_are_answered(tmp_path: Path) -> None:
     options = ["network=googlenet", "data=folder", f"data.path={tmp_path}/images"]
     with pytest.raises(UserError, match=r"network googlenet cannot take images of 8 x 8 pixels in 3 channels .*larger"):
         main(config(tmp_path / "run", *options))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["step=[magnitude]", "step.magnitude.size=30KB"],
+        ["step=[channels]", "step.channels.macs=100k"],
+        ["step=[int8]", "step.int8.layers={units.0.*:3}"],
+        ["step=[int8]", "+step.int8.layers={units.0.*:3}", "step.int8.inputs={units.1*:4,units.0.*:32}"],
+        ["step=[kmeans]", "step.kmeans.layers={units.0.*:32}", "step.kmeans.finetuning=null"],
+        ["step=[mine]", "--config-dir=my"],
+    ],
+)
+def test_amounts_with_units_and_bits_of_single_layers_are_taken_as_documented(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], options: list[str]
+) -> None:
+    step = tmp_path / "my" / "step" / "mine.yaml"
+    step.parent.mkdir(parents=True)
+    step.write_text(
+        "# @package step.mine\n_target_: ofa.compress.linear.Linear\nlayers: {units.0.*: 3}\ninputs: {units.1.*: 4}\n"
+    )
+    epochs = [f"{name}.finetuning.epochs=0" for name in ("step.magnitude", "step.channels") if name in str(options)]
+    given = ["network=digits_mbv3/smallest", f"run={tmp_path}/run", *options, *epochs]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["ofa-compress", *given])
+    main()
+    assert "before" in (out := capsys.readouterr().out) and "is not" not in out
+    rows = json.loads(next((tmp_path / "run").rglob("table.json")).read_text())["steps"]
+    assert rows[1]["file_bytes"] < rows[0]["file_bytes"] and rows[1]["macs"] <= 100_000 + rows[0]["macs"] * (
+        "channels" not in str(options)
+    )
