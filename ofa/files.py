@@ -87,11 +87,11 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
 
 
 def write_parquet(path: str | Path, frame: pd.DataFrame) -> None:
-    """Write a data frame as Parquet (zstd), atomically."""
+    """Write a data frame as Parquet (zstd, with checksums), atomically."""
     import io
 
     buffer = io.BytesIO()
-    frame.to_parquet(buffer, compression="zstd", index=False)
+    frame.to_parquet(buffer, compression="zstd", index=False, write_page_checksum=True)
     atomic_write(path, buffer.getvalue())
 
 

@@ -45,10 +45,12 @@ class LatencyTable:
     def load(path: str | Path) -> LatencyTable:
         """Read what `save` wrote; raises UserError for any other file."""
         try:
-            frame = pd.read_parquet(path)
+            frame = pd.read_parquet(path, page_checksum_verification=True)
             shapes = frame[list(Shape._fields)].itertuples(index=False)
             timings = frame[list(TIMING)].to_dict("records")
             times = {Shape(*shape): timing for shape, timing in zip(shapes, timings, strict=True)}
+            if len(times) < len(frame):
+                raise ValueError(f"{len(frame)} rows are of {len(times)} operations")
             if wrong := next((shape for shape, timing in times.items() if not 0 <= timing["median_ms"] < np.inf), None):
                 raise ValueError(f"{wrong} has {times[wrong]['median_ms']} ms")
             for shape in times:

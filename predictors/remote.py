@@ -102,12 +102,23 @@ def read_times(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
                 f"{jobs['id'][:8]}; remove it and run runner.py on all files of this folder"
             )
         times = {name: np.array(row, dtype=np.float64) for name, row in results["times"].items()}
+        for name, row in times.items():
+            if row.ndim != 1 or not len(row) or not (np.isfinite(row) & (row >= 0)).all():
+                raise ValueError(f"{name} has times {row.tolist()}, not some of 0 and more")
         device = dict(results["device"])
-    except (KeyError, TypeError) as error:
+        if lacking := {"machine", "cores", "runtime"} - set(device):
+            raise ValueError(f"its device has no {min(lacking)}")
+    except UserError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{folder / RESULTS} is no result of runner.py ({error}); run it again") from None
     missing = [name for group in jobs["groups"] for name in group if name not in times]
     if missing:
         raise UserError(f"{folder / RESULTS} lacks {len(missing)} models, {missing[0]} first; run runner.py again")
+    for group in jobs["groups"]:
+        if uneven := [name for name in group if len(times[name]) != len(times[group[0]])]:
+            counts = f"{len(times[uneven[0]])} times of {uneven[0]}, {len(times[group[0]])} of {group[0]}"
+            raise UserError(f"{folder / RESULTS} has {counts}, which were measured in turns; run runner.py again")
     return device, times
 
 

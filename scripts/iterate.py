@@ -47,7 +47,7 @@ def iterate(
             write_json(start, np.unique(np.concatenate(pool), axis=0).tolist())
         initial = np.array(read_json(start), dtype=np.int8).reshape(-1, len(space.genes))
         agent = ModelBased(space, model=model, problem=problem, seed=cfg.seed)
-        return run_search(
+        found = run_search(
             agent,
             problem,
             len(initial) + options.measurements,
@@ -57,3 +57,8 @@ def iterate(
             stall=options.stall,
             progress=lambda done, total, best: progress.update(done - len(initial), options.measurements, **best),
         )
+        count = len(found.evaluations) - len(initial)
+        if count < options.measurements and len(found.evaluations) < space.size:
+            stalled = f"the last {options.stall} batches added no hypervolume (search.stall)"
+            progress.print(f"ended after {count} of {options.measurements} measurements: {stalled}")
+        return found

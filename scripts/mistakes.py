@@ -128,6 +128,8 @@ def _composition(error: HydraException, causes: list[BaseException]) -> str:
         return f"{name} is not among the options of this schedule; write +{name}=<value> to add it; {ALL}"
     if owners(name):
         return f"{name} is not an option here, it belongs to {' and '.join(owners(name))}; {ALL}"
+    if re.fullmatch(r"device\.[^.]+\.limits\.[^.]+", name):
+        return f"{name} is no limit of this device so far; write +{name}=<value> to add it; {ALL}"
     near = [f"{key}=" for key in similar(name) if key != name]
     hint = f"did you mean {' or '.join(near)}? " if near else ""
     kind = "is a section, name one of its options" if name in groups() else "is not an option"

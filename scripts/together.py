@@ -18,7 +18,7 @@ import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
 from ofa.errors import UserError
-from ofa.space import Space
+from ofa.space import Genes, Space
 from ofa.workers import end_with
 from scripts.cli import use_threads
 from scripts.parts import fitted, load_trained, objectives, searched_space
@@ -44,9 +44,9 @@ def together(cfg: DictConfig, device: str, space: Space, folder: Path, known: li
     """Search with measured accuracy, this process and cfg.workers - 1 more, and all that share the storage elsewhere.
 
     The study's name holds a digest of the supernet and of all that is asked, so that only equal searches meet in it.
-    It does not measure again what the logs in `known` hold.
+    What the logs in `known` hold is not measured again, and may be chosen.
     """
-    from search.shared import create_shared, shared_result
+    from search.shared import create_shared, shared_result, tell_shared
 
     if (folder / RESULT).exists():
         return load_result(folder)
@@ -54,9 +54,11 @@ def together(cfg: DictConfig, device: str, space: Space, folder: Path, known: li
     problem = Problem(fitted(cfg, space), objectives(cfg), plain(cfg.device[device].limits))
     feasible_network(space, problem)  # raises before anything is made
     create_shared(storage, study, problem)
+    with _measuring(cfg, device, space, folder, known, 0) as (measured, genes):
+        tell_shared(storage, study, space, measured, genes)
     with _others(cfg, device, folder, known), Progress(f"search {device} shared") as progress:
         _take_part(cfg, device, folder, known, 0, progress.update)
-    found = shared_result(storage, study, space, problem)
+    found = shared_result(storage, study, space, problem, seed=cfg.seed)
     found.save(folder)
     return found
 
@@ -102,6 +104,22 @@ def _other(number: int, options: str, device: str, folder: Path, known: list[Pat
     _take_part(OmegaConf.create(json.loads(options)), device, folder, known, number)
 
 
+@contextmanager
+def _measuring(
+    cfg: DictConfig, device: str, space: Space, folder: Path, known: list[Path], number: int
+) -> Iterator[tuple[Problem, Genes]]:
+    """The problem by which process `number` measures, and the networks of the logs in `known` (K, G)."""
+    from predictors.measure import SubnetAccuracy
+
+    load, log = partial(load_trained, plain(cfg)), folder / LOGS.replace("*", str(number))
+    with SubnetAccuracy(space, load, log, images=cfg.measure.images, number=number) as accuracy:
+        for path in sorted(folder.glob(LOGS)):
+            accuracy.know(path)
+        genes = [np.empty((0, len(space.genes)), dtype=np.int8), *(accuracy.know(path) for path in known)]
+        predictors, limits = fitted(cfg, space) | {"accuracy": accuracy}, plain(cfg.device[device].limits)
+        yield Problem(predictors, objectives(cfg), limits, frugal=True), np.unique(np.concatenate(genes), axis=0)
+
+
 def _take_part(
     cfg: DictConfig,
     device: str,
@@ -111,16 +129,10 @@ def _take_part(
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
     """Measure with the others until all is measured; each process has a log of its own."""
-    from predictors.measure import SubnetAccuracy
     from search.shared import work
 
     space, options, (storage, study) = searched_space(cfg), optuna_options(cfg), _place(cfg, device, folder)
-    load, log = partial(load_trained, plain(cfg)), folder / LOGS.replace("*", str(number))
-    with SubnetAccuracy(space, load, log, images=cfg.measure.images, number=number) as accuracy:
-        for path in (*known, *sorted(folder.glob(LOGS))):
-            accuracy.know(path)
-        predictors, limits = fitted(cfg, space) | {"accuracy": accuracy}, plain(cfg.device[device].limits)
-        problem = Problem(predictors, objectives(cfg), limits, frugal=True)
+    with _measuring(cfg, device, space, folder, known, number) as (problem, _):
         host = zlib.crc32(socket.gethostname().encode())
         work(
             storage,

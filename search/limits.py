@@ -24,8 +24,9 @@ def known_name(name: str, known: Iterable[str]) -> str:
 def parse_limits(limits: Mapping[str, float | str], known: Iterable[str]) -> dict[str, float]:
     """Limits by the full names of their predictors, in those names' units."""
     names = {name: known_name(name, known) for name in limits}
-    if len(set(names.values())) < len(names):
-        raise UserError(f"a limit is given twice: {', '.join(names)}")
+    for name, full in names.items():
+        if twice := [other for other in names if names[other] == full and other != name]:
+            raise UserError(f"{name} and {twice[0]} are one limit, {full}; give one of them")
     return {full: parse_limit(full, limits[name]) for name, full in names.items()}
 
 

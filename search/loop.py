@@ -108,11 +108,11 @@ def _explore(
         for key, row in zip(keys(genes), genes, strict=True):
             known.setdefault(key, row)
         idle = 0 if len(known) > before else idle + 1
-        if stall is not None and _stalled(problem, known, batches := [*batches, len(known)], stall):
-            break
         best = _better(best, evaluation)
         if progress is not None:
             progress(min(len(known), evaluations), evaluations, best[1])
+        if stall is not None and _stalled(problem, known, batches := [*batches, len(known)], stall):
+            break
     return np.stack(list(known.values())[: max(evaluations, len(start))])
 
 

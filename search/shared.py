@@ -26,12 +26,12 @@ from search.agents import keys
 from search.feasible import feasible_network
 from search.optuna_agent import make_sampler, parameters
 from search.pareto import with_room, worst
-from search.problem import Problem
+from search.problem import Evaluation, Problem
 from search.repair import Violation, repair
 from search.result import SearchResult, evaluation_frame
 from search.storage import opened
 
-WORKER, VALUES = "worker", "values"
+WORKER, VALUES, KNOWN = "worker", "values", "known"
 PAUSE = 0.05  # seconds between looks at what other workers do
 TORN = 10.0  # seconds after which a trial without all of its genes counts as left behind
 IDLE = 200  # proposals in a row without a new network after which a worker ends
@@ -43,6 +43,22 @@ def create_shared(storage: str, name: str, problem: Problem) -> None:
     directions = [optuna.study.StudyDirection.MINIMIZE] * len(problem.objectives)
     with opened(storage) as place:
         optuna.create_study(storage=place, study_name=name, directions=directions, load_if_exists=True)
+
+
+def tell_shared(storage: str, name: str, space: Space, problem: Problem, genes: Genes) -> None:
+    """Add networks (K, G) that were measured before to the study, but for those that it holds or that miss a limit.
+
+    They are chosen from and learned from like others, and are none of those that the workers are to measure.
+    """
+    if not len(genes):
+        return
+    with opened(storage) as place:
+        study = optuna.load_study(study_name=name, storage=place)
+        held = _networks(study, space, done=True)
+        wanted = (problem.exceeds(genes) <= 0) & np.array([key not in held for key in keys(genes)], dtype=bool)
+        if wanted.any():
+            found = problem.evaluate(genes[wanted])
+            study.add_trials([_measured(space, genes[wanted], found, i, known=True) for i in range(wanted.sum())])
 
 
 def work(
@@ -59,7 +75,7 @@ def work(
     lease: float = 3600.0,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
-    """Propose and measure networks until the study holds `evaluations` different ones.
+    """Propose and measure networks until the study holds `evaluations` different ones besides those it was told.
 
     sampler, options, seed: as `OptunaAgent` takes them; another seed for each worker.
     violation: networks beyond the limits are moved towards them before they are measured, such as `Problem.exceeds`
@@ -73,23 +89,27 @@ def work(
     with opened(storage) as place:
         study = optuna.load_study(study_name=name, storage=place, sampler=make_sampler(sampler, seed, options or {}))
         feasible_network(space, problem)
-        leases, target, idle = _Leases(lease), min(evaluations, space.size), 0
-        while (done := len(_networks(study, space, done=True))) < target and idle < IDLE:
-            progress(done, target)
+        leases, idle = _Leases(lease), 0
+        while True:
+            held = _networks(study, space, done=True)
+            known = sum(KNOWN in trial.user_attrs for trial in held.values())
+            done, target = len(held), min(evaluations + known, space.size)
+            progress(done - known, target - known)
+            if done >= target or idle >= IDLE:
+                break
             _take_over(study, space, leases)
             if len(_networks(study, space)) >= target:  # the rest is being measured by others
                 time.sleep(PAUSE)
                 continue
             idle = 0 if _one(study, space, problem, target, leases, violation) else idle + 1
-        progress(done, target)
 
 
 def shared_result(
-    storage: str, name: str, space: Space, problem: Problem, *, measured: tuple[str, ...] = ("accuracy",)
+    storage: str, name: str, space: Space, problem: Problem, *, seed: int = 0, measured: tuple[str, ...] = ("accuracy",)
 ) -> SearchResult:
     """What all workers found, in the order in which the networks were proposed; nothing is measured again.
 
-    measured: names of the predictors that the workers measured.
+    seed: of the search, to be kept with it.  measured: names of the predictors that the workers measured.
     Raises UserError where none of them meets the limits yet.
     """
     with opened(storage) as place:
@@ -106,7 +126,7 @@ def shared_result(
     return SearchResult(
         space=space,
         agent=f"shared study {name}",
-        seed=0,
+        seed=seed,
         objectives=dict(problem.objectives),
         limits=problem.bounds,
         evaluations=evaluation_frame(space, evaluation),
@@ -133,22 +153,26 @@ def _one(
         study.tell(trial, state=TrialState.FAIL)
         return False
     found = problem.evaluate(genes)
-    values = {name: float(value[0]) for name, value in found.values.items()}
+    told = _measured(space, genes, found, 0)
     try:
-        trial.set_user_attr(VALUES, values)
+        trial.set_user_attr(VALUES, told.user_attrs[VALUES])
         trial.set_constraint("violation", float(found.violation[0]))
         study.tell(trial, found.cost[0].tolist())
     except (ValueError, optuna.exceptions.UpdateFinishedTrialError):  # given up by another worker: the lease was over
-        study.add_trial(
-            optuna.trial.create_trial(
-                values=found.cost[0].tolist(),
-                constraints={"violation": float(found.violation[0])},
-                params=trial.params,
-                distributions=parameters(space),
-                user_attrs={VALUES: values},
-            )
-        )
+        study.add_trial(told)
     return True
+
+
+def _measured(space: Space, genes: Genes, found: Evaluation, row: int, *, known: bool = False) -> FrozenTrial:
+    """The finished trial of one network of an evaluation."""
+    values = {name: float(value[row]) for name, value in found.values.items()}
+    return optuna.trial.create_trial(
+        values=found.cost[row].tolist(),
+        constraints={"violation": float(found.violation[row])},
+        params={gene.name: int(value) for gene, value in zip(space.genes, genes[row], strict=True)},
+        distributions=parameters(space),
+        user_attrs={VALUES: values} | ({KNOWN: True} if known else {}),
+    )
 
 
 def _settled(study: Study, space: Space, number: int, leases: _Leases) -> set[bytes]:

@@ -237,9 +237,9 @@ def test_what_cannot_be_pruned_is_answered(trained: StaticNet, work: Work) -> No
         Magnitude(0.001)(trained, work)
     with pytest.raises(UserError, match="2:2 keeps n of every m"):
         NOfM(2, 2)
-    with pytest.raises(UserError, match="size_bytes=0 must be above 0"):
+    with pytest.raises(UserError, match="size=0 must be above 0"):
         Magnitude(0)
-    with pytest.raises(UserError, match=r"size_bytes=1\.2 is neither a share, at most 1, nor a whole number"):
+    with pytest.raises(UserError, match=r"^size=1\.2 is neither a share, at most 1, nor a whole number"):
         Magnitude(1.2)
     assert Magnitude(keep="units.0*").keep == ("units.0*",)  # type: ignore[arg-type]
     with pytest.raises(UserError, match="allocation 'best' is not known; choose from"):

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import pandas as pd
 import pytest
 
 from ofa.errors import UserError
@@ -104,6 +105,26 @@ def test_another_device_or_number_of_threads_is_refused(space: Space, tmp_path: 
     path.write_bytes(b"torn")
     with pytest.raises(UserError, match="is no latency table"):
         measure_table(shapes, path)
+
+
+def test_a_table_with_a_damaged_value_or_two_of_one_operation_is_refused(space: Space, tmp_path: Path) -> None:
+    table, path = made_up_table(space), tmp_path / "table.parquet"
+    table.save(path)
+    whole, refused = path.read_bytes(), 0
+    for place in range(8, len(whole) // 2, 50):  # the columns, before the file's own directory
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        try:
+            assert LatencyTable.load(path) == table, "what it does not refuse it does not need"
+        except UserError:
+            refused += 1
+    assert refused > 3
+    path.write_bytes(whole)
+    frame = pd.read_parquet(path)
+    twice = pd.concat([frame, frame])
+    twice.attrs = frame.attrs
+    twice.to_parquet(path, index=False)
+    with pytest.raises(UserError, match=rf"\({len(twice)} rows are of {len(frame)} operations\)"):
+        LatencyTable.load(path)
 
 
 @pytest.mark.parametrize("ms", [np.nan, np.inf, -1.0])

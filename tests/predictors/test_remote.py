@@ -29,6 +29,8 @@ from tests.ofa.nets import SPEC, random_net
 
 SHAPES = [Shape("conv", "relu", 8, 8, 3, 1, 8), Shape("depthwise", "h_swish", 8, 8, 3, 2, 8)]
 
+DEVICE = {"machine": "m", "cores": 2, "runtime": "onnxruntime"}
+
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
@@ -175,7 +177,7 @@ def test_the_runner_refuses_results_of_another_device(folder: Path, key: str, va
 def test_a_table_is_the_difference_of_its_two_models_by_hand(folder: Path) -> None:
     rows = json.loads((folder / "shapes.json").read_text())
     times = {row["files"][0]: [1.0, 1.0, 1.0] for row in rows} | {row["files"][1]: [2.0, 3.0, 4.0] for row in rows}
-    known = {"protocol": 1, "id": jobs_id(folder), "device": {"machine": "m"}, "times": times}
+    known = {"protocol": 1, "id": jobs_id(folder), "device": DEVICE, "times": times}
     (folder / "results.json").write_text(json.dumps(known))
     table = read_table(folder)
     for row in rows:
@@ -204,6 +206,22 @@ def test_what_goes_wrong_on_the_way_is_said(folder: Path, commands: Path, tmp_pa
         read_table(folder)
     (folder / "results.json").write_text('{"protocol": 1}')
     with pytest.raises(UserError, match=r"is no result of runner\.py"):
+        read_table(folder)
+    names = [name for group in json.loads((folder / "jobs.json").read_text())["groups"] for name in group]
+    good = {name: [1.0, 2.0] for name in names}
+    damages: list[tuple[dict[str, Any], Any, str]] = [
+        ({names[1]: row}, DEVICE, rf"\({names[1]} has times .*, not some of 0 and more\); run it again")
+        for row in ([], [[1, 2]], [1.0, None], [1.0, -1.0], 5)
+    ]
+    damages += [({names[0]: ["a", 1]}, DEVICE, "could not convert"), ({}, {"foo": 1}, "its device has no cores")]
+    for times, device, words in damages:
+        damaged = {"protocol": 1, "id": jobs_id(folder), "device": device, "times": good | times}
+        (folder / "results.json").write_text(json.dumps(damaged))
+        with pytest.raises(UserError, match=rf"is no result of runner\.py .*{words}"):
+            read_table(folder)
+    uneven = {"protocol": 1, "id": jobs_id(folder), "device": DEVICE, "times": good | {names[1]: [1.0]}}
+    (folder / "results.json").write_text(json.dumps(uneven))
+    with pytest.raises(UserError, match=rf"has 1 times of {names[1]}, 2 of {names[0]}, which were measured in turns"):
         read_table(folder)
     with pytest.raises(UserError, match="0 shapes"):
         write_jobs([], folder)

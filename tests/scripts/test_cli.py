@@ -136,6 +136,13 @@ def test_help_explains_the_options_of_the_stage(command: Command) -> None:
             ["limits has no latency_ms to change", "write '+device.stm32f746.limits={latency_ms: <value>}'"],
         ),
         (
+            ["device.stm32f746.limits.latency=5ms"],
+            2,
+            [
+                "limits.latency is no limit of this device so far; write +device.stm32f746.limits.latency=<value> to add it"
+            ],
+        ),
+        (
             ["schedule=attentivenas", "schedule.clip_norm=5"],
             2,
             ["clip_norm is not among the options of this schedule; write +schedule.clip_norm=<value> to add it"],

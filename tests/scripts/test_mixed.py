@@ -77,9 +77,7 @@ def test_the_packed_file_keeps_the_limit_of_bytes(work: Work) -> None:
     work = Work(digits(), 16)
     for tuning in (None, Finetuning(epochs=0)):
         quantization = Linear(bias_correction=True, finetuning=tuning, learned_steps=True)
-        step = Mixed(
-            {"weight_bytes": "16.2KB"}, (2, 4, 8), (4, 8), quantization=quantization, images=64, evaluations=500
-        )
+        step = Mixed({"weight_bytes": 16200}, (2, 4, 8), (4, 8), quantization=quantization, images=64, evaluations=500)
         problem = step.problem(fold_batch_norms(net), work)
         made = replace(step, verify=1)(net, work)
         assert len(pack(made.state_dict(), metadata)) <= 16_200

@@ -94,7 +94,7 @@ def test_a_misspelt_name_is_an_error_that_lists_the_known_ones(name: str) -> Non
 
 
 def test_a_limit_given_twice_is_an_error() -> None:
-    with pytest.raises(UserError, match="given twice"):
+    with pytest.raises(UserError, match=r"^latency and latency_ms are one limit, latency_ms; give one of them"):
         parse_limits({"latency": 5, "latency_ms": 6}, NAMES)
 
 

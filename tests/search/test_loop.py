@@ -164,6 +164,12 @@ def test_a_frugal_search_ends_where_a_lavish_one_does() -> None:
     both = [Problem(predictors, {"gain": -1, "macs": 1}, limit, frugal=frugal) for frugal in (True, False)]
     frugal, lavish = (run_search(RandomSearch(SMALL, n_objectives=2), p, 60, 5, stall=3) for p in both)
     assert len(frugal.evaluations) == len(lavish.evaluations) > 20
+    seen: list[int] = []
+    run_search(
+        RandomSearch(SMALL, n_objectives=2), both[0], 200, 5, stall=1, progress=lambda done, *_: seen.append(done)
+    )
+    early = run_search(RandomSearch(SMALL, n_objectives=2), both[0], 200, 5, stall=1)
+    assert seen[-1] == len(early.evaluations) < 200, "the last batch is told too"
     assert frugal.hypervolume() == lavish.hypervolume()
 
 

@@ -27,7 +27,7 @@ from search.agents import keys
 from search.feasible import InfeasibleError
 from search.optuna_agent import OptunaAgent, parameters
 from search.problem import Problem
-from search.shared import WORKER, _Leases, _me, _take_over, create_shared, shared_result, work
+from search.shared import WORKER, _Leases, _me, _take_over, create_shared, shared_result, tell_shared, work
 from search.storage import open_storage
 from tests.search.shared_worker import NAME, told
 from tests.search.toy import SPACE, problem
@@ -139,6 +139,32 @@ def test_two_processes_lose_and_repeat_nothing_when_one_is_killed(
     twice = [key for key, count in Counter(one + other).items() if count > 1]
     assert set(twice) <= {other[-1]}  # killed after the measurement, before the storage had it
     assert set(one + other) == set(keys(result.genes))
+
+
+def test_networks_that_were_measured_before_count_in_the_choice_and_not_in_the_budget(tmp_path: Path) -> None:
+    storage, predictors, seen = f"journal:{tmp_path}/study.journal", problem(SPACE).predictors, list[bytes]()
+    drawn = np.unique(SPACE.sample(400, np.random.default_rng(1)), axis=0)
+    drawn, tight = drawn[np.argsort(predictors["gain"](drawn))], float(np.median(predictors["macs"](drawn)))
+    known = np.concatenate([drawn[-3:], drawn[predictors["macs"](drawn) <= tight][-6:]])
+
+    def gain(genes: Genes) -> NDArray[Any]:
+        seen.extend(keys(genes))
+        return np.asarray(predictors["gain"](genes))
+
+    limited = Problem({"gain": gain, "macs": predictors["macs"]}, {"gain": -1}, {"macs": tight}, frugal=True)
+    within = known[predictors["macs"](known) <= tight]
+    assert 0 < len(within) < len(known)
+    create_shared(storage, NAME, limited)
+    for _ in range(2):  # told again, they are not told twice
+        tell_shared(storage, NAME, SPACE, limited, known)
+    tell_shared(storage, NAME, SPACE, limited, known[:0])
+    assert seen == keys(within)
+    shown: list[tuple[int, int]] = []
+    work(storage, NAME, SPACE, limited, 5, sampler="random", progress=lambda *done: shown.append(done))
+    result = shared_result(storage, NAME, SPACE, limited, seed=3)
+    assert shown[0] == (0, 5) and shown[-1] == (5, 5) and result.seed == 3
+    assert len(result.evaluations) == len(within) + 5 and keys(result.genes)[: len(within)] == keys(within)
+    assert result.evaluations["gain"].max() == predictors["gain"](within).max()
 
 
 def test_limits_that_no_network_meets_or_none_so_far_are_told(tmp_path: Path) -> None:
