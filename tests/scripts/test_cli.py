@@ -138,9 +138,7 @@ def test_help_explains_the_options_of_the_stage(command: Command) -> None:
         (
             ["device.stm32f746.limits.latency=5ms"],
             2,
-            [
-                "limits.latency is no limit of this device so far; write +device.stm32f746.limits.latency=<value> to add it"
-            ],
+            ["limits.latency is no limit of this device so far; write +device.stm32f746.limits.latency=<value>"],
         ),
         (
             ["schedule=attentivenas", "schedule.clip_norm=5"],
