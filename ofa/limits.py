@@ -27,11 +27,13 @@ NUMBER = re.compile(rf"\s*([-+]?(?:{THOUSANDS}|[\d.]+(?:[eE][-+]?\d+)?))\s*([a-z
 MICRO = str.maketrans("µμ", "uu")  # the micro sign and the Greek letter
 
 
-def parse_limit(name: str, value: float | str, *, unit: str | None = None) -> float:
+def parse_limit(name: str, value: float | str | None, *, unit: str | None = None) -> float:
     """A limit in the unit of its name; raises UserError for another unit, what is not positive, and shares above 1.
 
     unit: "bytes", "ms" or "uj" where the name does not tell.
     """
+    if value is None:
+        raise UserError(f"limit {name} has no value; leave it out to have none, as with ~device.<name>.limits.{name}")
     units = SHARES if sought(name) < 0 else UNITS.get(unit or name.rsplit("_", 1)[-1], COUNTS)
     match = NUMBER.fullmatch(str(value).translate(MICRO))
     try:

@@ -49,7 +49,8 @@ class Trainer:
     """One training run in one folder: `run()` starts it or continues it to its end.
 
     folder: a checkpoint (weights, momentum, step), log.jsonl (a line an epoch), good/ (the checkpoint of the
-    last epoch without a collapse), rollbacks.jsonl, and, at the end, supernet.safetensors and average.safetensors.
+    last epoch without a collapse), rollbacks.jsonl, and, at the end, supernet.safetensors and average.safetensors.  It
+    is gone on from with the same space, schedule, seed and images alone.
     initial: a supernet file to start from.  average: decay of a moving average of the weights (None: none).
     learn: makes a predictor from measured nets, for phases that prefer some nets.
     """
@@ -311,6 +312,7 @@ class Trainer:
             "seconds": self.seconds,
         }
         values |= {"rollbacks": self.rollbacks.to_dict(), "averaged": self.average.steps if self.average else 0}
+        values["run"] = self._settings()
         held, memory = self.gradients.memory()
         tensors = state_tensors(self.supernet, self.optimizer, self.average)
         write_checkpoint(folder, tensors | held, values | memory, self.world)
@@ -321,6 +323,9 @@ class Trainer:
         if found is None:
             return False
         tensors, values = found
+        mine = self._settings()
+        if other := [name for name, value in values.get("run", {}).items() if value != mine[name]]:
+            raise UserError(f"{folder} holds a training with another {other[0]}; give the same one, or another folder")
         restore(tensors, self.supernet, self.optimizer, self.average, folder)
         self.step, self.loss_steps = int(values["step"]), int(values["loss_steps"])
         self.loss_sum, self.seconds = float(values["loss_sum"]), float(values["seconds"])
@@ -331,6 +336,11 @@ class Trainer:
         if self.step > self._start(self._phase()):
             self._prepare(self._phase())
         return True
+
+    def _settings(self) -> dict[str, Any]:
+        """What a checkpoint can only be gone on from with."""
+        settings = {"space": repr(self.space.to_dict()), "schedule": repr(self.schedule), "seed": self.seed}
+        return settings | {"number of training images": self.data.size("train")}
 
     def _resume(self) -> None:
         self._load(self.folder)

@@ -69,6 +69,15 @@ EVERYTHING: dict[str, object] = {"muon": 0.1, "dropout": 0.2, "drop_path": 0.2, 
 ATTENTIVE = Phase("attentive", 0.15, 0.05, prefer="worst", candidates=3, measured=10, sort_channels=True)
 
 
+def test_a_folder_of_another_training_is_refused(tmp_path: Path, data: ImageData, space: Space) -> None:
+    trainer(tmp_path, data, space).run()
+    trainer(tmp_path, data, space).run()
+    with pytest.raises(UserError, match="holds a training with another schedule; give the same one, or another folder"):
+        trainer(tmp_path, data, space, weight_decay=0.1).run()
+    with pytest.raises(UserError, match="another seed"):
+        Trainer(space, data, schedule(), tmp_path, seed=1, watch=WATCH).run()
+
+
 @pytest.mark.parametrize("everything", [False, True])
 def test_a_run_killed_at_any_step_ends_as_an_uninterrupted_one(
     everything: bool, tmp_path: Path, data: ImageData, space: Space

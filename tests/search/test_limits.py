@@ -76,6 +76,11 @@ def test_what_is_no_positive_number_is_refused(value: float | str) -> None:
         parse_limit("weight_bytes", value)
 
 
+def test_a_limit_without_a_value_is_answered_with_how_to_leave_it_out() -> None:
+    with pytest.raises(UserError, match=r"limit macs has no value; .* ~device\.<name>\.limits\.macs"):
+        parse_limit("macs", None)
+
+
 @pytest.mark.parametrize("value", [90, "120%"])
 def test_an_accuracy_above_1_is_answered_with_how_to_write_it(value: float | str) -> None:
     with pytest.raises(UserError, match=r"limit accuracy=.* is a share, at most 1; write it like 0\.9 or 90%"):
