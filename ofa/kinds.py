@@ -19,13 +19,14 @@ KINDS: dict[str, tuple[tuple[type, ...], str]] = {
     "None": ((NoneType,), "null"),
 }
 PART = re.compile(r"(?!Any$|typing\.)(\w+\.)*[A-Z]\w*")  # an annotation that is one class
+TEXTS = ("str", "str | Path")
 
 
 def check_kinds(target: Callable[..., Any], options: Mapping[str, Any]) -> None:
     """Raise UserError for an option of another kind than its annotation, such as 2.5 for `int` or `int | None`.
 
     One value alone will do for `tuple[int, ...]`, and NumPy's numbers for Python's.  None is refused for one class, as
-    for `Finetuning`.  Other annotations are left to the target, as is all of one that has no signature.
+    for `Finetuning`, and for a text.  Other annotations are left to the target, as is all of one that has no signature.
     """
     try:
         parameters = inspect.signature(target).parameters
@@ -37,6 +38,8 @@ def check_kinds(target: Callable[..., Any], options: Mapping[str, Any]) -> None:
         wanted = list(dict.fromkeys(kinds.split(" | ")))
         if name in options and options[name] is None and PART.fullmatch(annotation):
             raise UserError(f"{target.__name__} has {name}=None; leave that out, or give its options")
+        if name in options and options[name] is None and annotation in TEXTS:
+            raise UserError(f"{target.__name__} has {name}=None; give a text")
         if name not in options or not KINDS.keys() >= set(wanted):
             continue
         given = python(options[name])

@@ -26,3 +26,8 @@ def name() -> str:
 def flags() -> str:
     """The instruction sets it has, in Linux's words, separated by blanks."""
     return facts().get("flags") or facts().get("Features") or platform.processor()
+
+
+def saturates() -> bool:
+    """Whether it adds pairs of 8-bit products in 16 bits: x86 without VNNI."""
+    return platform.machine() in ("x86_64", "AMD64") and "vnni" not in flags()

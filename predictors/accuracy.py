@@ -211,4 +211,4 @@ def _choose(errors: Mapping[str, Float]) -> str:
     """The first name whose mean squared error is within a standard error of the smallest; errors: (N,) each."""
     best = min(errors, key=lambda name: float(errors[name].mean()))
     excess = {name: error - errors[best] for name, error in errors.items()}
-    return next(name for name, e in excess.items() if e.mean() <= e.std(ddof=1) / np.sqrt(len(e)))
+    return next(name for name, e in excess.items() if e.mean() <= e.std(ddof=1) / np.sqrt(len(e)) + SAME**2)

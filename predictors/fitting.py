@@ -59,7 +59,7 @@ def fit_accuracy(
         "repeats": repeats,
         "tau": {"mean": split["kendall_tau"], "std": split["kendall_tau_std"]},
         "rmse": {"mean": split["rmse"], "std": split["rmse_std"]},
-        "regret_10": {"mean": split["regret_10"], "std": split["regret_10_std"]},
+        "regret": {"mean": split["regret"], "std": split["regret_std"], "top": split["top"]},
         **{name: split[name] for name in ("coverage_50", "coverage_90", "log_loss")},
         "curve": [_curve_row(row) for row in curve],
         "cross_validation": getattr(predictor, "cross_validation", {}),

@@ -183,9 +183,12 @@ def _read(path: Path) -> dict[str, float]:
     import yaml
 
     try:
-        content: Any = yaml.load(path.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-        named = [(str(key), entry) for key, entry in content.items() if ":" in str(key)]  # others say what it is of
-        times = {key: float(entry if isinstance(entry, float | int) else entry["mean"]) for key, entry in named}
+        root: Any = yaml.compose(path.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        named = [(key.value, entry.value) for key, entry in root.value if ":" in key.value]  # others say what it is of
+        times = {key: float(entry if isinstance(entry, str) else _values(entry)["mean"]) for key, entry in named}
+        if len(times) < len(named):
+            twice = next(key for i, (key, _) in enumerate(named) if key in dict(named[:i]))
+            raise ValueError(f"{twice} is there twice")
         if wrong := next((key for key, ms in times.items() if not 0 <= ms < np.inf), None):
             raise ValueError(f"{wrong} has {times[wrong]} ms")
         return times
@@ -194,3 +197,8 @@ def _read(path: Path) -> dict[str, float]:
         raise UserError(
             f"{path} is no look-up table ({why}); each key needs a mean in ms, as once-for-all writes it"
         ) from None
+
+
+def _values(entries: Any) -> dict[str, str]:
+    """A mapping of scalars that YAML read, as texts."""
+    return {key.value: value.value for key, value in entries}

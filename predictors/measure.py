@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
@@ -142,4 +143,8 @@ def read_measured(path: Path, space: Space, value: str) -> tuple[Genes, np.ndarr
     rows = read_jsonl(path)
     if not rows:
         raise UserError(f"{path} holds no measured network; run ofa-measure first")
+    most, rule = (1.0, "a share, 0 to 1") if value == "accuracy" else (sys.float_info.max, "finite and at least 0")
+    for number, row in enumerate(rows, 1):
+        if not 0 <= row[value] <= most:
+            raise UserError(f"{path}, row {number}: {value} {row[value]} must be {rule}; mend the row or remove it")
     return space.encode([Arch.from_dict(row["arch"]) for row in rows]), np.array([row[value] for row in rows])

@@ -53,7 +53,12 @@ def within(predicted: ArrayLike, measured: ArrayLike, share: float = 0.1) -> flo
     return float(np.mean(np.abs(a - b) <= share * np.abs(b)))
 
 
-def regret(predicted: ArrayLike, measured: ArrayLike, k: int = 10) -> float:
+def top(n: int) -> int:
+    """How many of n networks a regret is of: 10, or a quarter, since the best is among 10 of 12 by chance alone."""
+    return min(10, max(1, n // 4))
+
+
+def regret(predicted: ArrayLike, measured: ArrayLike, k: int) -> float:
     """How far the best of the k that are predicted best stays behind the best of all, in the unit of the values."""
     a, b = _pair(predicted, measured)
     return float(b.max() - b[np.argsort(-a, kind="stable")[:k]].max())
@@ -122,8 +127,8 @@ def held_out(
     """Scores on architectures that the fit never saw, over repeated random splits; each counts once, with its mean.
 
     make: builds an unfitted predictor from a seed; fit_on: architectures in each fit; split: which to fit and test on.
-    Returns: fit_on, held_out, repeats, and the mean and the standard deviation (`_std`) over repeats of tau, RMSE and
-    regret of the top 10; of coverage_50, coverage_90 and log_loss too where the predictor gives a deviation.
+    Returns: fit_on, held_out, repeats, top, and the mean and the standard deviation (`_std`) over repeats of tau, RMSE
+    and the regret of the top; of coverage_50, coverage_90 and log_loss too where the predictor gives a deviation.
     """
     genes, measured = distinct(genes, np.asarray(values, dtype=np.float64))
     require_splits(repeats)
@@ -133,7 +138,7 @@ def held_out(
     for repeat in range(repeats):
         train, test = split(measured, fit_on, np.random.default_rng((seed, repeat)))
         rows.append(_test_scores(make(repeat).fit(genes[train], measured[train]), genes[test], measured[test]))
-    return {"fit_on": fit_on, "held_out": len(test), "repeats": repeats} | _spread(rows)
+    return {"fit_on": fit_on, "held_out": len(test), "repeats": repeats, "top": top(len(test))} | _spread(rows)
 
 
 def require_splits(repeats: int) -> None:
@@ -145,7 +150,7 @@ def require_splits(repeats: int) -> None:
 def _test_scores(predictor: Learned, genes: Genes, measured: Float) -> dict[str, float]:
     predict = getattr(predictor, "predict", None)
     mean, std = predict(genes) if predict else (predictor(genes), None)
-    found = score(mean, measured, ("kendall_tau", "rmse")) | {"regret_10": regret(mean, measured)}
+    found = score(mean, measured, ("kendall_tau", "rmse")) | {"regret": regret(mean, measured, top(len(measured)))}
     if std is not None:
         found |= {f"coverage_{p}": coverage(mean, std, measured, p / 100) for p in (50, 90)}
         found["log_loss"] = log_loss(mean, std, measured)

@@ -146,9 +146,10 @@ def _finite(column: str, value: Any) -> float:
 
 def _numbers(name: str, text: str, space: Space | None = None) -> list[Any]:
     """Numbers of an entry; floats are those with a point.  Of operations a digit each; a leading 0 may be lost."""
-    if name in COLUMNS["op"] and text.isdecimal():
+    digits = text.strip("'\" ").removesuffix(".0")  # as spreadsheets write texts and whole numbers
+    if name in COLUMNS["op"] and digits.isdecimal():
         blocks = space.columns("op") if space else slice(0, 0)
-        return [int(digit) for digit in (text if text.startswith("0") else text.zfill(blocks.stop - blocks.start))]
+        return [int(digit) for digit in (digits if digits[0] == "0" else digits.zfill(blocks.stop - blocks.start))]
     try:
         parts = re.split(r"[\s,;|/_-]+", text.strip("[](){}'\" ,"))
         return [float(part) if "." in part else int(part) for part in (part.strip("'\"") for part in parts)]

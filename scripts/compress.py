@@ -116,6 +116,7 @@ def _save(path: Path, named: Named, work: Work, accuracy: float, steps: Sequence
     from ofa.compress.layers import image_of
     from ofa.compress.numbers import onnx_bytes
     from ofa.export.card import save_net
+    from ofa.export.onnx import weight_bits
     from predictors.spec import spec_costs
 
     files, lacking, plain = [path.with_suffix(".onnx")], [], unfolded(named.net)
@@ -128,6 +129,8 @@ def _save(path: Path, named: Named, work: Work, accuracy: float, steps: Sequence
     else:
         quantized = any(isinstance(module, ActivationGrid) for module in named.net.modules())
         values = {"accuracy": accuracy, **spec_costs(plain.spec, bits=8 if quantized else 32)}
+        if quantized and files:
+            values["weight_bits"] = weight_bits(files[0])
         card = named._replace(net=plain).card(work.data, work.seed, values, {"steps": [*steps]})
         save_net(path.with_suffix(".json"), plain, card, files)
     return lacking

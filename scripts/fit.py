@@ -47,20 +47,21 @@ def main(cfg: DictConfig) -> None:
 
 
 def _scores(accuracy: dict[str, Any], latency: dict[str, Any]) -> Iterator[str]:
-    tau, rmse = accuracy["tau"], accuracy["rmse"]
+    tau, rmse, regret = accuracy["tau"], accuracy["rmse"], accuracy["regret"]
     yield (
         f"accuracy ({accuracy['model']}, {accuracy['n_fit']} subnets): Kendall tau "
         f"{tau['mean']:.3f} ± {tau['std']:.3f}, RMSE {100 * rmse['mean']:.2f} points "
         f"on {accuracy['n_heldout']} held-out subnets, {accuracy['repeats']} splits"
     )
     yield (
-        f"  the best of its top 10 is {100 * accuracy['regret_10']['mean']:.2f} points behind the best of them; "
+        f"  the best of its top {regret['top']} is {100 * regret['mean']:.2f} points behind the best of them; "
         f"{accuracy['coverage_50']:.0%} and {accuracy['coverage_90']:.0%} fall into its 50 % and 90 % intervals"
     )
     curve = (f"{row['tau']:.3f} ± {row['tau_std']:.3f} from {row['n']}" for row in accuracy["curve"])
     yield f"  Kendall tau by subnets measured: {', '.join(curve)}"
+    ranked = f"Kendall tau {latency['tau']:.3f}, " if latency["n_heldout"] > 2 else ""
     yield (
-        f"latency ({latency['shapes']} layer shapes): Kendall tau {latency['tau']:.3f}, error {latency['mape']:.1%}, "
+        f"latency ({latency['shapes']} layer shapes): {ranked}error {latency['mape']:.1%}, "
         f"{latency['within_10_percent']:.0%} within 10 % on {latency['n_heldout']} held-out networks"
     )
 

@@ -37,7 +37,7 @@ def write_onnx(
     """
     from ofa.compress.quantize import quantize
     from ofa.export.latency import measure_models
-    from ofa.export.onnx import export, require_parity, verify
+    from ofa.export.onnx import export, require_parity, verify, weight_bits
 
     *_, last = given
     nets = dict(given) | {SHIPPED: given[last]}
@@ -60,6 +60,7 @@ def write_onnx(
         if learned:
             found[name]["accuracy"] = _accuracy(file, card, data)
             found[name] |= {"accuracy_int8": found[name]["accuracy"]} if name == SHIPPED else {}
+        found[name] |= {"weight_bits": weight_bits(file)} if name == SHIPPED else {}
         found[name] |= {"parity_max_abs": parity.max_abs, "sqnr_db": parity.sqnr_db, "agreement": parity.agreement}
         _save_card(file, net, card, found[name])
     return found

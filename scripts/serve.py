@@ -34,7 +34,9 @@ def main(cfg: DictConfig) -> None:
         uvicorn = extra("uvicorn", "serve")
         extra("uvicorn.supervisors", "serve")
         settings = make(cfg.serve, model=str(cfg.model))
-        Served.find(settings.model)  # a mistake is answered here, once, and not by every worker
+        served = Served.find(settings.model)  # a mistake is answered here, once, and not by every worker
+        if served.caution:
+            print(served.caution)
         settings.to_environment()
         os.environ["OMP_NUM_THREADS"] = str(settings.threads)
         _serve(uvicorn, settings)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import KW_ONLY, dataclass, field
+from functools import lru_cache
+from itertools import product
 from typing import Protocol
 
 import numpy as np
@@ -18,6 +20,7 @@ from search.variation import draw
 
 TRIES = 4  # times that networks are drawn again while too few of them are new
 LEAST = 20  # networks drawn at a time, even where fewer are wanted
+ENUMERATED = 20_000  # combinations of genes up to which a space is small enough to go through
 
 
 class Agent(Protocol):
@@ -41,6 +44,29 @@ def keys(genes: Genes) -> list[bytes]:
     """A hashable key for each network, equal where the genes are."""
     genes = np.ascontiguousarray(genes, dtype=np.int8)
     return genes.view(f"V{genes.shape[1]}").ravel().tolist()
+
+
+@lru_cache(maxsize=8)
+def every(space: Space) -> Genes | None:
+    """Every network of a small space, canonical genes (N, G) in ascending order; None for a large one."""
+    if np.prod(space.counts.astype(float)) > ENUMERATED:
+        return None
+    found = np.unique(space.canonical(np.array(list(product(*map(range, space.counts))), dtype=np.int8)), axis=0)
+    found.flags.writeable = False
+    return found
+
+
+def random_proposals(space: Space, rng: np.random.Generator) -> list[Callable[[int], Genes]]:
+    """Proposals of n uniformly drawn networks; the last, of a small space, of all."""
+
+    def drawn(n: int) -> Genes:
+        return draw(space, n, rng)
+
+    def left(n: int) -> Genes:
+        found = every(space)
+        return drawn(n) if found is None else found
+
+    return [*[drawn] * TRIES, left]
 
 
 class Fresh:
@@ -117,7 +143,7 @@ class RandomSearch:
 
     def ask(self, n: int) -> Genes:
         """Draw n networks."""
-        return self._fresh.take(n, [lambda n: draw(self.space, n, self._rng)] * TRIES)
+        return self._fresh.take(n, random_proposals(self.space, self._rng))
 
     def tell(self, genes: Genes, cost: NDArray[np.float64], violation: NDArray[np.float64]) -> None:
         """Learn nothing but what has been seen."""

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ofa.space import Genes, Space
-from search.agents import TRIES, Ancestry, Fresh
+from search.agents import TRIES, Ancestry, Fresh, every
 from search.repair import Violation, repair
 from search.variation import draw_all
 
@@ -40,9 +40,9 @@ class Breeder:
         self._violation = np.empty(0)
 
     def ask(self, n: int) -> Genes:
-        """Propose n children of the population; random networks while it is not full."""
+        """Propose n children of the population; random networks while it is not full, in the end those left over."""
         breed = [self._children] * TRIES if self._grown else []
-        return self._fresh.take(n, [*breed, *[self._random] * TRIES])
+        return self._fresh.take(n, [*breed, *[self._random] * TRIES, self._rest])
 
     @property
     def _grown(self) -> bool:
@@ -57,6 +57,13 @@ class Breeder:
 
     def _random(self, n: int) -> Genes:
         return self._allowed(draw_all(self.space, n, self._rng))
+
+    def _rest(self, n: int) -> Genes:
+        """All networks of a small space, those that exceed the limits least before others; n random ones of a large."""
+        found = every(self.space)
+        if found is None:
+            return self._random(n)
+        return found if self.violation is None else found[np.argsort(self.violation(found), kind="stable")]
 
     def _allowed(self, full: Genes) -> Genes:
         """The canonical networks of genes for all blocks, moved within the limits."""

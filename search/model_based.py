@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, field
 from functools import cached_property
-from itertools import product
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,7 +18,7 @@ from numpy.typing import NDArray
 from ofa.errors import UserError
 from ofa.space import Genes, Space
 from search.acquisition import NODES, WEIGHTS, Warp, added_volume, added_volumes, log_improvement
-from search.agents import Fresh, keys
+from search.agents import Fresh, every, keys
 from search.evolution import Evolution
 from search.limits import refuse_measured
 from search.pareto import best_first
@@ -28,7 +27,6 @@ from search.repair import repair
 from search.variation import draw, draw_all
 
 Floats = NDArray[np.float64]
-ENUMERATED = 20_000  # combinations of genes up to which every network is a candidate
 GENERATIONS, CHILDREN = 15, 200  # of the evolution that finds the candidates of a larger space
 CANDIDATES = 300  # the first by rank, among which added hypervolumes are compared
 MARGIN = 0.02  # of an exact cost's extent, beyond its worst: a network at a limit would add no hypervolume
@@ -116,14 +114,6 @@ class ModelBased:
 
     # -- candidates --------------------------------------------------------------------------------------------------
 
-    @cached_property
-    def _all(self) -> Genes | None:
-        """Every network of a small space (N, G), None for a large one."""
-        if np.prod(self.space.counts.astype(float)) > ENUMERATED:
-            return None
-        every = np.array(list(product(*map(range, self.space.counts))), dtype=np.int8)
-        return np.unique(self.space.canonical(every), axis=0)
-
     def _spread(self, n: int, rng: np.random.Generator) -> Genes:
         """The largest and the smallest network, then others, each far from those before it; within the limits."""
         ends = np.concatenate([self.space.largest(), self.space.smallest()])
@@ -174,8 +164,8 @@ class ModelBased:
 
     def _candidates(self, models: dict[str, Model], rng: np.random.Generator) -> Genes:
         """Networks not measured yet: all of a small space, else those that an evolution passes (N, G)."""
-        if self._all is not None:
-            return self._unmeasured(self._all)
+        if (small := every(self.space)) is not None:
+            return self._unmeasured(small)
         seed = int(rng.integers(2**31))
         agent = Evolution(self.space, seed=seed, n_objectives=self.n_objectives, violation=self.problem.exceeds)
         agent.tell(self._genes, self._warped(self._cost), self._violation)

@@ -23,9 +23,8 @@ from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from ofa.errors import UserError
 from ofa.space import Genes, Space
-from search.agents import TRIES, Fresh, keys
+from search.agents import TRIES, Fresh, keys, random_proposals
 from search.storage import open_storage
-from search.variation import draw
 
 Result = tuple[list[float], float]  # costs and violation of a network
 OWNER = "owner"  # a study's attribute
@@ -128,7 +127,7 @@ class OptunaAgent:
         """A new network from the sampler; when it only repeats itself, a random one."""
         for attempt in range(TRIES + 1):
             if attempt == TRIES:
-                random = self._fresh.take(1, [lambda n: draw(self.space, n, self._rng)] * TRIES)
+                random = self._fresh.take(1, random_proposals(self.space, self._rng))
                 self._study.enqueue_trial(self._values(random[0]))
             trial = self._study.ask(self._parameters)
             values = trial.params  # a deep copy, each time

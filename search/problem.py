@@ -166,7 +166,7 @@ class Problem:
         return with_room(np.fmin(cost.max(axis=0), [self.worst(name) for name in self.objectives]), cost)
 
     def _predict(self, name: str, genes: Genes) -> Floats:
-        values = np.asarray(self.predictors[name](genes), dtype=np.float64)
+        values = np.asarray(self.predictors[name](genes.copy()), dtype=np.float64)  # its own, to do with as it likes
         if values.shape != (len(genes),) or not np.isfinite(values).all():
             raise UserError(
                 f"predictor {name} must give one finite number for each of {len(genes)} networks, it gave {values}; "

@@ -23,12 +23,12 @@ from ofa.compress.chain import Work
 from ofa.compress.fold import fold_batch_norms
 from ofa.compress.layers import image_of, weight_layers
 from ofa.compress.linear import remember
-from ofa.compress.quantize import saturates
 from ofa.compress.sparsity import hold_zeros
 from ofa.errors import UserError
 from ofa.export.runtime import inference, laid_out
 from ofa.extras import extra
 from ofa.finetune import Finetuning
+from ofa.processor import saturates
 
 EXTRA, PACKAGES = "quant", ("torchao",)
 PT2E = "torchao.quantization.pt2e"

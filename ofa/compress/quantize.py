@@ -7,7 +7,6 @@ a scale for each output channel.  C, H, W: channels and sides of an image.
 from __future__ import annotations
 
 import logging
-import platform
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -24,7 +23,7 @@ from ofa.errors import UserError
 from ofa.export.graph import INPUT
 from ofa.export.onnx import load_onnx
 from ofa.files import atomic_write
-from ofa.processor import flags
+from ofa.processor import saturates
 
 METHODS = {"minmax": "MinMax", "percentile": "Percentile"}
 QUANTIZED = ("Conv", "Gemm")
@@ -87,11 +86,6 @@ def quantize(
         counts = check_quantized(onnx.load(file))
         atomic_write(target, file.read_bytes())
     return counts
-
-
-def saturates() -> bool:
-    """Whether this processor adds pairs of 8-bit products in 16 bits: x86 without VNNI."""
-    return platform.machine() in ("x86_64", "AMD64") and "vnni" not in flags()
 
 
 def check_quantized(model: onnx.ModelProto) -> dict[str, int]:

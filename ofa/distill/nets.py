@@ -37,7 +37,10 @@ if TYPE_CHECKING:
     from ofa.export.card import Card
     from ofa.spec import NetSpec
 
-FORMS = "a card (.json), a block list, <space>/smallest, <space>/largest, <space>/<arch.json>, or torchvision's name"
+FORMS = (
+    "a card (.json), a block list, <space>/smallest, <space>/largest, <space>/<arch.json> (a space is a name in "
+    "conf/space, or a file, as my/space/mine.yaml), or torchvision's name"
+)
 HEADS = ("aux1", "aux2", "AuxLogits")  # GoogLeNet's and Inception's further classifiers, of use in training alone
 
 

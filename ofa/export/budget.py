@@ -22,6 +22,11 @@ from ofa.limits import beyond, keeps, show
 
 CLOSE = 0.1  # share by which a measured arena may differ from the predicted peak without a word
 Limits = Mapping[str, float]
+ELSEWHERE = {  # where costs come from that are not of a runtime's own files
+    "macs": "exact",
+    "params": "exact",
+    "latency_ms": "of the ONNX file in ONNX Runtime on this machine, not of this runtime",
+}
 SRAM, FLASH = "peak_memory_bytes", "weight_bytes"
 
 
@@ -221,7 +226,6 @@ def is_met(proofs: list[Proof], rows: list[dict[str, Any]]) -> bool:
 def _rows(limits: Limits, measured: Mapping[str, tuple[float, str]], exact: Limits) -> tuple[Row, ...]:
     rows = []
     for name, most in limits.items():
-        known = "exact" if name == "macs" else "of the ONNX file, on this machine"
-        value, source = measured[name] if name in measured else (exact[name], known)
+        value, source = measured[name] if name in measured else (exact[name], ELSEWHERE.get(name, "of the ONNX file"))
         rows.append(Row(name, float(value), float(most), source))
     return tuple(rows)

@@ -23,6 +23,7 @@ UNITS = {  # of metrics; those whose names end in _bytes are bytes
     "macs": "MACs",
     "params": "parameters",
     "opset": "ONNX operator set",
+    "weight_bits": "bits of quantized weights",
 }
 RECORDS = ("space", "data", "files", "training", "versions")
 

@@ -83,6 +83,17 @@ def weight_bytes(path: str | Path) -> int:
     return sum(onnx.numpy_helper.to_array(tensor).nbytes for tensor in load_onnx(path).graph.initializer)
 
 
+def weight_bits(path: str | Path) -> int:
+    """Bits that the widest int8 weights of a file take: 7 where none is beyond 64 (`Quantization.reduce_range`), or 8.
+
+    0 where it has no such weights.
+    """
+    weights = [tensor for tensor in load_onnx(path).graph.initializer if tensor.data_type == onnx.TensorProto.INT8]
+    values = (onnx.numpy_helper.to_array(tensor).astype(np.int16) for tensor in weights)
+    most = max((int(np.abs(value).max(initial=0)) for value in values), default=0)
+    return 8 if most > 64 else 7 if most else 0
+
+
 def run_onnx(path: str | Path, images: Tensor, *, threads: int = 1, batch_size: int = 256) -> Logits:
     """Logits (N, K) of normalised images (N, C, H, W) from ONNX Runtime."""
     session = open_session(path, threads)

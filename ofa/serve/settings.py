@@ -8,8 +8,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ofa.errors import UserError
-from ofa.export.card import card_of, file_of, load_card
+from ofa.export.card import Metric, card_of, file_of, load_card
 from ofa.files import read_json
+from ofa.processor import saturates
 
 VARIABLE = "OFA_SERVE"  # carries the settings to the worker processes
 
@@ -65,7 +66,10 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """An ONNX file and what its card says about images: side in pixels, mean and std of each channel, classes."""
+    """An ONNX file and what its card says about images: side in pixels, mean and std of each channel, classes.
+
+    weight_bits: of int8 weights, 0 where the card does not say or they are floats.
+    """
 
     file: Path
     stored_side: int
@@ -74,6 +78,7 @@ class Served:
     std: tuple[float, ...]
     classes: tuple[str, ...]
     digest: str
+    weight_bits: int = 0
 
     @staticmethod
     def find(model: str | Path) -> Served:
@@ -96,4 +101,16 @@ class Served:
             told = f"{counts[0]} classes, {counts[1]} means and {counts[2]} deviations"
             wanted = f"{card.spec.classes} classes and {card.spec.in_channels} channels"
             raise UserError(f"{card_file} has {told} for a network of {wanted}; export the network again")
-        return Served(file, side, card.spec.resolution, mean, std, tuple(data["classes"]), card.files[file.name])
+        sides, bits = (side, card.spec.resolution), card.metrics.get("weight_bits", Metric(0, ""))
+        digest = card.files[file.name]
+        return Served(file, *sides, mean, std, tuple(data["classes"]), digest, int(bits.value))
+
+    @property
+    def caution(self) -> str:
+        """What this processor does to the network, or nothing."""
+        if self.weight_bits < 8 or not saturates():
+            return ""
+        return (
+            f"{self.file} has weights of 8 bits, with which sums overflow on this processor (x86 without VNNI): "
+            "answers may be wrong; export the network here, or with compress.quantization.reduce_range=true"
+        )

@@ -102,7 +102,7 @@ def main() -> None:
 
 def _line(found: dict[str, Any]) -> str:
     tau, error = (f"{found[k]:.3f} ± {found[f'{k}_std']:.3f}" for k in ("kendall_tau", "rmse"))
-    line = f"{found['model']:18} {found['fit_on']:4} {tau:>13} {error:>15} {found['regret_10']:7.3f} "
+    line = f"{found['model']:18} {found['fit_on']:4} {tau:>13} {error:>15} {found['regret']:7.3f} "
     if "log_loss" in found:
         line += f"{found['coverage_50']:4.2f} {found['coverage_90']:4.2f} {found['log_loss']:9.2f}"
     else:

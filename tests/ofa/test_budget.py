@@ -88,6 +88,10 @@ def test_a_runtime_that_refuses_a_network_leaves_it_to_another(monkeypatch: Any,
     proofs, missing = prove(["tflm", "c"], net, images, {"macs": 2.0}, exact, tmp_path)
     assert [proof.runtime for proof in proofs] == ["c"]
     assert missing == ["tflm: not measured; it has an operator too many; leave it out"]
+    exact |= {"params": 1.0, "latency_ms": 1.0}
+    (proof,), _ = prove(["c"], net, images, {"macs": 2.0, "params": 2.0, "latency_ms": 2.0}, exact, tmp_path)
+    other = "of the ONNX file in ONNX Runtime on this machine, not of this runtime"
+    assert [row.source for row in proof.rows] == ["exact", "exact", other]
     with pytest.raises(UserError, match="an operator too many"):
         prove(["tflm"], net, images, {"macs": 2.0}, exact, tmp_path)
 

@@ -25,7 +25,7 @@ from ofa.compress.prune import Pruning, macs, prune
 from ofa.compress.quantize import Quantization, check_quantized, quantize
 from ofa.data import ImageData
 from ofa.errors import UserError
-from ofa.export.onnx import export, run_onnx, run_torch, verify, weight_bytes
+from ofa.export.onnx import export, run_onnx, run_torch, verify, weight_bits, weight_bytes
 from ofa.finetune import Finetuning, finetune
 from ofa.space import load_space
 from ofa.spec import Unit
@@ -349,6 +349,10 @@ def test_a_reduced_range_has_weights_of_7_bits(data: ImageData, tmp_path: Path) 
     tensors = onnx.load(tmp_path / "int8.onnx").graph.initializer
     kernels = [onnx.numpy_helper.to_array(t).astype(int) for t in tensors if len(t.dims) > 1]
     assert max(np.abs(kernel).max() for kernel in kernels) == 64
+    assert weight_bits(tmp_path / "int8.onnx") == 7
+    assert weight_bits(tmp_path / "float.onnx") == 0
+    quantize(tmp_path / "float.onnx", tmp_path / "int8.onnx", calibration(data), Quantization(reduce_range=False))
+    assert weight_bits(tmp_path / "int8.onnx") == 8
 
 
 def test_a_float_file_does_not_pass_for_a_quantized_one(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ def target(
     x: float | None = None,
     on: bool = False,
     either: int | str = 0,
+    text: str = "",
     many: tuple[int, ...] = (),
     some: float | tuple[float, ...] | None = None,
     pairs: tuple[tuple[int, ...], ...] = (),
@@ -52,6 +53,7 @@ def test_what_fits_is_taken_and_other_types_are_left_to_the_target(options: dict
         ({"many": [1, 2.5]}, r"target has many=\[1, 2.5\]; give a whole number or a list of them"),
         ({"many": "ab"}, "give a whole number or a list of them"),
         ({"part": None}, "target has part=None; leave that out, or give its options"),
+        ({"text": None}, "target has text=None; give a text"),
         ({"some": [1, "a"]}, "give a number or null or a list of them"),
     ],
 )

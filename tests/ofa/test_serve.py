@@ -16,6 +16,7 @@ import threading
 import time
 import tomllib
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -147,6 +148,14 @@ def test_a_file_that_is_not_the_card_s_is_not_served(card: Path, tmp_path: Path)
     (tmp_path / "net.onnx").write_bytes(card.with_suffix(".onnx").read_bytes() + b" ")
     with pytest.raises(UserError, match=r"net\.onnx is not the file that .*net\.json was written with"):
         Served.find(tmp_path / "net.json")
+
+
+def test_weights_that_overflow_on_this_processor_are_told(card: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    served = Served.find(card)
+    for bits, overflows in ((0, False), (7, False), (8, True)):
+        for saturates in (False, True):
+            monkeypatch.setattr("ofa.serve.settings.saturates", lambda found=saturates: found)
+            assert bool(replace(served, weight_bits=bits).caution) == (overflows and saturates)
 
 
 def test_the_manifest_is_valid_kubernetes() -> None:

@@ -179,6 +179,9 @@ def test_no_correction_ranks_networks_backwards_or_takes_less_than_no_time(space
     falling = Latency(space, made_up_table(space)).fit(genes[order], total[order][::-1])
     assert falling.slope > 0
     assert np.array_equal(np.argsort(falling(genes)), np.argsort(total))
+    for n in range(2, 20):
+        level = Latency(space, made_up_table(space)).fit(genes[:n], np.full(n, 5.0))
+        assert np.array_equal(np.argsort(level(genes)), np.argsort(total))
     steep = Latency(space, made_up_table(space)).fit(genes[order[1:]], total[order[1:]] - 0.9 * total[order[1]])
     assert steep(genes).min() > 0
 

@@ -169,11 +169,15 @@ def test_what_the_tables_lack_is_named_with_the_remedy(tmp_path: Path) -> None:
     table.write_text("Conv-input:164x164x3-output:82x82x16: {std: 1}")
     with pytest.raises(UserError, match=r"164.yaml is no look-up table .*each key needs a mean"):
         BlockTables.load(tmp_path)
-    for mean, shown in ((".nan", "nan"), ("-1.5", "-1.5"), (".inf", "inf")):
+    table.write_text("Conv-input:164x164x3-output:82x82x16: {mean: true}")
+    with pytest.raises(UserError, match=r"164.yaml is no look-up table .*'true'.* needs a mean"):
+        BlockTables.load(tmp_path)
+    table.write_text("Conv-input:164x164x3-output:82x82x16: {mean: 1}\n" * 2)
+    with pytest.raises(UserError, match=r"164.yaml is no look-up table \(Conv-input\S+ is there twice\)"):
+        BlockTables.load(tmp_path)
+    for mean, shown in ((".nan", "'.nan'"), ("nan", "has nan ms"), ("-1.5", "has -1.5 ms"), (".inf", "'.inf'")):
         table.write_text(f"Conv-input:164x164x3-output:82x82x16: {{mean: {mean}}}")
-        with pytest.raises(
-            UserError, match=rf"164.yaml is no look-up table \(Conv-input\S+ has {shown} ms\); each key"
-        ):
+        with pytest.raises(UserError, match=rf"164.yaml is no look-up table \(.*{shown}\); each key"):
             BlockTables.load(tmp_path)
     table.write_text("Conv: {mean: 1}")
     with pytest.raises(UserError, match=r"164.yaml tells no resolution; .* such as Conv-input:224x224x3"):

@@ -95,6 +95,15 @@ def test_the_front_rule_asks_for_networks_that_promise_more_at_their_cost() -> N
     assert above.mean() > np.std(quality(chance) - np.polyval(line, log_macs(chance)))
 
 
+@pytest.mark.parametrize("wrong", [71.5, -0.1, float("nan")])
+def test_an_accuracy_that_is_no_share_is_refused_with_its_row(wrong: float, tmp_path: Path) -> None:
+    rows = [{"arch": arch.to_dict(), "accuracy": 0.7} for arch in SPACE.decode(choose_subnets(SPACE, 3, 0))]
+    rows[1]["accuracy"] = wrong
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(UserError, match=rf"log.jsonl, row 2: accuracy {wrong} must be a share, 0 to 1; mend the row"):
+        read_measured(tmp_path / "log.jsonl", SPACE, "accuracy")
+
+
 def test_a_network_is_measured_once_and_a_log_is_continued(tmp_path: Path) -> None:
     genes = choose_subnets(SPACE, 5, 0)
     with measurer(tmp_path / "log.jsonl") as measure:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from predictors.scores import (
     rmse,
     sample_curve,
     score,
+    top,
     within,
 )
 
@@ -38,6 +40,7 @@ def test_scores_of_a_worked_example() -> None:
 def test_regret_of_the_top_k_is_what_its_best_lacks() -> None:
     predicted, measured = [0.9, 0.8, 0.7, 0.1], [1.0, 3.0, 2.0, 7.0]
     assert [regret(predicted, measured, k) for k in (1, 2, 3, 4)] == [6, 4, 4, 0]
+    assert [top(n) for n in (2, 4, 12, 40, 1000)] == [1, 1, 3, 10, 10]
 
 
 def test_coverage_and_log_loss_of_errors_that_are_normal_and_of_errors_twice_as_large() -> None:
@@ -76,7 +79,9 @@ def test_arrays_of_two_lengths_are_an_error() -> None:
 @pytest.mark.parametrize("name", ["kendall_tau", "rmse", "mape", "within", "regret"])
 def test_what_is_no_number_has_no_score(name: str) -> None:
     """A regret and a tau of 0 would hide it."""
-    fn = {"kendall_tau": kendall_tau, "rmse": rmse, "mape": mape, "within": within, "regret": regret}[name]
+    fn = {"kendall_tau": kendall_tau, "rmse": rmse, "mape": mape, "within": within, "regret": partial(regret, k=1)}[
+        name
+    ]
     for pair in (([1, np.nan, 2], [1, 2, 3]), ([1, 2, 3], [np.nan, 1, 2])):
         with pytest.raises(UserError, match=r"scores compare numbers; 1 of 3 pairs hold none \(nan\)"):
             fn(*pair)

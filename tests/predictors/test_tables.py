@@ -101,6 +101,9 @@ def test_operations_that_lost_a_leading_zero_are_read(tmp_path: Path) -> None:
     pd.read_csv(tmp_path / "text.csv").to_csv(tmp_path / "numbers.csv", index=False)
     assert (tmp_path / "text.csv").read_text() != (tmp_path / "numbers.csv").read_text()
     np.testing.assert_array_equal(read_table(tmp_path / "numbers.csv", space, "value")[0], genes)
+    for form in ("'{}", '"{}"', "{}.0"):  # of spreadsheets
+        (tmp_path / "form.csv").write_text("arch,value\n" + "".join(f"{form.format(o)},1\n" for o in frame["arch"]))
+        np.testing.assert_array_equal(read_table(tmp_path / "form.csv", space, "value")[0], genes)
     (tmp_path / "short.csv").write_text("arch,value\n0120120,1\n")
     with pytest.raises(UserError, match=r"short.csv, row 1: op has 7 entries; give one for each"):
         read_table(tmp_path / "short.csv", space, "value")
