@@ -20,7 +20,10 @@ if TYPE_CHECKING:
     from ofa.static import StaticNet
 
 SHIPPED = "int8"
-PROVABLE = ("macs", "params", "weight_bytes", "peak_memory_bytes", "file_bytes", "latency_ms")  # accuracy: by weights
+PROVABLE = (  # accuracy: by weights
+    *("macs", "params", "weight_bytes", "peak_memory_bytes", "file_bytes", "latency_ms"),
+    "energy_uj",  # an estimate, as it is in the search
+)
 
 
 def write_onnx(
@@ -56,7 +59,8 @@ def write_onnx(
         parity = verify(file, net, probe, threads=verification.threads)
         if name != SHIPPED:
             require_parity(file, parity, verification)
-        found[name] = _measure(file, card, timed[name], bits=8 if name == SHIPPED else 32)
+        bits = 8 if name == SHIPPED else 32
+        found[name] = _measure(file, card, timed[name], bits=bits) | {"energy_uj": _energy(cfg, card, bits)}
         if learned:
             found[name]["accuracy"] = _accuracy(file, card, data)
             found[name] |= {"accuracy_int8": found[name]["accuracy"]} if name == SHIPPED else {}
@@ -98,6 +102,16 @@ def _measure(file: Path, card: Card, timed: dict[str, Any], *, bits: int) -> dic
         "latency_ms": timed["median_ms"],
         "latency_spread_ms": timed["p90_ms"] - timed["p10_ms"],
     }
+
+
+def _energy(cfg: DictConfig, card: Card, bits: int) -> float:
+    """Microjoules of one inference, with numbers of `bits` bits in the memories that the search goes by."""
+    from predictors.energy import spec_energy
+
+    given = cfg.predictor.get("energy_uj", {})
+    return spec_energy(
+        card.spec, bits=bits, **{name: given[name] for name in ("activations", "weights") if name in given}
+    )
 
 
 def _accuracy(file: Path, card: Card, data: ImageData) -> float:

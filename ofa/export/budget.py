@@ -25,6 +25,7 @@ Limits = Mapping[str, float]
 ELSEWHERE = {  # where costs come from that are not of a runtime's own files
     "macs": "exact",
     "params": "exact",
+    "energy_uj": "an estimate from MACs and memory traffic",
     "latency_ms": "of the ONNX file in ONNX Runtime on this machine, not of this runtime",
 }
 SRAM, FLASH = "peak_memory_bytes", "weight_bytes"

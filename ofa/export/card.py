@@ -20,6 +20,7 @@ UNITS = {  # of metrics; those whose names end in _bytes are bytes
     "accuracy": "share of right first classes",
     "accuracy_val": "share of right first classes",
     "latency_ms": "ms",
+    "energy_uj": "µJ, an estimate",
     "macs": "MACs",
     "params": "parameters",
     "opset": "ONNX operator set",

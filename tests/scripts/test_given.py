@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from ofa.errors import UserError
 from ofa.export import budget
 from ofa.export.card import Card, save_net
-from ofa.space import Arch
+from ofa.space import Arch, load_space
+from predictors.energy import Energy
 from scripts.export import main
 from tests.ofa.nets import SPEC, random_net
 
@@ -38,6 +39,17 @@ def test_a_limit_may_leave_out_its_unit(tmp_path: Path) -> None:
     assert [(row["limit"], row["max"], row["met"]) for row in result["budget"]] == [
         ("peak_memory_bytes", 320_000, True)
     ]
+
+
+def test_a_limit_of_energy_is_held_to_the_estimate_that_the_search_goes_by(tmp_path: Path) -> None:
+    cfg = config(tmp_path, "energy=1mJ")
+    OmegaConf.update(cfg, "predictor.energy_uj", {"weights": "sram"}, force_add=True)
+    main(cfg)
+    (row,) = json.loads((tmp_path / PLACE / "result.json").read_text())["budget"]
+    space = load_space("digits_mbv3")
+    assert row["value"] == pytest.approx(Energy(space, weights="sram")(space.smallest())[0])
+    assert row["value"] < 0.8 * Energy(space)(space.smallest())[0]
+    assert (row["max"], row["met"]) == (1000, True)
 
 
 class Altered:
@@ -105,7 +117,7 @@ def test_a_device_that_could_not_be_proven_is_refused_before_any_work(
     assert not (tmp_path / PLACE).exists()
 
 
-@pytest.mark.parametrize("limit", ["energy_uj=50", "accuracy=0.5"])
+@pytest.mark.parametrize("limit", ["heat=50", "accuracy=0.5"])
 def test_a_limit_that_is_not_measured_is_refused_before_any_work(tmp_path: Path, limit: str) -> None:
     name = limit.partition("=")[0]
     with pytest.raises(UserError, match=f"limits of device server: '{name}' is not known; choose from macs, params, w"):

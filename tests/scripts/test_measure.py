@@ -92,8 +92,8 @@ def test_ofa_run_refuses_runtimes_that_are_not_installed_before_any_work(
 
 
 def test_ofa_run_refuses_limits_that_no_export_proves_before_any_work(tmp_path: Path) -> None:
-    options = ("predictor=[default,energy_uj]", "+device.stm32f746.limits.energy_uj=5")
-    with pytest.raises(UserError, match="ofa-export cannot prove the limits of device stm32f746: 'energy_uj'"):
+    options = ("+predictor.heat._target_=predictors.Macs", "+device.stm32f746.limits.heat=5")
+    with pytest.raises(UserError, match="ofa-export cannot prove the limits of device stm32f746: 'heat'"):
         run.main(composed(tmp_path, *options))
     assert not (tmp_path / "run").exists()
 
